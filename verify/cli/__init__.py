@@ -1,0 +1,39 @@
+"""The command `stillmark`: one file a command group, no logic of its own, nothing heavy at import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from verify.cli import demo, generate, mark, student, verify
+from watermark import StillmarkError, __stillmark__
+
+
+class _Failure(click.ClickException):
+    """A StillmarkError as click shows it: message, hint, and the error's own exit code."""
+
+    def __init__(self, error: StillmarkError) -> None:
+        super().__init__(str(error) + (f"\nHint: {error.hint}" if error.hint else ""))
+        vars(self)["exit_code"] = error.exit_code
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StillmarkError as error:
+            raise _Failure(error) from error
+
+
+@click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__stillmark__, message=f"stillmark {__stillmark__}")
+def main() -> None:
+    """Mark what a language model writes; test whether another model was trained on it."""
+
+
+main.add_command(mark.mark)
+main.add_command(generate.generate)
+main.add_command(verify.verify)
+main.add_command(student.student)
+main.add_command(demo.demo)

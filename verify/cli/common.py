@@ -1,0 +1,95 @@
+"""What the commands share: how a mark is named, progress, numbers as text."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from watermark import Mark
+
+FILE = click.Path(path_type=Path)
+"""A path that the command itself checks, so that its errors carry a hint."""
+
+
+def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
+    """Adds `--mark FILE` as `mark_path` and `--allow-readable-mark` as `allow_readable`."""
+
+    def decorate(command: Any) -> Any:
+        option = click.option("--mark", "mark_path", type=FILE, required=required, help="The mark file.")
+        return option(allow_readable_option(command))
+
+    return decorate
+
+
+def allow_readable_option(command: Any) -> Any:
+    """Adds `--allow-readable-mark` as `allow_readable`."""
+    return click.option(
+        "--allow-readable-mark", "allow_readable", is_flag=True, help="Accept a mark file that other users may access."
+    )(command)
+
+
+def json_option(command: Any) -> Any:
+    """Adds `--json` as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(what: str, unit: str = "") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, only if that is a terminal. Yields `update(done, total)`; total None: unknown."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def quiet_transformers() -> None:
+    """Warnings about our own doings (long sequences that no model reads, say) and bars of its own, off."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that transformers draws without asking its own setting
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_mark(path: Path, allow_readable: bool) -> Mark:
+    """The mark named by the options of `mark_option`."""
+    return Mark.load(path, allow_readable=allow_readable)
+
+
+def scientific(log10: float) -> str:
+    """A probability of this log10, as one reads it: 0.0213, 3.2e-13, 10^-4133.7."""
+    if log10 > -4:
+        return f"{10**log10:.4f}"
+    return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"

@@ -1,0 +1,129 @@
+"""stillmark mark: make, show, publish, derive and check marks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from verify.cli.common import FILE, allow_readable_option, json_option, load_mark, print_json
+from watermark import Mark, MarkError
+from watermark.mark import CARD_FORMAT, new_secret, parse_secret, read_json
+
+
+@click.group()
+def mark() -> None:
+    """Make a mark, and what belongs to it: its card, its children."""
+
+
+@mark.command()
+@click.option("--out", type=FILE, required=True, help="Where to write the mark (mode 0600); must not exist.")
+@click.option("--gamma", type=float, default=0.25, show_default=True, help="Fraction of the vocabulary that is green.")
+@click.option("--delta", type=float, default=2.0, show_default=True, help="What a green token's logit is raised by.")
+@click.option("--width", type=int, default=1, show_default=True, help="Preceding tokens that key the green list, 0-7.")
+@click.option("--tokenizer", type=FILE, help="Folder of the teacher's tokenizer: fixes vocabulary and special tokens.")
+@click.option("--label", default="", help="Free text, kept with the mark.")
+@click.option("--secret-stdin", is_flag=True, help="Read the secret, 64 hex characters, from standard input.")
+@json_option
+def new(
+    out: Path,
+    gamma: float,
+    delta: float,
+    width: int,
+    tokenizer: Path | None,
+    label: str,
+    secret_stdin: bool,
+    as_json: bool,
+) -> None:
+    """Draw a secret and write a new mark."""
+    from watermark.tokenizers import new_mark
+
+    secret = parse_secret(sys.stdin.read()) if secret_stdin else new_secret()
+    made = new_mark(secret, tokenizer, gamma=gamma, delta=delta, width=width, label=label)
+    made.save(out)
+    if made.gamma != gamma:
+        click.echo(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", err=True)
+    if tokenizer is None:
+        click.echo("No --tokenizer: special tokens will be biased and scored like any other.", err=True)
+    _print(made, as_json, f"wrote {out}: keep it as you keep a private key")
+
+
+@mark.command()
+@click.argument("file", type=FILE)
+@allow_readable_option
+@json_option
+def show(file: Path, allow_readable: bool, as_json: bool) -> None:
+    """Print a mark's or a card's parameters; never the secret."""
+    body = read_json(file, "mark file or card")
+    if body.get("format") == CARD_FORMAT:
+        _print_card(body, as_json)
+    else:
+        _print(load_mark(file, allow_readable), as_json)
+
+
+@mark.command()
+@click.argument("file", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Where to write the card; must not exist.")
+@allow_readable_option
+@json_option
+def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
+    """Write the card: everything but the secret, with a commitment to the whole.
+
+    Publish it, with a date that others can confirm, before you look at a suspect.
+    """
+    loaded = load_mark(file, allow_readable)
+    loaded.publish(out)
+    _print(loaded, as_json, f"wrote {out}")
+
+
+@mark.command()
+@click.argument("file", type=FILE)
+@click.option("--label", required=True, help="Whom or what the child is for: a customer, a month, ...")
+@click.option("--out", type=FILE, required=True, help="Where to write the child mark (mode 0600); must not exist.")
+@allow_readable_option
+@json_option
+def derive(file: Path, label: str, out: Path, allow_readable: bool, as_json: bool) -> None:
+    """Write the child mark for a label: same parameters, a secret of its own."""
+    child = load_mark(file, allow_readable).child(label)
+    child.save(out)
+    _print(child, as_json, f"wrote {out}: keep it as you keep a private key")
+
+
+@mark.command()
+@click.argument("card", type=FILE)
+@click.argument("file", type=FILE)
+@allow_readable_option
+@json_option
+def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
+    """Whether a card belongs to a mark: exit status 0 if so, 1 if not."""
+    body = read_json(card, "card")
+    if body.get("format") != CARD_FORMAT:
+        raise MarkError(f"{card}: not a card", "name the card first, then the mark: mark check CARD FILE")
+    differs = load_mark(file, allow_readable).matches(body)
+    if as_json:
+        print_json({"match": not differs, "differs": differs})
+    if differs:
+        raise MarkError(
+            f"{card} does not belong to {file}: they differ in {', '.join(differs)}",
+            "a card belongs to one mark only; was it made from another, or from a child?",
+        )
+    if not as_json:
+        click.echo(f"{card} belongs to {file}")
+
+
+def _print(shown: Mark, as_json: bool, message: str | None = None) -> None:
+    if message:
+        click.echo(message, err=True)
+    _print_card(shown.card(), as_json)
+
+
+def _print_card(card: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(card)
+        return
+    for name, value in card.items():
+        if name == "exempt":
+            value = f"{len(value)} special ids" if value else "none"
+        click.echo(f"{name:16} {'-' if value in (None, '') else value}")

@@ -1,0 +1,49 @@
+"""stillmark student: train a positive control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from verify.cli.common import FILE, json_option, print_json, progress, quiet_transformers
+
+
+@click.command()
+@click.option("--base", type=FILE, required=True, help="Folder of the model to start from.")
+@click.option("--outputs", type=FILE, required=True, multiple=True, help="Outputs to train on; may be repeated.")
+@click.option("--out", type=FILE, required=True, help="Folder for the student; must not exist.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="In records.")
+@click.option(
+    "--max-length", type=click.IntRange(2), default=1024, show_default=True, help="Prompt + output, in tokens."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def student(
+    base: Path,
+    outputs: tuple[Path, ...],
+    out: Path,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train a student on outputs, as somebody who distils a teacher would.
+
+    A student of marked outputs is a positive control: does your mark, at your settings, show in a model
+    trained on this much of it?
+    """
+    from verify.calibration import Training, train_student
+
+    quiet_transformers()
+    training = Training(epochs, learning_rate, batch_size, max_length, seed)
+    with progress("training", "steps") as update:
+        trained = train_student(base, outputs, out, training, update)
+    if as_json:
+        print_json({"out": str(out), "records": trained.records, "tokens": trained.tokens, "loss": trained.loss})
+    else:
+        click.echo(f"trained {out} on {trained.records} records, {trained.tokens} tokens; mean loss {trained.loss:.3f}")

@@ -1,0 +1,212 @@
+"""Read a suspect's outputs: JSONL, Parquet or plain text, into token sequences.
+
+A record has `output_ids` and/or `output`, and may have `prompt_ids` and/or `prompt`, `id` and `ended`; ids
+win over text. A `.txt` file is one output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import InputError, TokenizerError
+from watermark.prf import NO_TOKEN
+from watermark.records import Record, read_jsonl
+
+FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended")
+Encode = Callable[[list[str]], list[list[int]]]
+"""Texts to token ids, without special tokens."""
+
+_BATCH: Final = 512  # records tokenized together
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a suspect as token ids, int64 [length].
+
+    prompt_ids is None when the record names no prompt. ended: whether the model stopped by itself;
+    None when the record does not say.
+    """
+
+    id: str
+    prompt_ids: Ids | None
+    output_ids: Ids
+    ended: bool | None = None
+
+
+@dataclass
+class Reading:
+    """What was read so far: counts that a result reports."""
+
+    records: int = 0
+    bad: int = 0
+    first_bad: InputError | None = None
+
+
+def read_records(path: Path) -> Iterator[Record | InputError]:
+    """The records of one file, in order; a malformed one comes as an InputError.
+
+    Raises:
+        InputError: the file itself cannot be read, holds nothing, or is of no known kind.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".jsonl", ".ndjson", ".json"):
+            records = read_jsonl(path)
+        elif suffix in (".parquet", ".pq"):
+            records = _read_parquet(path)
+        elif suffix == ".txt":
+            records = _read_text(path)
+        elif path.is_dir():
+            raise InputError(path, 0, "is a folder", "name its files, or a glob of them")
+        else:
+            raise InputError(path, 0, f"unknown kind of file '{suffix}'", "want .jsonl, .parquet or .txt")
+        empty = True
+        for record in records:
+            empty = False
+            yield record
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror or error}") from error
+    if empty:
+        raise InputError(path, 0, "holds no records", "was it written to the end?")
+
+
+def _read_parquet(path: Path) -> Iterator[Record | InputError]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in FIELDS]
+            line = 0
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield Record(path, line, {name: value for name, value in row.items() if value is not None})
+    except pa.ArrowException as error:
+        raise InputError(path, 0, f"no readable Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _read_text(path: Path) -> Iterator[Record | InputError]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield InputError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
+        return
+    if text.strip():
+        yield Record(path, 1, {"id": path.name, "output": text})
+
+
+def read_outputs(
+    paths: Iterable[Path],
+    *,
+    encode: Encode,
+    vocabulary_size: int | None = None,
+    need_prompts: bool = True,
+    skip_bad: bool = False,
+    reading: Reading | None = None,
+) -> Iterator[Output]:
+    """The outputs in some files as token sequences, in order.
+
+    Args:
+        paths: the files.
+        encode: texts to ids; called only for records that have no ids.
+        vocabulary_size: ids must lie below it; None: below 2**32 - 1.
+        need_prompts: False: a prompt without ids is not tokenized but left out.
+        skip_bad: count malformed records in `reading` instead of stopping at the first.
+        reading: filled while the records are read.
+
+    Raises:
+        InputError: a file cannot be read or, without `skip_bad`, a record is malformed.
+        TokenizerError: a text must be tokenized and `encode` cannot.
+    """
+    reading = Reading() if reading is None else reading
+    limit = NO_TOKEN if vocabulary_size is None else vocabulary_size
+    stream = (record for path in paths for record in read_records(path))
+    while batch := list(islice(stream, _BATCH)):
+        good: list[tuple[Record, dict[str, Ids | str | None]]] = []
+        for record in batch:
+            try:
+                if isinstance(record, InputError):
+                    raise record
+                good.append((record, parse(record, limit, need_prompts)))
+            except InputError as error:
+                if not skip_bad:
+                    raise
+                reading.bad += 1
+                reading.first_bad = reading.first_bad or error
+        _tokenize(good, encode)
+        for record, parts in good:
+            reading.records += 1
+            prompt, output = parts["prompt"], parts["output"]
+            assert not isinstance(prompt, str)
+            assert isinstance(output, np.ndarray)
+            name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
+            yield Output(name, prompt, output, record.fields.get("ended"))
+
+
+def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str | None]:
+    """A record's prompt and output, as ids where it has them, else as text. Raises InputError."""
+    parts: dict[str, Ids | str | None] = {}
+    for name in ("prompt", "output"):
+        ids, text = record.fields.get(f"{name}_ids"), record.fields.get(name)
+        if ids is not None:
+            parts[name] = _check_ids(record, f"{name}_ids", ids, limit)
+        elif text is None:
+            parts[name] = None
+        elif not isinstance(text, str):
+            raise record.error(f"'{name}' must be a string, not {type(text).__name__}")
+        else:
+            parts[name] = text if name == "output" or need_prompts else None
+    if parts["output"] is None:
+        raise record.error(
+            "the record has neither 'output_ids' nor 'output'",
+            f"it has {', '.join(map(repr, record.fields)) or 'no fields'}",
+        )
+    if not isinstance(record.fields.get("ended", False), bool):
+        raise record.error("'ended' must be true or false")
+    return parts
+
+
+def _check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
+    try:
+        array = np.asarray(ids if isinstance(ids, list) else None)
+    except (ValueError, OverflowError):
+        array = np.asarray(None)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise record.error(f"'{name}' must be a list of token ids", "whole numbers, one list a record")
+    outside = (array < 0) | (array >= limit)
+    if outside.any():
+        position = int(outside.argmax())
+        raise record.error(
+            f"'{name}' holds id {array[position]} at position {position}, outside the vocabulary of {limit}",
+            "were these outputs made with the mark's tokenizer?",
+        )
+    return array.astype(np.int64)
+
+
+def _tokenize(records: list[tuple[Record, dict[str, Ids | str | None]]], encode: Encode) -> None:
+    """Replace the texts by their ids, in place."""
+    slots = [
+        (record, parts, name) for record, parts in records for name, part in parts.items() if isinstance(part, str)
+    ]
+    if not slots:
+        return
+    try:
+        encoded = encode([str(parts[name]) for _, parts, name in slots])
+    except TokenizerError as error:
+        record, _, name = slots[0]
+        raise record.error(f"'{name}' is text and must be tokenized: {error}", error.hint) from error
+    for (_, parts, name), ids in zip(slots, encoded, strict=True):
+        parts[name] = np.asarray(ids, dtype=np.int64)

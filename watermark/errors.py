@@ -1,0 +1,44 @@
+"""Named errors. Each carries a one-line hint and the exit code the command line uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StillmarkError(Exception):
+    """Base of every error a user can cause or mend.
+
+    `hint` is one line that says what to do next. `exit_code` is the process's exit status when the
+    error ends a command: 1 for input and environment, 2 for usage.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class MarkError(StillmarkError):
+    """A mark or card that cannot be made, read or trusted."""
+
+
+class TokenizerError(StillmarkError):
+    """No tokenizer where one is needed, or one that is not the mark's."""
+
+
+class ModelError(StillmarkError):
+    """A model directory that cannot be loaded or does not fit the mark."""
+
+
+class InputError(StillmarkError):
+    """A malformed input file; the message starts with `file:line`.
+
+    `path` is the file, `line` counts from 1 (rows of a Parquet file too); 0 means the whole file.
+    """
+
+    def __init__(self, path: str | Path, line: int, message: str, hint: str | None = None) -> None:
+        where = f"{path}:{line}" if line else f"{path}"
+        super().__init__(f"{where}: {message}", hint)
+        self.path = Path(path)
+        self.line = line

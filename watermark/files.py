@@ -1,0 +1,51 @@
+"""Writing files so that a reader sees the old content, the new content, or nothing; never a part."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _write_temporary(path: Path, data: bytes, mode: int) -> str:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def create(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a new file whole. Raises FileExistsError rather than replace one."""
+    temporary = _write_temporary(path, data, mode)
+    try:
+        os.link(temporary, path)  # unlike a rename, a link never replaces
+    finally:
+        os.unlink(temporary)
+
+
+def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file whole, replacing what was there in one step."""
+    os.replace(_write_temporary(path, data, mode), path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A scratch folder beside `path` that becomes `path` when the block ends well, and goes away if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

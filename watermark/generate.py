@@ -1,0 +1,250 @@
+"""Generate from prompts, marked or not, into a JSONL file that a killed run can go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watermark.errors import InputError, StillmarkError
+from watermark.mark import Mark
+from watermark.models import load_model
+from watermark.records import Record, read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    temperature 0 is greedy; top_p 1 and top_k 0 cut nothing. seed and batch_size together fix every token
+    on one machine: batch k draws from a generator seeded by (seed, k).
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 32
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: text for the tokenizer (and its chat template), or ids as they are."""
+
+    id: str
+    text: str | None
+    ids: tuple[int, ...] | None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts from JSONL: `prompt` (text) or `prompt_ids`, and optionally `id` (else the line number).
+
+    Raises:
+        InputError: the file cannot be read or is empty, a line is malformed, or two share an id.
+    """
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    try:
+        for record in read_jsonl(path):
+            if isinstance(record, InputError):
+                raise record
+            prompt = _prompt(record)
+            if prompt.id in lines:
+                raise record.error(f"id '{prompt.id}' was used before, in line {lines[prompt.id]}")
+            lines[prompt.id] = record.line
+            prompts.append(prompt)
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read the prompts: {error.strerror}") from None
+    if not prompts:
+        raise InputError(path, 0, "holds no prompts", 'a line is like {"prompt": "Write a story."}')
+    return prompts
+
+
+def _prompt(record: Record) -> Prompt:
+    name = str(record.fields.get("id", record.line))
+    text, ids = record.fields.get("prompt"), record.fields.get("prompt_ids")
+    if ids is not None:
+        if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
+            raise record.error("'prompt_ids' must be a list of token ids, at least one")
+        return Prompt(name, None, tuple(ids))
+    if not isinstance(text, str) or not text:
+        raise record.error("the record has no 'prompt' text and no 'prompt_ids'", 'like {"prompt": "Write a story."}')
+    return Prompt(name, text, None)
+
+
+def generate(
+    model_dir: Path,
+    prompts: list[Prompt],
+    out: Path,
+    *,
+    mark: Mark | None,
+    sampling: Sampling,
+    progress: Callable[[int, int], None] = lambda _records, _tokens: None,
+) -> int:
+    """Sample one output a prompt and append it to `out`; go on where an earlier run was killed.
+
+    A record has `id`, `prompt`, `prompt_ids`, `output`, `output_ids` (with the end-of-sequence token, if the
+    model gave one), `ended` (it did), `model`, `mark` (commitment or null) and `run`, a digest of everything
+    that shaped the output: a file that other settings wrote is refused.
+
+    Args:
+        model_dir: a causal LM with its tokenizer.
+        prompts: what to answer; ids are unique.
+        out: JSONL, appended record by record and flushed.
+        mark: what to embed, after temperature and top-p; None: nothing.
+        sampling: how to sample.
+        progress: called with the records and tokens newly written.
+
+    Returns:
+        The number of records written by this call.
+
+    Raises:
+        InputError: `out` cannot be written, is damaged, or was written with other settings.
+    """
+    run = _digest(model_dir, mark, sampling, prompts)
+    done = _resume(out, run)
+    progress(len(done), 0)
+    if done.issuperset(prompt.id for prompt in prompts):
+        return 0
+    model, tokenizer = load_model(model_dir, mark)
+    written = 0
+    with out.open("ab") as file:
+        for number, start in enumerate(range(0, len(prompts), sampling.batch_size)):
+            batch = prompts[start : start + sampling.batch_size]
+            if done.issuperset(prompt.id for prompt in batch):
+                continue
+            # a batch cut short by a kill is drawn again whole, so that its rows come out as they would have
+            for prompt, fields in zip(batch, _sample(model, tokenizer, batch, mark, sampling, number), strict=True):
+                if prompt.id in done:
+                    continue
+                record = {"id": prompt.id, **fields, "model": model_dir.name}
+                record |= {"mark": mark.commitment if mark else None, "run": run}
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                written += 1
+                progress(1, len(fields["output_ids"]))
+    return written
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> list[int]:
+    """A prompt's ids; text goes through the chat template if `chat` and the tokenizer has one."""
+    if prompt.ids is not None:
+        return list(prompt.ids)
+    assert prompt.text is not None
+    if not chat or tokenizer.chat_template is None:
+        return list(tokenizer.encode(prompt.text))
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt.text}], add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: list[Prompt],
+    mark: Mark | None,
+    sampling: Sampling,
+    number: int,
+) -> Iterable[dict[str, Any]]:
+    import torch
+
+    from watermark.integrations.transformers import MarkConfig
+
+    prompt_ids = [encode_prompt(tokenizer, prompt, sampling.chat) for prompt in batch]
+    for prompt, ids in zip(batch, prompt_ids, strict=True):
+        if not ids or max(ids) >= model.config.get_text_config().vocab_size:
+            raise StillmarkError(f"prompt '{prompt.id}' is empty or holds an id outside the model's vocabulary")
+    ends = _end_ids(model, tokenizer)
+    # any id will do as padding: the mask hides it. One that begins no prompt is told apart from context.
+    starts = {ids[0] for ids in prompt_ids}
+    pad = next(i for i in (tokenizer.pad_token_id, *range(len(starts) + 1)) if i is not None and i not in starts)
+    longest = max(map(len, prompt_ids))
+    padded = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompt_ids], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=model.device)
+    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{sampling.seed}/{number}".encode()).digest()[:8]) >> 1)
+    how: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+    if how["do_sample"]:
+        how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    with torch.inference_mode():
+        sequences = model.generate(  # type: ignore[operator]
+            input_ids=padded,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=ends,
+            watermarking_config=MarkConfig(mark, pad) if mark else None,
+            **how,
+        )
+    for prompt, ids, row in zip(batch, prompt_ids, sequences[:, longest:].tolist(), strict=True):
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        output_ids = row if end is None else row[: end + 1]
+        yield {
+            "prompt": prompt.text if prompt.text is not None else tokenizer.decode(ids),
+            "prompt_ids": ids,
+            "output": tokenizer.decode(output_ids, skip_special_tokens=True),
+            "output_ids": output_ids,
+            "ended": end is not None,
+        }
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
+
+
+def _digest(model_dir: Path, mark: Mark | None, sampling: Sampling, prompts: list[Prompt]) -> str:
+    """Twelve hex digits for all that shapes the outputs: another value, another run."""
+    whole = [model_dir.name, mark.commitment if mark else None, asdict(sampling), [asdict(p) for p in prompts]]
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
+    for path in sorted([*model_dir.glob("*.json"), *model_dir.glob("*.safetensors")]):
+        with path.open("rb") as file:  # both ends tell models apart without reading gigabytes
+            digest.update(path.name.encode() + file.read(1 << 20))
+            file.seek(max(0, path.stat().st_size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+def _resume(out: Path, run: str) -> set[str]:
+    """The ids that `out` holds already; a last line without its end is cut off.
+
+    Raises:
+        InputError: the file is not one that this run was writing, or cannot be opened for writing.
+    """
+    done: set[str] = set()
+    head = b'{"id": '
+    try:
+        with out.open("ab+") as file:
+            file.seek(0)
+            end = 0
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
+                    break  # killed while it wrote this one
+                try:
+                    record = json.loads(line)
+                    same, name = record["run"] == run, record["id"]
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(out, number, "not a record that generate wrote", "choose another --out") from None
+                if not same:
+                    raise InputError(
+                        out, number, "was written with another model, mark, prompts or settings", "choose another --out"
+                    )
+                done.add(name)
+                end += len(line)
+            if end < file.seek(0, os.SEEK_END):
+                file.truncate(end)
+    except OSError as error:
+        raise InputError(
+            out, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
+        ) from None
+    return done

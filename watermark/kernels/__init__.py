@@ -1,0 +1,1 @@
+"""Sibling implementations of one function, `bias_`; bit-identical on every input."""

@@ -1,0 +1,238 @@
+"""The mark: a secret and its parameters in one file, its children, and its public card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import files, greenlist, prf
+from watermark.errors import MarkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT: Final = "stillmark-mark/v1"
+CARD_FORMAT: Final = "stillmark-card/v1"
+SCHEME: Final = "greenlist"
+SECRET_BYTES: Final = 32
+STEPS: Final = 65536
+"""gamma is a multiple of 1 / STEPS: the PRF gives sixteen bits."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One watermark: what embeds it and what verifies it read the same object.
+
+    Attributes:
+        secret: 32 bytes. Never printed; handle it as a private key.
+        gamma: fraction of the vocabulary that is green, rounded to a multiple of 1/65536.
+        delta: what a green token's logit is raised by.
+        width: number of preceding tokens that key the green list, 0 to 7.
+        label: free text.
+        vocabulary_size: number of token ids (`len(tokenizer)`); None when no tokenizer was named.
+        exempt: token ids never biased and never scored, ascending.
+        tokenizer: fingerprint of the tokenizer (`watermark.tokenizers.fingerprint`), or None.
+        tokenizer_source: where that tokenizer was last seen; a convenience, no part of the identity.
+
+    Raises:
+        MarkError: a parameter is out of its range.
+    """
+
+    secret: bytes = field(repr=False)
+    gamma: float = 0.25
+    delta: float = 2.0
+    width: int = 1
+    label: str = ""
+    vocabulary_size: int | None = None
+    exempt: tuple[int, ...] = ()
+    tokenizer: str | None = None
+    tokenizer_source: str | None = field(default=None, compare=False, repr=False)
+    _tensors: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
+            raise MarkError(f"a secret has {SECRET_BYTES} bytes ({2 * SECRET_BYTES} hex characters)")
+        if not (math.isfinite(self.gamma) and 0 < round(self.gamma * STEPS) < STEPS):
+            raise MarkError(f"gamma must lie between 1/{STEPS} and 1 - 1/{STEPS}, not {self.gamma}")
+        if not (math.isfinite(self.delta) and self.delta > 0):
+            raise MarkError(f"delta must be positive and finite, not {self.delta}")
+        if not 0 <= self.width <= prf.MAX_WIDTH:
+            raise MarkError(f"width must be 0 to {prf.MAX_WIDTH}, not {self.width}")
+        if self.vocabulary_size is not None and self.vocabulary_size < 1:
+            raise MarkError(f"the vocabulary must have a token, not {self.vocabulary_size}")
+        limit = prf.NO_TOKEN if self.vocabulary_size is None else self.vocabulary_size
+        if any(not 0 <= i < limit for i in self.exempt):
+            raise MarkError(f"an exempt id lies outside the vocabulary of {limit}")
+        object.__setattr__(self, "gamma", round(self.gamma * STEPS) / STEPS)
+        object.__setattr__(self, "exempt", tuple(sorted(set(self.exempt))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tensors": {}}  # what lies on a device stays there
+
+    @property
+    def threshold(self) -> int:
+        """Green means `prf.bits < threshold`; 1 to 65535."""
+        return round(self.gamma * STEPS)
+
+    @property
+    def prf_key(self) -> bytes:
+        """The 32-byte key of the PRF; as secret as the secret."""
+        return prf.prf_key(self.secret, SCHEME, self.width)
+
+    @property
+    def commitment(self) -> str:
+        """Salted SHA-256 over the secret and every parameter, 64 hex characters.
+
+        The salt comes from the secret by HKDF, so that a mark rebuilt from a vault has the same
+        commitment, while nobody without the secret can test a guess at its parts.
+        """
+        whole = self._parameters() | {"secret": self.secret.hex(), "threshold": self.threshold}
+        text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+        salt = prf.hkdf(self.secret, "stillmark/v1/commit", "")
+        return hashlib.sha256(salt + text.encode()).hexdigest()
+
+    def green(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
+        """Which of N pairs are green: bool [N], for contexts [N, width] and tokens [N]."""
+        return greenlist.green(self, contexts, tokens)
+
+    def bias_(self, logits: Tensor, contexts: Tensor) -> Tensor:
+        """Add `delta` in place to the green tokens; see `watermark.greenlist.bias_`."""
+        return greenlist.bias_(self, logits, contexts)
+
+    def child(self, label: str) -> Mark:
+        """The same parameters under a secret derived for `label` (a customer, a month, ...)."""
+        secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
+        return replace(self, secret=secret, label=label)
+
+    def card(self) -> dict[str, Any]:
+        """What may be published: everything but the secret, with the commitment to the whole."""
+        return self._parameters() | {"format": CARD_FORMAT, "commitment": self.commitment}
+
+    def matches(self, card: dict[str, Any]) -> list[str]:
+        """The names of the card's fields that differ from this mark's; empty if they belong together."""
+        mine = self.card()
+        return sorted(k for k in mine.keys() | card.keys() if mine.get(k) != card.get(k))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mark to a new file of mode 0600.
+
+        Raises:
+            MarkError: the file exists (a mark is never overwritten) or cannot be written.
+        """
+        body = self._parameters() | {"format": FORMAT, "secret": self.secret.hex()}
+        if self.tokenizer_source is not None:
+            body["tokenizer_source"] = self.tokenizer_source
+        _write_new(Path(path), body, 0o600)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, allow_readable: bool = False) -> Mark:
+        """Read a mark file.
+
+        Args:
+            path: the file.
+            allow_readable: accept a file that group or others may access (a mounted secret, say).
+
+        Raises:
+            MarkError: no such file, not a mark, of a newer format, or open to other users.
+        """
+        path = Path(path)
+        body = read_json(path, "mark file")
+        if body.get("format") == CARD_FORMAT:
+            raise MarkError(f"{path}: this is a card, without the secret", "name the mark file itself")
+        if os.name == "posix" and path.stat().st_mode & 0o077 and not allow_readable:
+            raise MarkError(
+                f"{path}: other users can read or change this secret (mode {path.stat().st_mode & 0o777:04o})",
+                f"chmod 600 {path}, or pass --allow-readable-mark if the folder protects it",
+            )
+        if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") != SCHEME:
+            raise MarkError(
+                f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {SCHEME}",
+                "it may come from a newer stillmark",
+            )
+        try:
+            return cls(
+                secret=bytes.fromhex(body["secret"]),
+                gamma=float(body["gamma"]),
+                delta=float(body["delta"]),
+                width=int(body["width"]),
+                label=str(body["label"]),
+                vocabulary_size=body["vocabulary_size"],
+                exempt=tuple(body["exempt"]),
+                tokenizer=body["tokenizer"],
+                tokenizer_source=body.get("tokenizer_source"),
+            )
+        except (KeyError, TypeError, ValueError):
+            # `from None`: the cause may quote the secret
+            raise MarkError(f"{path}: a field of this mark is missing or malformed", "restore it from a copy") from None
+
+    def publish(self, path: str | os.PathLike[str]) -> None:
+        """Write the card to a new file. Raises MarkError if it exists or cannot be written."""
+        _write_new(Path(path), self.card(), 0o644)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "prf": prf.VERSION,
+            "scheme": SCHEME,
+            "gamma": self.gamma,
+            "delta": float(self.delta),
+            "width": self.width,
+            "label": self.label,
+            "vocabulary_size": self.vocabulary_size,
+            "exempt": list(self.exempt),
+            "tokenizer": self.tokenizer,
+        }
+
+
+def new_secret() -> bytes:
+    """32 bytes from the operating system's generator."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def parse_secret(text: str) -> bytes:
+    """A secret out of 64 hex characters; surrounding white space is dropped.
+
+    Raises:
+        MarkError: anything else. The message never quotes the text.
+    """
+    text = text.strip()
+    if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
+        raise MarkError(
+            f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
+            "make one with: openssl rand -hex 32",
+        )
+    return bytes.fromhex(text)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file; MarkError, never quoting the content, if it is none."""
+    try:
+        body = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MarkError(f"{path}: cannot read the {what}: {error.strerror}") from None
+    except ValueError:
+        raise MarkError(
+            f"{path}: not a {what}: no valid JSON", "make one with: stillmark mark new --out FILE"
+        ) from None
+    if not isinstance(body, dict):
+        raise MarkError(f"{path}: not a {what}: no JSON object", "make one with: stillmark mark new --out FILE")
+    return body
+
+
+def _write_new(path: Path, body: dict[str, Any], mode: int) -> None:
+    try:
+        files.create(path, (json.dumps(body, indent=1) + "\n").encode(), mode)
+    except FileExistsError:
+        raise MarkError(f"{path}: exists already", "choose another name; marks are never overwritten") from None
+    except OSError as error:
+        raise MarkError(
+            f"{path}: cannot write: {error.strerror}", "does the folder exist, and is it writable?"
+        ) from None
