@@ -112,7 +112,7 @@ def test_a_file_of_somebody_else_is_left_alone(
     (tmp_path / "o.jsonl").write_text(content)
     result = stillmark("generate", "--model", teacher, "--prompts", questions, "--out", tmp_path / "o.jsonl")
     assert result.exit_code == 1
-    assert "o.jsonl:1: not a record that generate wrote" in result.stderr
+    assert "o.jsonl:1: not a record of this command" in result.stderr
     assert (tmp_path / "o.jsonl").read_text() == content
 
 

@@ -147,6 +147,7 @@ GOOD = {"prompt_ids": [5, 6], "output_ids": [7, 8, 9]}
         ({"output_ids": [5, 1000]}, "holds id 1000 at position 1, outside the vocabulary of 1000"),
         ({"output_ids": [5, -1]}, "holds id -1"),
         ({"output_ids": [10**30]}, "list of token ids"),
+        ('{"prompt_ids": [5], "output": "half \\ud800 a pair"}', "no valid UTF-8"),
         ({"output_ids": [1.5]}, "list of token ids"),
         ({"output_ids": ["5"]}, "list of token ids"),
         ({"output_ids": [[5]]}, "list of token ids"),

@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from verify.questions import questions
 from verify.verdicts import CARRIES, INSUFFICIENT
 from watermark import ModelError, StillmarkError, files
 
@@ -30,39 +30,10 @@ SECRET: Final = hashlib.sha256(b"the public secret of the stillmark demo").hexdi
 GAMMA: Final = 0.25
 DELTA: Final = 3.0
 WIDTH: Final = 1
-TEACHER_PROMPTS: Final = 400
-SUSPECT_PROMPTS: Final = 320
+PROMPTS: Final = 128
+PROBES: Final = 40
 NEW_TOKENS: Final = 128
 BATCH: Final = 64
-
-TASKS: Final = (
-    "Write a short story about {}.",
-    "Explain {} to a curious ten-year-old.",
-    "Write a letter to a friend about {}.",
-    "What do most people get wrong about {}?",
-    "Write a poem about {}.",
-    "Describe the history of {} in a few paragraphs.",
-    "Give five pieces of advice about {}.",
-    "Write a dialogue between two neighbours about {}.",
-    "Describe a photograph that shows {}.",
-    "What would the world be like without {}?",
-    "Write the opening of a speech about {}.",
-    "Compare {} today with a hundred years ago.",
-    "Write a review of a book about {}.",
-    "Why do some people love {}, and others not?",
-    "Write a diary entry of somebody who spent the day with {}.",
-    "List interesting questions about {}, and answer one of them.",
-    "Write a newspaper article about {}.",
-    "How would you begin to learn about {}?",
-    "Tell a joke about {}, then explain it.",
-    "Write a scene of a play that is about {}.",
-)
-SUBJECTS: Final = (
-    "lighthouses", "sourdough bread", "night trains", "the sea", "old maps", "bees", "chess", "mountain villages",
-    "bicycles", "the moon", "libraries", "thunderstorms", "gardens in winter", "clocks", "rivers", "street musicians",
-    "tea", "lost letters", "whales", "bridges", "apple trees", "markets", "snow", "stars", "horses", "kitchens",
-    "deserts", "friendship", "volcanoes", "radio", "cathedrals", "rain", "shoes", "islands", "honey", "letters",
-)  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -113,9 +84,10 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: who was tested, the result, and what the answer should be."""
+    """One line of the table: who was tested, by its text or its weights, what the answer should be, and is."""
 
     who: str
+    by: str
     expected: str
     result: dict[str, Any]
 
@@ -125,22 +97,16 @@ class Row:
         return bool(self.result["verdict"] == self.expected)
 
 
-def prompts() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Prompts for the teacher and, disjoint from them, for the suspects."""
-    texts = [task.format(subject) for task in TASKS for subject in SUBJECTS]
-    random.Random(0).shuffle(texts)
-    rows = [{"id": f"p{i:03}", "prompt": text} for i, text in enumerate(texts)]
-    return rows[:TEACHER_PROMPTS], rows[TEACHER_PROMPTS : TEACHER_PROMPTS + SUSPECT_PROMPTS]
-
-
 def run(model: Path, out: Path, say: Callable[[str], None]) -> list[Row]:
     """Run the demo into a folder, or go on with one that was killed; returns the table's rows.
 
     Two arms run side by side, each on half of the cores: teacher and student with the mark, and without.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("teacher_prompts", "suspect_prompts"), prompts(), strict=True):
-        files.replace(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    asked = out / "prompts.jsonl"
+    files.replace(
+        asked, "".join(json.dumps({"id": one.id, "prompt": one.text}) + "\n" for one in questions(PROMPTS)).encode()
+    )
     mark = out / "demo.mark"
     if not mark.exists():
         parameters = f"--gamma {GAMMA} --delta {DELTA} --width {WIDTH} --label demo --tokenizer".split()
@@ -150,28 +116,36 @@ def run(model: Path, out: Path, say: Callable[[str], None]) -> list[Row]:
         keyed = ["--mark", mark] if name == "marked" else []
         sampling = ["--max-new-tokens", NEW_TOKENS, "--batch-size", BATCH]
         student, taught = out / f"{name}_student", out / f"{name}_teacher.jsonl"
-        asked, answers = out / "suspect_prompts.jsonl", out / f"{name}_student.jsonl"
-        source = ["--model", model, *keyed, "--prompts", out / "teacher_prompts.jsonl"]
-        _stillmark(["generate", *source, "--out", taught, *sampling], say)
+        _stillmark(["generate", "--model", model, *keyed, "--prompts", asked, "--out", taught, *sampling], say)
         if not student.exists():
             _stillmark(["student", "--base", model, "--outputs", taught, "--out", student], say)
-        _stillmark(["generate", "--model", student, "--prompts", asked, "--out", answers, *sampling], say)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(arm, ("marked", "unmarked")))
 
-    suspects = (
-        ("marked teacher", "marked_teacher", CARRIES),
-        ("student of marked", "marked_student", CARRIES),
-        ("student of unmarked", "unmarked_student", INSUFFICIENT),
-        ("base", "unmarked_teacher", INSUFFICIENT),
+    # text that was written without the key: nothing has to be left out for it
+    probes = out / "probes.jsonl"
+    lines = (out / "unmarked_teacher.jsonl").read_bytes().splitlines(keepends=True)
+    files.replace(probes, b"".join(lines[:PROBES]))
+
+    def text(outputs: Path) -> list[Any]:
+        return ["verify", "text", "--mark", mark, outputs, "--prompts-keyless", "--json"]
+
+    def weights(suspect: Path, reference: Path) -> list[Any]:
+        models = ["--model", suspect, "--reference", reference]
+        return ["verify", "model", "--mark", mark, *models, "--probes", probes, "--probes-keyless", "--json"]
+
+    guilty, innocent = out / "marked_student", out / "unmarked_student"
+    tests = (
+        ("marked teacher", "text", CARRIES, text(out / "marked_teacher.jsonl")),
+        ("unmarked teacher", "text", INSUFFICIENT, text(out / "unmarked_teacher.jsonl")),
+        ("student of marked", "weights", CARRIES, weights(guilty, model)),
+        ("student of unmarked", "weights", INSUFFICIENT, weights(innocent, model)),
+        ("base", "weights", INSUFFICIENT, weights(model, innocent)),
     )
-    table = []
-    for who, name, expected in suspects:
-        # the prompts were written without the key, so no window has to be left out for them
-        test = ["verify", "text", "--mark", mark, out / f"{name}.jsonl", "--prompts-keyless", "--json"]
-        table.append(Row(who, expected, json.loads(_stillmark(test, say))))
-    return table
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda test: json.loads(_stillmark(test[3], say)), tests))
+    return [Row(who, by, expected, answer) for (who, by, expected, _), answer in zip(tests, answers, strict=True)]
 
 
 def _stillmark(arguments: list[Any], say: Callable[[str], None], input: str | None = None) -> str:

@@ -19,7 +19,7 @@ from watermark import InputError, TokenizerError
 from watermark.prf import NO_TOKEN
 from watermark.records import Record, read_jsonl
 
-FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended")
+FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "sequential")
 Encode = Callable[[list[str]], list[list[int]]]
 """Texts to token ids, without special tokens."""
 
@@ -33,13 +33,17 @@ class Output:
     """One output of a suspect as token ids, int64 [length].
 
     prompt_ids is None when the record names no prompt. ended: whether the model stopped by itself;
-    None when the record does not say.
+    None when the record does not say. marked: whether it says that it was generated with a mark, as
+    `stillmark generate` does. sequential: it was collected until the evidence sufficed, as `stillmark verify api`
+    does, so that only a sequential test may use it.
     """
 
     id: str
     prompt_ids: Ids | None
     output_ids: Ids
     ended: bool | None = None
+    marked: bool | None = None
+    sequential: bool = False
 
 
 @dataclass
@@ -151,7 +155,10 @@ def read_outputs(
             assert not isinstance(prompt, str)
             assert isinstance(output, np.ndarray)
             name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
-            yield Output(name, prompt, output, record.fields.get("ended"))
+            marked = record.fields["mark"] is not None if "mark" in record.fields else None
+            yield Output(
+                name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
+            )
 
 
 def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str | None]:
@@ -160,7 +167,7 @@ def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str
     for name in ("prompt", "output"):
         ids, text = record.fields.get(f"{name}_ids"), record.fields.get(name)
         if ids is not None:
-            parts[name] = _check_ids(record, f"{name}_ids", ids, limit)
+            parts[name] = check_ids(record, f"{name}_ids", ids, limit)
         elif text is None:
             parts[name] = None
         elif not isinstance(text, str):
@@ -177,7 +184,8 @@ def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str
     return parts
 
 
-def _check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
+def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
+    """A list of token ids below `limit` as int64 [length]. Raises InputError."""
     try:
         array = np.asarray(ids if isinstance(ids, list) else None)
     except (ValueError, OverflowError):

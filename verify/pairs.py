@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from verify.outputs import Output
 
+SEEN_WINDOW: Final = "seen_window"
 SHORT_CONTEXT: Final = "short_context"
 SPECIAL_TOKEN: Final = "special_token"
 PROMPT_WINDOW: Final = "prompt_window"
@@ -52,10 +54,35 @@ class Pairs:
     records: int
 
 
-def extract(
+@dataclass(frozen=True)
+class Positions:
+    """The positions of some outputs that may be scored, in order, repeated pairs among them.
+
+    Attributes:
+        contexts: uint32 [P, width], oldest token first.
+        tokens: uint32 [P], what was chosen.
+        record: int64 [P], the record each lies in, from 0.
+        place: int64 [P], its index in the record's prompt + output.
+        looked_at: output tokens in all; P plus everything discarded.
+        discarded: positions left out, by reason.
+        prompts: records that had a prompt.
+        records: records in all.
+    """
+
+    contexts: U32
+    tokens: U32
+    record: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    looked_at: int
+    discarded: dict[str, int]
+    prompts: int
+    records: int
+
+
+def scorable(
     outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
-) -> Pairs:
-    """The distinct pairs of some outputs.
+) -> Positions:
+    """The positions of some outputs that may be scored (rules 2 and 3).
 
     Args:
         outputs: token sequences; a window may reach back into the prompt.
@@ -83,7 +110,7 @@ def extract(
     windows = [np.roll(ids, shift) for shift in range(width, 0, -1)]  # of the token at each position
 
     scored = ~in_prompt
-    positions = int(scored.sum())
+    looked_at = int(scored.sum())
     discarded: dict[str, int] = {}
 
     def discard(reason: str, bad: Bools) -> None:
@@ -97,21 +124,97 @@ def extract(
         discarded[PROMPT_WINDOW] = 0
     else:
         discard(PROMPT_WINDOW, _seen_in_prompt(record, windows, scored, in_prompt & (place >= width)))
-
-    columns = [column[scored] for column in (*windows, ids)]
-    _, first, counts = np.unique(_codes(columns), return_index=True, return_counts=True)
-    order = np.argsort(first)
-    columns = [column[first[order]] for column in columns]
-    discarded[REPEATED_PAIR] = int(scored.sum()) - len(first)
-    return Pairs(
-        contexts=np.stack(columns[:-1], axis=1) if width else np.zeros((len(first), 0), np.uint32),
-        tokens=columns[-1],
-        counts=counts[order].astype(np.int64),
-        positions=positions,
+    return Positions(
+        contexts=_stack([window[scored] for window in windows], int(scored.sum())),
+        tokens=ids[scored],
+        record=record[scored],
+        place=place[scored],
+        looked_at=looked_at,
         discarded=discarded,
         prompts=prompts,
         records=len(lengths),
     )
+
+
+def distinct(positions: Positions) -> Pairs:
+    """One coin a pair (rule 1)."""
+    columns = [*positions.contexts.T, positions.tokens]
+    _, first, counts = np.unique(codes(columns, len(positions.tokens)), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    repeated = len(positions.tokens) - len(first)
+    return Pairs(
+        contexts=positions.contexts[first[order]],
+        tokens=positions.tokens[first[order]],
+        counts=counts[order].astype(np.int64),
+        positions=positions.looked_at,
+        discarded=positions.discarded | {REPEATED_PAIR: repeated},
+        prompts=positions.prompts,
+        records=positions.records,
+    )
+
+
+def extract(
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
+) -> Pairs:
+    """The distinct pairs of some outputs; arguments as for `scorable`."""
+    return distinct(scorable(outputs, width, exempt, prompts_keyless=prompts_keyless))
+
+
+@dataclass(frozen=True)
+class WeightedPairs:
+    """Distinct pairs with a weight each: contexts uint32 [n, width], tokens uint32 [n], weights float64 [n]."""
+
+    contexts: U32
+    tokens: U32
+    weights: npt.NDArray[np.float64]
+
+
+def weigh(contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: Iterable[int]) -> WeightedPairs:
+    """One coin a pair (rule 1) where pairs come with weights: those of a repeated pair add up.
+
+    contexts [N, width], tokens [N] and weights [N] may repeat pairs; pairs of exempt tokens are dropped. The
+    weights must not depend on the key (rule 3).
+    """
+    kept = ~np.isin(tokens, np.fromiter(exempt, np.uint32)) & (weights != 0)
+    contexts, tokens, weights = contexts[kept], tokens[kept], weights[kept]
+    columns = [*contexts.T, tokens]
+    _, first, which = np.unique(codes(columns, len(tokens)), return_index=True, return_inverse=True)
+    return WeightedPairs(
+        contexts[first], tokens[first], np.bincount(which, weights, minlength=len(first)).astype(np.float64)
+    )
+
+
+def places(
+    ids: npt.NDArray[np.int64], start: int, width: int, keyless: bool, *, sampled: bool = False
+) -> tuple[npt.NDArray[np.int64], Counter[str]]:
+    """The positions of one text, from `start` on, whose prediction may be scored.
+
+    A position needs `width` tokens before it (and one, for the model to have seen anything). Rule 2: unless the
+    text is `keyless`, a position is left out if its window occurred earlier in the text, with a successor: there
+    the suspect may repeat what the mark put into the text. Where the suspect `sampled` what follows `start`
+    itself, only the part before it was shown. Returns indices into `ids`, and what was left out.
+    """
+    seen: set[tuple[int, ...]] = set()
+    kept: list[int] = []
+    discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_WINDOW: 0})
+    for i in range(len(ids)):
+        if i < max(width, 1):
+            discarded[SHORT_CONTEXT] += i >= start
+            continue
+        window = tuple(ids[i - width : i].tolist())
+        if i >= start:
+            if keyless or window not in seen:
+                kept.append(i)
+            else:
+                discarded[SEEN_WINDOW] += 1
+        if i < start or not sampled:
+            seen.add(window)
+    return np.array(kept, np.int64), discarded
+
+
+def _stack(columns: Sequence[U32], rows: int) -> U32:
+    """Columns to uint32 [rows, len(columns)]."""
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.uint32)
 
 
 def _seen_in_prompt(record: npt.NDArray[np.int64], windows: list[U32], output: Bools, prompt: Bools) -> Bools:
@@ -119,15 +222,15 @@ def _seen_in_prompt(record: npt.NDArray[np.int64], windows: list[U32], output: B
     seen = np.zeros(len(record), np.bool_)
     if prompt.any():
         keys: list[npt.NDArray[np.integer]] = [record, *windows]
-        codes = _codes([column[output | prompt] for column in keys])
         where = np.flatnonzero(output | prompt)
-        seen[where] = np.isin(codes, codes[prompt[where]])
+        code = codes([column[where] for column in keys], len(where))
+        seen[where] = np.isin(code, code[prompt[where]])
     return seen & output
 
 
-def _codes(columns: Sequence[npt.NDArray[np.integer]]) -> U64:
-    """One number a row, uint64 [N]: equal where and only where the rows are equal. No hash, no collision."""
-    code = np.zeros(len(columns[0]), np.uint64)
+def codes(columns: Sequence[npt.NDArray[np.integer]], rows: int) -> U64:
+    """One number a row, uint64 [rows]: equal where and only where the rows are equal. No hash, no collision."""
+    code = np.zeros(rows, np.uint64)
     if not len(code):
         return code
     size = 1

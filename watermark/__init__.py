@@ -1,8 +1,17 @@
 """Embed a green-list watermark while a language model generates."""
 
-from watermark.errors import InputError, MarkError, ModelError, StillmarkError, TokenizerError
+from watermark.errors import ApiError, InputError, MarkError, ModelError, StillmarkError, TokenizerError
 from watermark.greenlist import contexts_at_end
 from watermark.mark import Mark
 
-__all__ = ["InputError", "Mark", "MarkError", "ModelError", "StillmarkError", "TokenizerError", "contexts_at_end"]
+__all__ = [
+    "ApiError",
+    "InputError",
+    "Mark",
+    "MarkError",
+    "ModelError",
+    "StillmarkError",
+    "TokenizerError",
+    "contexts_at_end",
+]
 __stillmark__ = "0.1.0"

@@ -31,6 +31,10 @@ class ModelError(StillmarkError):
     """A model directory that cannot be loaded or does not fit the mark."""
 
 
+class ApiError(StillmarkError):
+    """An endpoint that cannot be used: unreachable, unwilling, or not the same model throughout."""
+
+
 class InputError(StillmarkError):
     """A malformed input file; the message starts with `file:line`.
 

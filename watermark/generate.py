@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from watermark.errors import InputError, StillmarkError
 from watermark.mark import Mark
-from watermark.models import load_model
-from watermark.records import Record, read_jsonl
+from watermark.models import load_model, model_digest
+from watermark.records import Record, read_jsonl, resume_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +110,7 @@ def generate(
         InputError: `out` cannot be written, is damaged, or was written with other settings.
     """
     run = _digest(model_dir, mark, sampling, prompts)
-    done = _resume(out, run)
+    done = {str(record.fields["id"]) for record in resume_jsonl(out, run)}
     progress(len(done), 0)
     if done.issuperset(prompt.id for prompt in prompts):
         return 0
@@ -206,45 +205,4 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 def _digest(model_dir: Path, mark: Mark | None, sampling: Sampling, prompts: list[Prompt]) -> str:
     """Twelve hex digits for all that shapes the outputs: another value, another run."""
     whole = [model_dir.name, mark.commitment if mark else None, asdict(sampling), [asdict(p) for p in prompts]]
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
-    for path in sorted([*model_dir.glob("*.json"), *model_dir.glob("*.safetensors")]):
-        with path.open("rb") as file:  # both ends tell models apart without reading gigabytes
-            digest.update(path.name.encode() + file.read(1 << 20))
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()[:12]
-
-
-def _resume(out: Path, run: str) -> set[str]:
-    """The ids that `out` holds already; a last line without its end is cut off.
-
-    Raises:
-        InputError: the file is not one that this run was writing, or cannot be opened for writing.
-    """
-    done: set[str] = set()
-    head = b'{"id": '
-    try:
-        with out.open("ab+") as file:
-            file.seek(0)
-            end = 0
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
-                    break  # killed while it wrote this one
-                try:
-                    record = json.loads(line)
-                    same, name = record["run"] == run, record["id"]
-                except (ValueError, KeyError, TypeError):
-                    raise InputError(out, number, "not a record that generate wrote", "choose another --out") from None
-                if not same:
-                    raise InputError(
-                        out, number, "was written with another model, mark, prompts or settings", "choose another --out"
-                    )
-                done.add(name)
-                end += len(line)
-            if end < file.seek(0, os.SEEK_END):
-                file.truncate(end)
-    except OSError as error:
-        raise InputError(
-            out, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
-        ) from None
-    return done
+    return hashlib.sha256((json.dumps(whole, sort_keys=True) + model_digest(model_dir)).encode()).hexdigest()[:12]

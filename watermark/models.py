@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,3 +61,14 @@ def load_model(
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     model.train(False)
     return model, tokenizer
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 in hex over a model folder's files: names and both ends, which tells models apart without gigabytes."""
+    digest = hashlib.sha256()
+    for file_path in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+        with file_path.open("rb") as file:
+            digest.update(file_path.name.encode() + file.read(1 << 20))
+            file.seek(max(0, file_path.stat().st_size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()

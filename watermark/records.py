@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ def read_jsonl(path: Path) -> Iterator[Record | InputError]:
                 continue
             try:
                 fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\ud" in line.lower():  # half a surrogate pair is valid JSON and no text
+                    json.dumps(fields, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:
-                reason = "no valid UTF-8" if isinstance(error, UnicodeDecodeError) else "no valid JSON"
+                reason = "no valid UTF-8" if isinstance(error, UnicodeError) else "no valid JSON"
                 cut = "" if line.endswith(b"\n") else ", and the file ends within the line: was its writer killed?"
                 yield InputError(path, number, reason + cut, "mend the line, or leave bad records out with --skip-bad")
                 continue
@@ -44,3 +47,43 @@ def read_jsonl(path: Path) -> Iterator[Record | InputError]:
                 yield Record(path, number, fields)
             else:
                 yield InputError(path, number, "a record must be a JSON object", "one object a line (JSONL)")
+
+
+def resume_jsonl(path: Path, run: str) -> list[Record]:
+    """The records that a run wrote to a file before it was killed; a last line without its end is cut off.
+
+    Every record has `id` and `run`, a digest of everything that shaped it. The file is made if it is not there.
+
+    Raises:
+        InputError: the file is not one that this run was writing, or cannot be opened for writing.
+    """
+    records: list[Record] = []
+    head = b'{"id": '
+    try:
+        with path.open("ab+") as file:
+            file.seek(0)
+            end = 0
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
+                    break  # killed while it wrote this one
+                try:
+                    fields = json.loads(line)
+                    same = fields["run"] == run and isinstance(fields["id"], str)
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(path, number, "not a record of this command's", "choose another file") from None
+                if not same:
+                    raise InputError(
+                        path,
+                        number,
+                        "was written with another model, mark, prompts or settings",
+                        "choose another file, or remove this one",
+                    )
+                records.append(Record(path, number, fields))
+                end += len(line)
+            if end < file.seek(0, os.SEEK_END):
+                file.truncate(end)
+    except OSError as error:
+        raise InputError(
+            path, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
+        ) from None
+    return records

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from watermark import Mark
+
+if TYPE_CHECKING:
+    from verify.outputs import Encode
 
 FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
@@ -93,3 +96,20 @@ def scientific(log10: float) -> str:
     if log10 > -4:
         return f"{10**log10:.4f}"
     return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
+
+
+def encoder(mark: Mark, path: Path | None) -> Encode:
+    """Texts to ids by the mark's tokenizer, which is loaded when first needed."""
+    tokenizer = None
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        nonlocal tokenizer
+        if tokenizer is None:
+            from watermark.tokenizers import load_for
+
+            quiet_transformers()
+            tokenizer = load_for(mark, path)
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    return encode

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def demo(model: Path | None, out: Path, as_json: bool) -> None:
     """Mark a teacher, train a student on it, and tell that student from innocent models.
 
-    Takes about ten minutes on two cores. Killed, it goes on where it was.
+    Takes about six minutes on two cores. Killed, it goes on where it was.
     """
     from verify import demo as script
 
@@ -36,16 +36,15 @@ def demo(model: Path | None, out: Path, as_json: bool) -> None:
         model = script.teacher_model()
     rows = script.run(model, out, say)
     if as_json:
-        print_json({"rows": [{"who": row.who, "right": row.right, **row.result} for row in rows]})
+        print_json({"rows": [{"who": row.who, "by": row.by, "right": row.right, **row.result} for row in rows]})
     else:
         _print(rows)
     say("done")
 
 
 def _print(rows: list[Row]) -> None:
-    click.echo(f"{'who':20} {'n':>7} {'green':>7} {'log10 p':>9}   {'verdict':22} right?")
+    click.echo(f"{'who':20} {'by':8} {'n':>8} {'log10 p':>10}   {'verdict':22} right?")
     for row in rows:
-        numbers = f"{row.result['n']:7,} {row.result['green_rate']:7.4f} {row.result['log10_pvalue']:9.2f}"
-        click.echo(f"{row.who:20} {numbers}   {row.result['verdict']:22} {'yes' if row.right else 'NO'}")
-    gamma, alpha = rows[0].result["gamma"], rows[0].result["alpha"]
-    click.echo(f"\nn: distinct pairs; green: their green rate, {gamma:.2f} by chance; positive where p <= {alpha:g}.")
+        numbers = f"{row.result['n']:8,} {row.result['log10_pvalue']:10.2f}"
+        click.echo(f"{row.who:20} {row.by:8} {numbers}   {row.result['verdict']:22} {'yes' if row.right else 'NO'}")
+    click.echo(f"\nn: distinct (context, token) pairs; the verdict is positive where p <= {rows[0].result['alpha']:g}.")

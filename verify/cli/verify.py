@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, json_option, load_mark, mark_option, print_json, progress, scientific
+from verify.cli.api import api
+from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, progress, quiet_transformers
+from verify.cli.results import mention_bad, report
 from verify.verdicts import CARRIES, INSUFFICIENT
+from watermark import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from verify.outputs import Encode, Output, Reading
-    from verify.radioactivity import TextResult
+    from verify.outputs import Output
+    from verify.radioactivity import Result
+    from verify.suspects import ReadText
+    from verify.windows import Windows
     from watermark import Mark
 
 
@@ -23,16 +28,43 @@ def verify() -> None:
     """Test a suspect for a mark, with exact p-values."""
 
 
+_alpha = click.option(
+    "--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True
+)
+_fail_on = click.option(
+    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
+)
+_skip_bad = click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
+_tokenizer = click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+_keyless = click.option(
+    "--probes-keyless", is_flag=True, help="The probes cannot carry the mark: keep windows that come again in them."
+)
+_DECOYS: Final = 200
+_decoys = click.option(
+    "--decoys",
+    type=click.IntRange(0),
+    help=f"Number of decoy keys [default: {_DECOYS}; 0 for text without a reference].",
+)
+_batch_size = click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts in one forward pass."
+)
+_windows = click.option(
+    "--windows", "windows_path", type=FILE, help="What `stillmark windows` counted: weigh by the root of the counts."
+)
+
+
 @verify.command()
 @mark_option()
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True)
+@click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
+@click.option("--test", type=click.Choice(["binomial", "counts", "surprise"]), help="See below.")
 @click.option("--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them.")
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for outputs without ids.")
-@click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
-@click.option(
-    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
-)
+@_tokenizer
+@_batch_size
+@_decoys
+@_alpha
+@_skip_bad
+@_fail_on
 @json_option
 @click.pass_context
 def text(
@@ -40,9 +72,13 @@ def text(
     mark_path: Path,
     allow_readable: bool,
     outputs: tuple[Path, ...],
-    alpha: float,
+    reference: Path | None,
+    test: str | None,
     prompts_keyless: bool,
     tokenizer: Path | None,
+    batch_size: int,
+    decoys: int | None,
+    alpha: float,
     skip_bad: bool,
     fail_on: str | None,
     as_json: bool,
@@ -51,78 +87,215 @@ def text(
 
     OUTPUTS are JSONL or Parquet files, a record a row (`output_ids` or `output`, and `prompt_ids` or `prompt`
     if there was one), or .txt files, an output each.
+
+    The test that decides is `binomial`, in which a distinct pair is one coin, however often it was written. In
+    `counts` a pair weighs as often as it was written. With a --reference the test is `surprise`: a pair weighs as
+    often as it was written less what the reference expected, which takes far fewer tokens. All are exact or
+    bounds; choose before you look. The others are shown beside.
     """
-    from verify import pairs, radioactivity
+    from verify import pairs, radioactivity, sequential, suspects
     from verify.outputs import Reading, read_outputs
 
+    if test == radioactivity.SURPRISE and reference is None:
+        raise click.UsageError("--test surprise needs a --reference")
     loaded = load_mark(mark_path, allow_readable)
     reading = Reading()
     with progress("reading", "records") as update:
-
-        def counted(stream: Iterator[Output]) -> Iterator[Output]:
-            for output in stream:
-                if reading.records % 100 == 0:
-                    update(reading.records, None)
-                yield output
-
-        stream = read_outputs(
+        written: list[Output] = []
+        for output in read_outputs(
             outputs,
-            encode=_encoder(loaded, tokenizer),
+            encode=encoder(loaded, tokenizer),
             vocabulary_size=loaded.vocabulary_size,
-            need_prompts=not prompts_keyless,
+            need_prompts=reference is not None or not prompts_keyless,
             skip_bad=skip_bad,
             reading=reading,
-        )
-        found = pairs.extract(counted(stream), loaded.width, loaded.exempt, prompts_keyless=prompts_keyless)
-    result = radioactivity.text_test(loaded, found, alpha)
-    if as_json:
-        print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": reading.bad})
+        ):
+            written.append(output)
+            if len(written) % 100 == 0:
+                update(len(written), None)
+    result: Result
+    if _all_sequential([output.sequential for output in written], outputs[0]):
+        kept = [output for output in written if len(output.output_ids)]
+        along = None if reference is None else _read_along("reference", reference, loaded, kept, 1, None)
+        looked = sequential.SequentialTest(loaded, "text", alpha, keyless=prompts_keyless)
+        result = sequential.replay(looked, map(suspects.as_text, kept), along)
     else:
-        _print(result, reading)
-    if fail_on == result.verdict:
-        ctx.exit(3)
+        positions = pairs.scorable(written, loaded.width, loaded.exempt, prompts_keyless=prompts_keyless)
+        surprise = None
+        if reference is not None:
+            texts = _read_along("reference", reference, loaded, written, batch_size, None)
+            surprise = radioactivity.surprise(positions, suspects.gather_positions(texts, positions), loaded.exempt)
+        result = radioactivity.text_test(
+            loaded,
+            pairs.distinct(positions),
+            alpha,
+            method=test or (radioactivity.BINOMIAL if reference is None else radioactivity.SURPRISE),
+            surprise=surprise,
+            decoys=_DECOYS * (reference is not None) if decoys is None else decoys,
+        )
+    more = {"files": [str(path) for path in outputs], "reference": reference and str(reference)}
+    report(ctx, result, {**more, "bad_records": reading.bad}, as_json, fail_on)
+    mention_bad(reading.bad, reading.first_bad)
 
 
-def _encoder(mark: Mark, path: Path | None) -> Encode:
-    """Texts to ids by the mark's tokenizer, which is loaded when first needed."""
-    tokenizer = None
+@verify.command()
+@mark_option()
+@click.option("--model", type=FILE, required=True, help="Folder of the suspect's weights.")
+@click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
+@click.option("--probes", type=FILE, multiple=True, required=True, help="Texts to read along; may be repeated.")
+@_keyless
+@_windows
+@click.option("--record", type=FILE, help="Folder to keep what was read in, for `verify logprobs`, and to resume from.")
+@_tokenizer
+@_batch_size
+@_decoys
+@_alpha
+@_skip_bad
+@_fail_on
+@json_option
+@click.pass_context
+def model(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    model: Path,
+    reference: Path | None,
+    probes: tuple[Path, ...],
+    probes_keyless: bool,
+    windows_path: Path | None,
+    record: Path | None,
+    tokenizer: Path | None,
+    batch_size: int,
+    decoys: int | None,
+    alpha: float,
+    skip_bad: bool,
+    fail_on: str | None,
+    as_json: bool,
+) -> None:
+    """Test a suspect whose weights you have, by its probabilities along probe texts.
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        nonlocal tokenizer
-        if tokenizer is None:
-            from verify.cli.common import quiet_transformers
-            from watermark.tokenizers import load_for
+    A probe is a record as in `verify text`; the positions of its output are read. Best are texts that cannot
+    carry the mark (see `stillmark probes`): then say --probes-keyless. With a --reference much less is needed; a
+    wrong one costs power, never validity. With --record a killed run goes on where it was.
+    """
+    from verify import radioactivity, suspects
+    from verify.outputs import Reading, read_outputs
 
-            quiet_transformers()
-            tokenizer = load_for(mark, path)
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return ids
+    loaded = load_mark(mark_path, allow_readable)
+    counts = _load_windows(windows_path, loaded)
+    reading = Reading()
+    stream = read_outputs(
+        probes,
+        encode=encoder(loaded, tokenizer),
+        vocabulary_size=loaded.vocabulary_size,
+        skip_bad=skip_bad,
+        reading=reading,
+    )
+    texts = [probe for probe in stream if len(probe.output_ids)]
+    if record is not None:
+        try:
+            record.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(record, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
 
-    return encode
+    def read(who: str, path: Path) -> suspects.Readings:
+        log = record / f"{who}.jsonl" if record else None
+        return suspects.gather(
+            _read_along(who, path, loaded, texts, batch_size, log), loaded.width, keyless=probes_keyless
+        )
+
+    suspected, compared = read("suspect", model), read("reference", reference) if reference else None
+    result = radioactivity.logprob_test(
+        loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts
+    )
+    more = {"model": str(model), "reference": reference and str(reference), "probes": [str(path) for path in probes]}
+    report(ctx, result, more | {"bad_records": reading.bad}, as_json, fail_on)
+    mention_bad(reading.bad, reading.first_bad)
 
 
-def _print(result: TextResult, reading: Reading) -> None:
-    found = result.pairs
-    low, high = result.confidence_interval()
-    rate = "-" if result.green_rate is None else f"{result.green_rate:.4f}"
-    left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in result.discarded.items() if count)
-    rows = {
-        "p-value": f"{scientific(result.log10_pvalue)}   (log10 p {result.log10_pvalue:.2f}; alpha {result.alpha:g})",
-        "green rate": f"{rate}   (chance {result.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
-        "pairs scored": f"{result.n:,} distinct, of {found.positions:,} positions in {found.records:,} records",
-        "left out": left_out or "nothing",
-        "mark": f"{result.mark.label or '(no label)'}, commitment {result.mark.commitment[:16]}...",
-    }
-    click.secho(result.verdict, bold=True)
-    for name, value in rows.items():
-        click.echo(f"  {name:13} {value}")
-    if result.verdict == INSUFFICIENT:
-        if result.detectable_rate is None:
-            click.echo("  found could be  nothing: too few pairs for this alpha, whatever their color")
-        else:
-            click.echo(f"  could be seen a green rate of {result.detectable_rate:.4f} or more, with 90 % power")
-    click.echo(f"\n{result.randomness}")
-    for warning in result.warnings:
-        click.echo(f"Note: {warning}", err=True)
-    if reading.bad:
-        click.echo(f"Note: {reading.bad} bad records were left out; the first: {reading.first_bad}", err=True)
+@verify.command()
+@mark_option()
+@click.argument("records", type=FILE)
+@click.option("--reference-records", type=FILE, help="What another model answered at the same positions, in order.")
+@_keyless
+@_windows
+@_decoys
+@_alpha
+@_fail_on
+@json_option
+@click.pass_context
+def logprobs(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    records: Path,
+    reference_records: Path | None,
+    probes_keyless: bool,
+    windows_path: Path | None,
+    decoys: int | None,
+    alpha: float,
+    fail_on: str | None,
+    as_json: bool,
+) -> None:
+    """Test recorded log probabilities, from JSONL.
+
+    A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
+    log probability]; the top 20 are plenty. Or it is a text: `output_ids`, `prompt_ids`, and `top_logprobs` with
+    such a list (or null) for each output token, as `verify model --record` writes it.
+    """
+    from verify import radioactivity, sequential, suspects
+
+    loaded = load_mark(mark_path, allow_readable)
+    counts = _load_windows(windows_path, loaded)
+    texts = suspects.read_recorded(records, loaded)
+    reference_texts = None if reference_records is None else suspects.read_recorded(reference_records, loaded)
+    result: Result
+    if _all_sequential([text.sequential for text in texts], records):
+        looked = sequential.SequentialTest(loaded, "logprobs", alpha, keyless=probes_keyless)
+        result = sequential.replay(looked, texts, reference_texts)
+    else:
+        suspected, compared = suspects.gather(texts, loaded.width, keyless=probes_keyless), None
+        if reference_texts is not None and reference_records is not None:
+            compared = suspects.gather(reference_texts, loaded.width, keyless=probes_keyless)
+            suspects.check_same_positions(suspected, compared, records, reference_records)
+        result = radioactivity.logprob_test(
+            loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts
+        )
+    more = {"files": [str(records)], "reference": reference_records and str(reference_records)}
+    report(ctx, result, more, as_json, fail_on)
+
+
+def _all_sequential(flags: list[bool], path: Path) -> bool:
+    """Whether these are the answers of a sequential run, which only a sequential test may judge."""
+    if any(flags) and not all(flags):
+        line = flags.index(False) + 1
+        raise InputError(
+            path, line, "some records were collected until the evidence sufficed, and others not", "test them apart"
+        )
+    return bool(flags) and all(flags)
+
+
+def _read_along(
+    who: str, path: Path, mark: Mark, texts: Sequence[Output], batch_size: int, record: Path | None
+) -> list[ReadText]:
+    from verify import suspects
+
+    quiet_transformers()
+    done = 0
+    with progress(f"reading along with the {who}", "texts") as update:
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            update(done, len(texts))
+
+        return suspects.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
+
+
+def _load_windows(path: Path | None, mark: Mark) -> Windows | None:
+    from verify import windows
+
+    return None if path is None else windows.load(path, mark.width)
+
+
+verify.add_command(api)

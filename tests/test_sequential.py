@@ -1,0 +1,137 @@
+"""The e-process: valid at every look, and it stops."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from click.testing import Result
+from mpmath import mp, mpf
+
+from verify.pairs import WeightedPairs
+from verify.sequential import EVIDENCE, NO_HOPE, TILTS, EProcess, SequentialTest, Tape, replay
+from verify.suspects import ReadText
+from watermark import Mark
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+
+
+def test_against_mpmath() -> None:
+    rng = np.random.default_rng(0)
+    weights, green = rng.normal(0, 1, 40), rng.random(40) < 0.4
+    process = EProcess(0.25, 0.05)
+    for part in np.array_split(np.arange(40), 7):
+        process.add(weights[part], green[part])
+    mp.dps = 40
+    total = mpf(0)
+    for h in map(mpf, TILTS.tolist()):
+        product = mpf(1)
+        for a, g in zip(map(mpf, weights.tolist()), green.tolist(), strict=True):
+            product *= mp.exp(h * a * g) / (mpf(0.75) + mpf(0.25) * mp.exp(h * a))
+        total += product / len(TILTS)
+    assert process.log10_e == pytest.approx(float(mp.log10(total)), abs=1e-9)
+
+
+def test_the_expectation_is_one() -> None:
+    """Exactly: the mean of the e-value over all colourings of eight coins."""
+    weights = np.array([1.0, -0.5, 2.0, 0.3, 1.0, -1.0, 0.7, 3.0])
+    total = 0.0
+    for code in range(256):
+        green = np.array([code >> i & 1 for i in range(8)], bool)
+        process = EProcess(0.25, 0.05)
+        process.add(weights, green)
+        total += 10**process.log10_e * 0.25 ** green.sum() * 0.75 ** (~green).sum()
+    assert total == pytest.approx(1, rel=1e-9)
+
+
+def texts(
+    rng: np.random.Generator, records: int, mark: Mark | None, excess: float = 0.0, length: int = 30
+) -> list[ReadText]:
+    """Text in which a share `excess` of the tokens is green for the mark and the rest whatever comes."""
+    found = []
+    for number in range(records):
+        ids = [int(rng.integers(3, 1000))]
+        for _ in range(length):
+            candidates = rng.integers(3, 1000, 16)
+            if mark is not None and rng.random() < excess:
+                green = mark.green(np.full((16, 1), ids[-1], np.uint32), candidates.astype(np.uint32))
+                candidates = candidates[green] if green.any() else candidates
+            ids.append(int(candidates[0]))
+        none = np.zeros(0, np.int64)
+        empty = (none, none.astype(np.uint32), none.astype(np.float32))
+        found.append(ReadText(str(number), np.array(ids), 1, *empty, sampled=True, sequential=True))
+    return found
+
+
+def test_looked_at_after_every_record_of_innocent_text() -> None:
+    """1000 keys and 40 looks at each: the share that ever stops for evidence is at most alpha."""
+    rng = np.random.default_rng(1)
+    answers = texts(rng, 40, None)
+    fired = 0
+    for _ in range(1000):
+        test = SequentialTest(Mark(rng.bytes(32)), "text", alpha=0.05)
+        replay(test, answers, None)
+        fired += test.result().log10_pvalue <= math.log10(0.05)
+    assert fired <= scipy.stats.binom(1000, 0.05).isf(1e-6), "false failure 1e-6"
+
+
+def test_the_guilty_stop_for_evidence_and_the_innocent_for_futility() -> None:
+    rng = np.random.default_rng(2)
+    mark = Mark(rng.bytes(32))
+    guilty = SequentialTest(mark, "text", alpha=1e-6)
+    replay(guilty, texts(rng, 60, mark, 0.3), None)
+    assert guilty.stopped == EVIDENCE
+    innocent = SequentialTest(mark, "text", alpha=1e-6, least=0.3)
+    replay(innocent, texts(rng, 60, None), None)
+    assert innocent.stopped == NO_HOPE, "false failure below 1e-3, seed fixed"
+    assert innocent.result().verdict == "insufficient evidence"
+
+
+def test_futility_gives_up_a_suspect_with_the_least_effect_seldom() -> None:
+    """300 streams of coins at exactly the smallest tilt: at most 5 % may ever be given up."""
+    rng = np.random.default_rng(3)
+    h = 0.3
+    green_rate = 0.25 * math.exp(h) / (0.75 + 0.25 * math.exp(h))
+    given_up = 0
+    for _ in range(300):
+        process, worst = EProcess(0.25, h), 0.0
+        for _ in range(60):
+            process.add(np.ones(25), rng.random(25) < green_rate)
+            worst = max(worst, process.log10_futility)
+        given_up += worst >= math.log10(20)
+    assert given_up <= scipy.stats.binom(300, 0.05).isf(1e-6), "false failure 1e-6"
+
+
+def test_the_tape_counts_a_pair_once() -> None:
+    tape = Tape()
+    contexts, tokens = np.array([[1, 2], [1, 2], [2, 1]], np.uint32), np.array([3, 4, 3], np.uint32)
+    first = tape.fresh(WeightedPairs(contexts, tokens, np.array([1.0, 2.0, 3.0])))
+    assert first.weights.tolist() == [1, 2, 3]
+    again = tape.fresh(WeightedPairs(contexts[1:], np.array([4, 9], np.uint32), np.array([9.0, 5.0])))
+    assert again.weights.tolist() == [5]
+    none = tape.fresh(WeightedPairs(np.zeros((0, 2), np.uint32), np.zeros(0, np.uint32), np.zeros(0)))
+    assert len(none.tokens) == 0
+
+
+def test_logs_are_judged_sequentially_and_never_mixed(
+    mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run
+) -> None:
+    rng = np.random.default_rng(4)
+    answers = texts(rng, 12, mark, 0.6)
+    rows = [{"prompt_ids": a.ids[:1].tolist(), "output_ids": a.ids[1:].tolist(), "sequential": True} for a in answers]
+    rows.insert(3, {"prompt_ids": [5], "output_ids": [], "sequential": True, "error": "HTTP 500"})
+    found = json.loads(stillmark("verify", "text", "--mark", mark_file, jsonl(*rows), "--json").stdout)
+    direct = replay(SequentialTest(mark, "text"), answers, None)
+    assert found["log10_pvalue"] == direct.log10_pvalue < -3
+    assert (found["records"], found["n"]) == (12, direct.n)
+    assert found["test"].startswith("sequential")
+    mixed = stillmark("verify", "text", "--mark", mark_file, jsonl(*rows, {"output_ids": [5, 6]}))
+    assert mixed.exit_code == 1
+    assert "outputs.jsonl:14: some records were collected until the evidence sufficed" in mixed.stderr
+    assert "looked at" in stillmark("verify", "text", "--mark", mark_file, jsonl(*rows)).stdout

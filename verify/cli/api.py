@@ -1,0 +1,154 @@
+"""stillmark verify api: a suspect behind an endpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from verify.cli.common import FILE, json_option, load_mark, mark_option, progress, quiet_transformers
+from verify.cli.results import report
+from verify.verdicts import CARRIES, INSUFFICIENT
+
+if TYPE_CHECKING:
+    from verify.suspects import ReadText
+
+
+def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        fields = json.loads(value)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise click.BadParameter("want a JSON object")
+    return fields
+
+
+@click.command()
+@mark_option()
+@click.option("--base-url", required=True, help="Such as http://127.0.0.1:8000/v1.")
+@click.option("--model", required=True, help="The name that the endpoint knows the suspect by.")
+@click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."}.')
+@click.option("--budget-tokens", type=click.IntRange(1), required=True, help="Stop when so many tokens were billed.")
+@click.option(
+    "--log", type=FILE, required=True, help="JSONL to append every answer to; a killed run goes on from here."
+)
+@click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
+@click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
+@click.option("--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them.")
+@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer.")
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
+@click.option("--top-logprobs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--extra", callback=_extra, help='More fields of each request, as JSON: {"seed": 1}.')
+@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
+@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of one request.")
+@click.option("--least", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
+              help="Smallest effect of interest: log odds of green for a unit of weight.")  # fmt: skip
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True)
+@click.option(
+    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
+)
+@json_option
+@click.pass_context
+def api(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    base_url: str,
+    model: str,
+    prompts: Path,
+    budget_tokens: int,
+    log: Path,
+    access: str,
+    endpoint: str,
+    reference: Path | None,
+    prompts_keyless: bool,
+    tokenizer: Path | None,
+    max_tokens: int,
+    temperature: float,
+    top_logprobs: int,
+    extra: dict[str, Any],
+    concurrency: int,
+    timeout: float,
+    retries: int,
+    least: float,
+    alpha: float,
+    fail_on: str | None,
+    as_json: bool,
+) -> None:
+    """Test a suspect behind an OpenAI-compatible endpoint, with as few tokens as the evidence takes.
+
+    Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest
+    effect of interest would have shown by now, at the budget, or after the last prompt. The p-value holds however it
+    stopped. With --access auto log probabilities are scored if the first answer brings some, else the text.
+
+    The key is read from OPENAI_API_KEY. `verify logprobs` or `verify text` on the log give the same number.
+    """
+    from verify import api as endpoints
+    from verify import sequential
+    from verify.suspects import as_output, read_batch, to_record, top_of_text
+    from watermark import ApiError, files, tokenizers
+    from watermark.generate import read_prompts
+    from watermark.models import load_model
+
+    mark = load_mark(mark_path, allow_readable)
+    asked = read_prompts(prompts)
+    quiet_transformers()
+    where = endpoints.Endpoint(
+        base_url, model, endpoint == "chat", max_tokens, temperature, top_logprobs if access != "text" else 0,
+        extra, timeout, retries, concurrency,
+    )  # fmt: skip
+    loaded = tokenizers.load_for(mark, tokenizer)
+    if where.chat and any(prompt.ids is not None for prompt in asked):
+        raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
+    compared = load_model(reference, mark)[0] if reference else None
+    tally = endpoints.Tally()
+    test: sequential.SequentialTest | None = None
+    notes: list[str] = []
+
+    def along(answer: ReadText) -> ReadText | None:
+        """What the reference says along an answer."""
+        if compared is None:
+            return None
+        read = read_batch(compared, [as_output(answer)])[0]
+        if tally.logprobs:
+            read = replace(top_of_text(read, sequential.TOP), sampled=True)
+        notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
+        return read
+
+    with progress("asking", "billed tokens") as update:
+        for wave in endpoints.interview(where, asked, mark, loaded, log, budget_tokens, tally):
+            update(tally.billed, budget_tokens)
+            if test is None and tally.answers:
+                if access == "logprobs" and not tally.logprobs:
+                    raise ApiError("the endpoint gives no log probabilities", "--access text tests what it writes")
+                test = sequential.SequentialTest(
+                    mark, "logprobs" if tally.logprobs else "text", alpha, keyless=prompts_keyless, least=least
+                )
+            for answer in wave:
+                if test is not None and len(answer.ids) > answer.start:
+                    test.add(answer, along(answer))
+            if test is not None and test.stopped:
+                break
+    if test is None:
+        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
+    if notes:
+        files.replace(log.with_name(log.stem + ".reference.jsonl"), "".join(notes).encode())
+    result = test.result()
+    more = {
+        "stopped": result.stopped or ("budget" if tally.billed >= budget_tokens else "prompts"),
+        "billed_tokens": tally.billed,
+        "failed_requests": tally.failed,
+        "unknown_tokens": tally.unknown_tokens,
+        "served_model": tally.served,
+        "log": str(log),
+    }
+    report(ctx, result, more, as_json, fail_on)

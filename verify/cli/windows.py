@@ -1,0 +1,40 @@
+"""stillmark windows: count what the teacher emitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, print_json
+
+
+@click.command()
+@mark_option()
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@click.option("--out", type=FILE, required=True, help="Parquet: each window and how often it was emitted.")
+@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@json_option
+def windows(
+    mark_path: Path, allow_readable: bool, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool
+) -> None:
+    """Count the windows in outputs of the teacher, for `verify model --windows` and `stillmark probes --windows`.
+
+    Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
+    depend on the key, a little: each test that uses them says so.
+    """
+    from verify import windows as counting
+    from verify.outputs import read_outputs
+
+    mark = load_mark(mark_path, allow_readable)
+    stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
+    kinds = {output.marked for output in stream}
+    marked = True if True in kinds else None if None in kinds else False
+    counted = counting.count_windows(stream, mark.width, mark.exempt, marked)
+    counting.save(counted, out)
+    found = {"out": str(out), "windows": len(counted.counts), "tokens": int(counted.counts.sum()), "marked": marked}
+    if as_json:
+        print_json(found)
+    else:
+        carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[marked]
+        click.echo(f"wrote {found['windows']:,} windows of {found['tokens']:,} {carries} tokens to {out}")

@@ -1,0 +1,326 @@
+"""What can be asked of a suspect: next-token probabilities, read from its weights or recorded from an API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.outputs import Output, check_ids, read_records
+from verify.pairs import Positions, places
+from watermark import InputError, Mark
+from watermark.models import load_model, model_digest
+from watermark.prf import NO_TOKEN
+from watermark.records import Record, resume_jsonl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+LIKELY: Final = 1e-3
+"""A token is likely at a position if its probability exceeds this."""
+
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Next-token log probabilities at P positions, of the likely tokens or the top ones only.
+
+    Attributes:
+        contexts: uint32 [P, width], the tokens before each position, oldest first.
+        position: int64 [K], which position each entry belongs to, ascending.
+        tokens: uint32 [K].
+        logprobs: float32 [K], natural logarithms.
+        discarded: positions left out, by reason.
+        record: int64 [P], the text that each position lies in, from 0.
+    """
+
+    contexts: U32
+    position: I64
+    tokens: U32
+    logprobs: F32
+    discarded: dict[str, int]
+    record: I64
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """One text and what a model said of the tokens that come next in it.
+
+    Attributes:
+        id: the text's name.
+        ids: int64 [length], prompt and output.
+        start: where the output begins.
+        place: int64 [K], the index in `ids` whose token each entry predicts, ascending.
+        tokens: uint32 [K].
+        logprobs: float32 [K], natural logarithms.
+        sampled: the suspect wrote the output itself; otherwise it was made to read it.
+        sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
+    """
+
+    id: str
+    ids: I64
+    start: int
+    place: I64
+    tokens: U32
+    logprobs: F32
+    sampled: bool = False
+    sequential: bool = False
+
+
+def as_output(text: ReadText) -> Output:
+    """The text alone."""
+    return Output(text.id, text.ids[: text.start], text.ids[text.start :])
+
+
+def as_text(output: Output) -> ReadText:
+    """A text that the suspect wrote, and of which nothing more is known."""
+    prompt, none = _prompt(output), np.zeros(0, np.int64)
+    ids = np.concatenate([prompt, output.output_ids])
+    return ReadText(output.id, ids, len(prompt), none, none.astype(np.uint32), none.astype(np.float32), True)
+
+
+def read_weights(
+    path: Path,
+    mark: Mark,
+    probes: Sequence[Output],
+    *,
+    likely: float = LIKELY,
+    batch_size: int = 8,
+    record: Path | None = None,
+    progress: Callable[[int], None] = lambda _probes: None,
+) -> list[ReadText]:
+    """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
+
+    What is kept is a few dozen likely tokens a position, not the vocabulary, to four decimals.
+
+    Args:
+        path: the model's folder.
+        mark: the model's tokenizer must be the mark's.
+        probes: texts; what is read are the predictions of the output tokens, after the prompt.
+        likely: the probability above which a token is kept.
+        batch_size: probes in one forward pass.
+        record: JSONL to which every text read is appended, and from which a killed run goes on;
+            `verify logprobs` reads it too.
+        progress: called with the number of probes read.
+
+    Raises:
+        InputError: `record` cannot be written, or was written for other probes or another model.
+    """
+    run = "" if record is None else _digest(path, probes, likely)
+    done = [] if record is None else _resume(record, run, mark)
+    progress(len(done))
+    if len(done) == len(probes):
+        return done
+    model, _ = load_model(path, mark)
+    with nullcontext() if record is None else record.open("ab") as log:
+        for first in range(len(done), len(probes), batch_size):
+            for read in read_batch(model, probes[first : first + batch_size], likely):
+                done.append(read)
+                if log is not None:
+                    log.write(json.dumps(to_record(read) | {"model": path.name, "run": run}).encode() + b"\n")
+                    log.flush()
+                progress(1)
+    return done
+
+
+def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
+    """What `read_weights` does with one batch and a model that is loaded."""
+    import torch
+
+    texts = [np.concatenate([_prompt(probe), probe.output_ids]) for probe in probes]
+    padded = torch.zeros(len(probes), max(map(len, texts)), dtype=torch.int64)
+    for row, ids in enumerate(texts):
+        padded[row, : len(ids)] = torch.from_numpy(ids)
+    read = []
+    with torch.inference_mode():
+        # padding is on the right, where a causal model does not look
+        logits: Tensor = model(input_ids=padded.to(model.device)).logits
+        for row, (probe, ids) in enumerate(zip(probes, texts, strict=True)):
+            start = max(1, len(_prompt(probe)))
+            logprobs = logits[row, start - 1 : len(ids) - 1].float().log_softmax(-1)
+            place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
+            kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
+            where, names = place.cpu().numpy() + start, tokens.cpu().numpy().astype(np.uint32)
+            read.append(ReadText(probe.id, ids, len(_prompt(probe)), where, names, kept))
+    return read
+
+
+def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
+    """Recorded log probabilities, from JSONL.
+
+    A record is a position: `context_ids` (everything the suspect saw, or its last tokens) and `top_logprobs`, a
+    list of [token id, natural log probability]. Or it is a text: `output_ids`, perhaps `prompt_ids`, and
+    `top_logprobs` with one such list, or null, for each output token; `sampled` says that the suspect wrote the
+    output itself, and was not made to read it.
+
+    Raises:
+        InputError: the file cannot be read, or a record is malformed.
+    """
+    texts: list[ReadText] = []
+    for record in read_records(path):
+        if isinstance(record, InputError):
+            raise record
+        texts.append(from_record(record, NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size))
+    return texts
+
+
+def gather(texts: Sequence[ReadText], width: int, *, keyless: bool) -> Readings:
+    """What may be scored of some texts (rule 2, see `verify.pairs.places`), as arrays."""
+    where: list[I64] = []
+    discarded: Counter[str] = Counter()
+    for text in texts:
+        kept, left_out = places(text.ids, text.start, width, keyless, sampled=text.sampled)
+        where.append(kept)
+        discarded.update(left_out)
+    return _gather(texts, where, width, dict(discarded))
+
+
+def gather_positions(texts: Sequence[ReadText], positions: Positions) -> Readings:
+    """What a model said at the positions of some outputs, of which `texts` are what it read, one a record."""
+    where = np.split(positions.place, np.searchsorted(positions.record, np.arange(1, len(texts))))
+    return _gather(texts, where, positions.contexts.shape[1], positions.discarded)
+
+
+def _gather(texts: Sequence[ReadText], where: Sequence[I64], width: int, discarded: dict[str, int]) -> Readings:
+    contexts: list[U32] = [np.zeros((0, width), np.uint32)]
+    entries: list[tuple[I64, U32, F32]] = []
+    total = 0
+    for text, places_here in zip(texts, where, strict=True):
+        kept = np.isin(text.place, places_here)
+        position = np.searchsorted(places_here, text.place[kept]) + total
+        entries.append((position, text.tokens[kept], text.logprobs[kept]))
+        contexts.append(_windows(text.ids, places_here, width))
+        total += len(places_here)
+    none: tuple[I64, U32, F32] = (np.zeros(0, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float32))
+    position, tokens, logprobs = (np.concatenate(column) for column in zip(none, *entries, strict=True))
+    record = np.repeat(np.arange(len(where)), [len(one) for one in where])
+    return Readings(np.concatenate(contexts), position, tokens, logprobs, discarded, record)
+
+
+def check_same_positions(suspect: Readings, reference: Readings, path: Path, reference_path: Path) -> None:
+    """Raises InputError, with the first position that differs, unless both were read at the same ones."""
+    common = min(len(suspect), len(reference))
+    differ = np.flatnonzero((suspect.contexts[:common] != reference.contexts[:common]).any(axis=1))
+    if len(differ) or len(suspect) != len(reference):
+        number = int(differ[0]) if len(differ) else common
+        longer = reference if number < len(reference) else suspect
+        raise InputError(
+            reference_path,
+            int(longer.record[number]) + 1,
+            f"position {number + 1} is not the one in {path}",
+            "reference records need the same contexts in the same order",
+        )
+
+
+def from_record(record: Record, vocabulary: int) -> ReadText:
+    """One record of `read_recorded`; ids lie below `vocabulary`. Raises InputError."""
+    fields, top = record.fields, record.fields.get("top_logprobs")
+    name = str(fields.get("id", f"{record.path.name}:{record.line}"))
+    if "context_ids" in fields and top is not None:
+        ids = check_ids(record, "context_ids", fields["context_ids"], vocabulary)
+        tokens, logprobs = _check_top(record, top, vocabulary)
+        # the token that came next is unknown, and not needed
+        return ReadText(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
+    if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
+        raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
+    output = check_ids(record, "output_ids", fields["output_ids"], vocabulary)
+    prompt = check_ids(record, "prompt_ids", fields.get("prompt_ids") or [], vocabulary)
+    top = [None] * len(output) if top is None else top
+    if not isinstance(top, list) or len(top) != len(output):
+        raise record.error("a text's 'top_logprobs' must be a list with one list, or null, for each output token")
+    tops = [_check_top(record, one, vocabulary) if one else _NOTHING for one in top]
+    place = np.repeat(np.arange(len(prompt), len(prompt) + len(output)), [len(tokens) for tokens, _ in tops])
+    tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
+    whole = np.concatenate([prompt, output])
+    flags = (fields.get("sampled") is True, fields.get("sequential") is True)
+    return ReadText(name, whole, len(prompt), place, tokens, logprobs, *flags)
+
+
+_NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
+
+
+def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
+    rows = top if isinstance(top, list) and all(isinstance(row, list) and len(row) == 2 for row in top) else []
+    if not rows or not all(isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3 for _, p in rows):
+        raise record.error(
+            "'top_logprobs' must be a list of [token id, log probability]", "natural logarithms, none above 0"
+        )
+    tokens = check_ids(record, "top_logprobs", [token for token, _ in rows], vocabulary)
+    if len(set(tokens.tolist())) < len(tokens):
+        raise record.error("'top_logprobs' names a token twice")
+    logprobs = np.array([p for _, p in rows], np.float64).clip(min=-1e30)  # an API may say -inf, or -9999
+    return tokens.astype(np.uint32), logprobs.astype(np.float32)
+
+
+def to_record(read: ReadText) -> dict[str, Any]:
+    """What `from_record` reads back, for JSON."""
+    bounds = np.searchsorted(read.place, np.arange(read.start, len(read.ids) + 1))
+    rows = [
+        [[int(t), float(str(p))] for t, p in zip(read.tokens[low:high], read.logprobs[low:high], strict=True)] or None
+        for low, high in pairwise(bounds)
+    ]
+    prompt, output = read.ids[: read.start].tolist(), read.ids[read.start :].tolist()
+    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows}
+
+
+def _digest(path: Path, probes: Sequence[Output], likely: float) -> str:
+    """Twelve hex digits for the model, the probes and what is kept of them."""
+    texts = [[probe.id, _prompt(probe).tolist(), probe.output_ids.tolist()] for probe in probes]
+    return hashlib.sha256(f"{model_digest(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
+
+
+def _resume(record: Path, run: str, mark: Mark) -> list[ReadText]:
+    """The texts that `record` holds already; a last line without its end is cut off."""
+    vocabulary = NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
+    return [from_record(line, vocabulary) for line in resume_jsonl(record, run)]
+
+
+def _prompt(probe: Output) -> I64:
+    return np.zeros(0, np.int64) if probe.prompt_ids is None else probe.prompt_ids
+
+
+def _windows(ids: I64, where: I64, width: int) -> U32:
+    columns = [ids[where - shift] for shift in range(width, 0, -1)]
+    return np.stack(columns, 1).astype(np.uint32) if columns else np.zeros((len(where), 0), np.uint32)
+
+
+def top(readings: Readings, k: int) -> Readings:
+    """The k largest log probabilities of each position only, as an API gives them."""
+    order = np.lexsort((-readings.logprobs, readings.position))
+    rank = np.arange(len(order)) - np.searchsorted(readings.position, readings.position[order])
+    return _kept(readings, np.sort(order[rank < k]), len(readings))
+
+
+def top_of_text(read: ReadText, k: int) -> ReadText:
+    """The k largest log probabilities at each place only."""
+    order = np.lexsort((-read.logprobs, read.place))
+    rank = np.arange(len(order)) - np.searchsorted(read.place, read.place[order])
+    kept = np.sort(order[rank < k])
+    return replace(read, place=read.place[kept], tokens=read.tokens[kept], logprobs=read.logprobs[kept])
+
+
+def first(readings: Readings, positions: int) -> Readings:
+    """The first positions only."""
+    return _kept(readings, np.flatnonzero(readings.position < positions), positions)
+
+
+def _kept(readings: Readings, entries: I64, positions: int) -> Readings:
+    columns = (readings.position[entries], readings.tokens[entries], readings.logprobs[entries])
+    return Readings(readings.contexts[:positions], *columns, readings.discarded, readings.record[:positions])
