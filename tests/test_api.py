@@ -29,7 +29,7 @@ def folder(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A mark for the real tokenizer, thirty prompts, and a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     new_mark(bytes(range(32)), teacher, delta=3.0, label="api").save(tmp_path / "m")
-    lines = [{"id": f"q{i}", "prompt": f"Tell me something about the number {i}."} for i in range(30)]
+    lines = [{"id": f"q{i}", "prompt": f"Tell me something about the number {i}."} for i in range(36)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
@@ -70,6 +70,10 @@ def test_log_probabilities_of_a_real_model(folder: Path, teacher: Path, stillmar
     again = replay("logprobs", folder / "log.jsonl", "--reference-records", folder / "log.reference.jsonl",
                    "--probes-keyless")  # fmt: skip
     assert (again["log10_e"], again["n"]) == (found["log10_e"], found["n"]), "to the last bit"
+    (folder / "short.jsonl").write_text("".join((folder / "log.reference.jsonl").read_text().splitlines(True)[1:]))
+    words = ("logprobs", folder / "log.jsonl", "--reference-records", folder / "short.jsonl", "--mark", folder / "m")
+    assert "which are not the" in stillmark("verify", *words).stderr
+    assert stillmark("verify", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
     text = replay("text", folder / "log.jsonl", "--prompts-keyless")
     assert text["test"].startswith("sequential")
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
@@ -90,7 +94,7 @@ def test_a_guilty_endpoint_stops_early_and_resumes(folder: Path, teacher: Path, 
 
     with serve(marked) as (url, seen):
         first = json.loads(stillmark(*command(folder, url, "--alpha", 1e-30, budget=19, model="m")).stdout)
-        assert (first["access"], first["stopped"], first["records"]) == ("text", "budget", 2)
+        assert (first["access"], first["stopped"], first["records"]) == ("text", "budget", 1)
         whole = (folder / "log.jsonl").read_bytes()
         (folder / "log.jsonl").write_bytes(whole[:-40])  # killed within its last line
         found = json.loads(stillmark(*command(folder, url, "--alpha", 1e-30, budget=5000, model="m")).stdout)
@@ -120,6 +124,9 @@ GARBAGE: list[dict[str, Any] | bytes] = [
     chat("a b", [("no such token", [("neither", -0.1), (" the", -1.0)])], usage={"prompt_tokens": "many"}),
     chat("�" * 40, usage={"completion_tokens": -5, "prompt_tokens": 10**40}),
     chat("text \ud800 with half a surrogate"),
+    b"[" * 100_000,
+    chat("a", [(" a", [(" a", -(10**400)), (" the", -1)])]),
+    chat("the key", system_fingerprint=KEY, usage={"prompt_tokens": 0, "completion_tokens": 0}),
 ]
 
 
@@ -157,7 +164,7 @@ def test_a_hostile_server_costs_evidence_and_nothing_else(folder: Path, stillmar
     assert found["stopped"] == "prompts"
     assert found["verdict"] == "insufficient evidence", "false failure 1e-3, key fixed"
     rows = log(folder)
-    assert [row["id"] for row in rows] == [f"q{i}" for i in range(30)]
+    assert [row["id"] for row in rows] == [f"q{i}" for i in range(36)]
     failed = [row for row in rows if row["error"]]
     assert found["failed_requests"] == len(failed) >= 7
     assert all(row["output_ids"] == [] for row in failed)
@@ -183,13 +190,13 @@ def test_a_server_that_changes_its_model_is_refused(folder: Path, stillmark: Run
     ("status", "message"),
     [
         (401, "is the key right?"),
-        (404, "are URL, model and request right?"),
-        (400, "are URL, model and request right?"),
+        (404, "are URL and model right?"),
+        (400, "the last 5 requests failed"),
     ],
 )
 def test_refusals_end_the_run_without_showing_the_key(folder: Path, stillmark: Run, status: int, message: str) -> None:
     def refuse(_body: dict[str, Any], handler: Handler) -> None:
-        said = {"error": {"message": f"no: {handler.headers['Authorization']}"}}
+        said = {"error": {"message": f"{'no ' * 45}{handler.headers['Authorization']}\x1b[2J"}}
         handler.reply(status, json.dumps(said).encode())
 
     with serve(refuse) as (url, seen):
@@ -197,8 +204,10 @@ def test_refusals_end_the_run_without_showing_the_key(folder: Path, stillmark: R
     assert result.exit_code == 1
     assert f"HTTP {status} from /chat/completions" in result.stderr
     assert message in result.stderr
-    assert KEY not in result.stderr + (folder / "log.jsonl").read_text()
-    assert len(seen) <= 2
+    everything = result.stderr + (folder / "log.jsonl").read_text()
+    assert not any(KEY[i : i + 12] in everything for i in range(len(KEY) - 12))
+    assert "\x1b" not in everything
+    assert len(seen) <= 10
 
 
 def test_a_dead_server_ends_the_run_with_what_it_has(folder: Path, stillmark: Run) -> None:
@@ -207,12 +216,39 @@ def test_a_dead_server_ends_the_run_with_what_it_has(folder: Path, stillmark: Ru
     assert result.exit_code == 1
     assert "the last 5 requests failed; the last one: HTTP 503" in result.stderr
     assert "goes on from" in result.stderr
-    assert [row["error"] for row in log(folder)] == ["HTTP 503"] * 5
+    assert [row["error"][:8] for row in log(folder)] == ["HTTP 503"] * 5
     with serve(lambda _body, _handler: chat("here again")) as (url, _):
         result = stillmark(*command(folder, url, budget=100))
     assert result.exit_code == 0, result.stderr
     rows = log(folder)
-    assert [row["id"] for row in rows if row["error"] is None][:3] == ["q0", "q1", "q2"], "failed ones asked anew"
+    assert [row["id"] for row in rows if row["error"] is None][:3] == ["q5", "q6", "q7"], "failed ones wait"
+
+
+def test_one_prompt_that_is_always_refused_does_not_block(folder: Path, stillmark: Run) -> None:
+    def answer(body: dict[str, Any], handler: Handler) -> dict[str, Any] | None:
+        if body["messages"][0]["content"].endswith(" 0."):
+            return handler.reply(400, b'{"error": {"message": "filtered"}}')
+        return chat("fine")
+
+    with serve(answer) as (url, _):
+        result = stillmark(*command(folder, url, budget=10_000))
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert (found["records"], found["failed_requests"], found["stopped"]) == (35, 1, "prompts")
+        assert "filtered" in log(folder)[0]["error"]
+
+
+def test_text_access_and_the_budget_do_not_depend_on_the_servers_word(folder: Path, stillmark: Run) -> None:
+    said = chat(" the cat", [(" the", [(" the", -0.1)]), (" cat", [(" cat", -0.1)])], usage={"prompt_tokens": 0,
+                "completion_tokens": 0}, model="\x1b]0;own\x07ed\ud800")  # fmt: skip
+    with serve(lambda _body, _handler: said) as (url, seen):
+        result = stillmark(*command(folder, url, "--access", "text", "--concurrency", 1, budget=100))
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["access"], found["stopped"]) == ("text", "budget")
+    assert found["billed_tokens"] >= 100
+    assert len(seen) < 5
+    assert found["served_model"] == "]0;owned?"
 
 
 def test_what_cannot_work_is_said_at_once(folder: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +256,7 @@ def test_what_cannot_work_is_said_at_once(folder: Path, stillmark: Run, monkeypa
         result = stillmark(*command(folder, url, "--access", "logprobs"))
         assert "the endpoint gives no log probabilities" in result.stderr
         assert stillmark(*command(folder, url, "--extra", "no json")).exit_code == 2
+        assert stillmark(*command(folder, url, "--extra", '{"messages": []}')).exit_code == 2
         (folder / "prompts.jsonl").write_text('{"prompt_ids": [5, 6]}\n')
         assert "need --endpoint completions" in stillmark(*command(folder, url)).stderr
     monkeypatch.delenv("OPENAI_API_KEY")

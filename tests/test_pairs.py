@@ -27,10 +27,10 @@ def by_the_rules(records: Records, width: int, exempt: set[int], keyless: bool) 
     pairs: list[tuple[int, ...]] = []
     counts: Counter = Counter()
     discarded: Counter = Counter()
+    shown = {tuple(p[j - width : j]) for p, _ in records if p for j in range(width, len(p))}
     for prompt, output in records:
         ids = (prompt or []) + output
         start = len(prompt or [])
-        shown = {tuple(ids[j - width : j]) for j in range(width, start)}
         for i in range(start, len(ids)):
             window = tuple(ids[i - width : i]) if i >= width else None
             if window is None:
@@ -82,7 +82,7 @@ def test_every_position_is_accounted_for_in_an_example() -> None:
 
 def test_at_width_0_any_prompt_takes_everything() -> None:
     records = [([5], [6, 7]), (None, [8])]
-    assert extract(outputs(records), 0).tokens.tolist() == [8]
+    assert extract(outputs(records), 0).tokens.tolist() == [], "the empty window was shown"
     assert extract(outputs(records), 0, prompts_keyless=True).tokens.tolist() == [6, 7, 8]
 
 

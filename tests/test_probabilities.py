@@ -32,14 +32,14 @@ Write = Callable[..., Path]
 def test_places_against_the_rule(ids: list[int], start: int, width: int, keyless: bool) -> None:
     expected, short, seen = [], 0, 0
     for i in range(start, len(ids)):
-        earlier = [tuple(ids[j - width : j]) for j in range(max(width, 1), i)]
+        earlier = [tuple(ids[j - width : j]) for j in range(width, i)]
         if i < max(width, 1):
             short += 1
         elif not keyless and tuple(ids[i - width : i]) in earlier:
             seen += 1
         else:
             expected.append(i)
-    where, discarded = places(np.array(ids, np.int64), start, width, keyless)
+    where, discarded = places(np.array(ids, np.int64), start, width, keyless=keyless)
     assert where.tolist() == expected
     assert discarded == {"short_context": short, "seen_window": seen}
 
@@ -78,7 +78,8 @@ def test_difference_against_a_plain_loop(rows: list) -> None:
     expected = []
     for context, ours, theirs in rows:
         union = sorted(ours.keys() | theirs.keys())
-        gaps = [ours.get(t, min(ours.values())) - theirs.get(t, min(theirs.values())) for t in union]
+        floors = [min(*row.values(), *([np.log(1e-3)] if len(row) == 1 else [0])) for row in (ours, theirs)]
+        gaps = [ours.get(t, floors[0]) - theirs.get(t, floors[1]) for t in union]
         expected += [(context, t, max(-3, min(3, g - np.mean(gaps)))) for t, g in zip(union, gaps, strict=True)]
     contexts, tokens, weights = difference(suspect, reference)
     assert contexts[:, 0].tolist() == [c for c, _, _ in expected]
@@ -242,7 +243,7 @@ def test_verify_model_and_logprobs_agree(
         tops = zip(readings.tokens[entries].tolist(), readings.logprobs[entries].tolist(), strict=True)
         records.append({"context_ids": readings.contexts[p].tolist(), "top_logprobs": [list(row) for row in tops]})
     recorded = jsonl(*records, name="records.jsonl")
-    replay = stillmark("verify", "logprobs", "--mark", tmp_path / "m", recorded, "--json")
+    replay = stillmark("verify", "logprobs", "--mark", tmp_path / "m", recorded, "--probes-keyless", "--json")
     assert json.loads(replay.stdout)["log10_pvalue"] == pytest.approx(found["log10_pvalue"], rel=1e-9)
     assert json.loads(replay.stdout)["comparisons"] == pytest.approx(found["comparisons"], rel=1e-9)
 
@@ -287,5 +288,50 @@ def test_reference_records_must_match(mark_file: Path, jsonl: Write, stillmark: 
 def test_a_repeated_window_in_recorded_contexts_is_left_out(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     path = jsonl({"context_ids": [6, 5, 6], "top_logprobs": [[7, -0.5]]}, GOOD)
     run = ("verify", "logprobs", "--mark", mark_file, path, "--json")
-    assert json.loads(stillmark(*run).stdout)["discarded"]["seen_window"] == 1
+    assert json.loads(stillmark(*run).stdout)["discarded"]["seen_window"] == 2
     assert json.loads(stillmark(*run, "--probes-keyless").stdout)["discarded"]["seen_window"] == 0
+
+
+def test_what_was_read_is_kept_resumed_and_replayed(
+    teacher: Path, teacher_mark: Mark, speeches: np.ndarray, tmp_path: Path, jsonl: Write, stillmark: Run
+) -> None:
+    teacher_mark.save(tmp_path / "m")
+    rows = [{"prompt_ids": speeches[i : i + 5].tolist(), "output_ids": speeches[i + 5 : i + 25].tolist()}
+            for i in range(0, 250, 50)]  # fmt: skip
+    probes, kept = jsonl(*rows, name="probes.jsonl"), tmp_path / "kept"
+    models = ("--model", teacher, "--reference", teacher, "--probes", probes, "--batch-size", 2, "--decoys", 0)
+    run = ("verify", "model", "--mark", tmp_path / "m", *models, "--probes-keyless", "--record", kept, "--json")
+    whole = json.loads(stillmark(*run).stdout)
+    lines = (kept / "suspect.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    (kept / "suspect.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    assert json.loads(stillmark(*run).stdout) == whole
+    assert (kept / "suspect.jsonl").read_bytes() == b"".join(lines)
+    words = ("logprobs", kept / "suspect.jsonl", "--probes-keyless", "--decoys", 0, "--json")
+    replayed = json.loads(stillmark("verify", *words, "--mark", tmp_path / "m").stdout)
+    alone = [word for word in run if word not in ("--reference", teacher)]
+    alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
+    direct = json.loads(stillmark(*alone).stdout)
+    assert {**replayed, "files": 0, "reference": 0} == {
+        **{name: value for name, value in direct.items() if name in replayed}, "files": 0, "reference": 0
+    }  # fmt: skip
+    jsonl(*rows[:4], name="probes.jsonl")
+    other = stillmark(*run)
+    assert other.exit_code == 1
+    assert "written with another model, mark, prompts or settings" in other.stderr
+    (tmp_path / "file").write_text("")
+    blocked = stillmark(*run[:-2], tmp_path / "file", "--json")
+    assert blocked.exit_code == 1
+    assert "cannot write" in blocked.stderr
+
+
+def test_a_text_longer_than_a_piece_is_read_whole(
+    teacher: Path, teacher_mark: Mark, speeches: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = [Output("long", speeches[:3], speeches[3:70])]
+    whole = read_weights(teacher, teacher_mark, probe)[0]
+    monkeypatch.setattr(suspects, "PIECE", 32)
+    pieces = read_weights(teacher, teacher_mark, probe)[0]
+    assert np.array_equal(np.unique(pieces.place), np.arange(3, 70))
+    early = whole.place < 32
+    assert np.array_equal(pieces.tokens[pieces.place < 32], whole.tokens[early]), "the first piece has all it needs"

@@ -106,3 +106,27 @@ def test_near_the_mean_the_estimate_is_smooth() -> None:
     steps = np.diff(values)
     assert (steps < 0).all()
     assert abs(steps).max() < 3 * abs(steps).min()
+
+
+def test_the_mixture_holds_for_weights_that_follow_the_coins() -> None:
+    """A gambler raises the stake while behind, and stops when ahead: Chernoff's bound need not hold, this does."""
+    rng = np.random.default_rng(10)
+    fired = 0
+    for _ in range(2000):
+        weights, t = [], 0.0
+        for green in rng.random(60) < 0.25:
+            weights.append(1.0 if t > 0 else min(30.0, 1 - t))
+            t += weights[-1] * (float(green) - 0.25)
+            if t > 10:
+                break
+        fired += weighted.mixture_log10_sf(np.array(weights), t, 0.25) <= -2
+    assert fired <= scipy.stats.binom(2000, 0.01).isf(1e-6), "false failure 1e-6"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mixture_is_little_weaker_than_chernoff(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(0, 0.5, 3000)
+    t = float((weights * ((rng.random(3000) < 0.25 + 0.1 * (weights > 0)) - 0.25)).sum())
+    chernoff, mixture = (f(weights, t, 0.25) for f in (weighted.chernoff_log10_sf, weighted.mixture_log10_sf))
+    assert chernoff <= mixture < chernoff + 1.6, "the mixture has 32 parts, one of which is near the best"

@@ -26,13 +26,17 @@ Write = Callable[..., Path]
 def test_counts_lookup_and_the_file(width: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(width)
     texts = [rng.integers(0, 4, 50) for _ in range(5)]
-    counted = windows.count_windows([Output(str(i), None, ids) for i, ids in enumerate(texts)], width, [3])
+    outputs = [Output(str(i), None, ids) for i, ids in enumerate(texts)]
+    counted = windows.count_windows(outputs, width, [3], marked=False)
     expected = Counter(tuple(ids[i - width : i].tolist()) for ids in texts for i in range(width, 50) if ids[i] != 3)
     assert {tuple(w): c for w, c in zip(counted.contexts.tolist(), counted.counts, strict=True)} == expected
     windows.save(counted, tmp_path / "w.parquet")
     loaded = windows.load(tmp_path / "w.parquet", width)
-    assert loaded.marked is None
+    assert loaded.marked is False
     assert (np.diff(loaded.counts) <= 0).all()
+    careful = windows.count_windows(outputs, width, [3])
+    assert careful.counts.max() <= 5, "once an output, where the text may be marked"
+    assert len(careful.counts) == len(counted.counts)
     asked = rng.integers(0, 5, (30, width)).astype(np.uint32)
     assert loaded.lookup(asked).tolist() == [expected[tuple(row)] for row in asked.tolist()]
 
@@ -53,9 +57,10 @@ def test_the_command_knows_whether_the_text_was_marked(
     rows = [{"output_ids": [5, 6, 5, 7], **({"mark": m} if m != "" else {})} for m in marks]
     run = ("windows", "--mark", mark_file, jsonl(*rows), "--out", tmp_path / "w.parquet", "--json")
     found = json.loads(stillmark(*run).stdout)
-    assert found == {"out": str(tmp_path / "w.parquet"), "windows": 2, "tokens": 6, "marked": marked}
+    often = 4 if marked is False else 2
+    assert found == {"out": str(tmp_path / "w.parquet"), "windows": 2, "tokens": often + 2, "marked": marked}
     assert pq.read_table(tmp_path / "w.parquet").to_pylist() == [
-        {"window": [5], "count": 4}, {"window": [6], "count": 2}
+        {"window": [5], "count": often}, {"window": [6], "count": 2}
     ]  # fmt: skip
 
 
@@ -79,11 +84,13 @@ def test_cut_and_targets() -> None:
     assert [piece.output_ids.tolist() for piece in pieces] == [[5, 6, 5], [7, 8, 6], [5]]
     assert [None if p.prompt_ids is None else p.prompt_ids.tolist() for p in pieces] == [[9], None, None]
     counted = windows.Windows(np.array([[5], [8], [1]], np.uint32), np.array([2, 7, 99]), None)
-    found = windows.targets([text], counted, 5, before=2)
+    found = windows.targets([text], counted, 5, each=1, before=2)
     assert [(p.id, p.prompt_ids.tolist(), p.output_ids.tolist()) for p in found] == [
         ("t@6", [7, 8], [6]),
         ("t@2", [9, 5], [6]),
     ]
+    assert [p.id for p in windows.targets([text], counted, 5)] == ["t@6", "t@2", "t@4"]
+    assert [p.id for p in windows.targets([text], counted, 2)] == ["t@6", "t@2"]
 
 
 def test_probes_of_a_real_model_and_of_text(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
@@ -118,5 +125,5 @@ def test_windows_of_marked_text_are_mentioned(
     run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--probes", tmp_path / "p.jsonl",
            "--windows", tmp_path / "w", "--probes-keyless", "--decoys", 0)  # fmt: skip
     result = stillmark(*run, "--json")
-    assert any("their counts depend on the key" in warning for warning in json.loads(result.stdout)["warnings"])
-    assert "their counts depend on the key" in stillmark(*run).stderr
+    assert any("counts depend on the key" in warning for warning in json.loads(result.stdout)["warnings"])
+    assert "counts depend on the key" in stillmark(*run).stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,10 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.suspects import ReadText, from_record
+from verify.suspects import ReadText, from_record, is_logprob
 from watermark import ApiError, Mark
 from watermark.generate import Prompt, encode_prompt
-from watermark.prf import NO_TOKEN
 from watermark.records import Record, resume_jsonl
 
 if TYPE_CHECKING:
@@ -128,12 +126,17 @@ def interview(
         InputError: the log cannot be written, or is of another run.
     """
     vocabulary = Vocabulary(tokenizer, mark.vocabulary_size or len(tokenizer))
+    for prompt in prompts:
+        if max(prompt.ids or (0,)) >= vocabulary.size:
+            raise ApiError(f"prompt '{prompt.id}' holds an id outside the vocabulary of {vocabulary.size}")
     run = _digest(endpoint, prompts, mark)
     earlier = resume_jsonl(log, run)
     if earlier:
-        yield [_count(record, tally, vocabulary.size) for record in earlier]
+        yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]
     answered = {record.fields["id"] for record in earlier if record.fields.get("error") is None}
+    failed = {record.fields["id"] for record in earlier} - answered
     waiting = [prompt for prompt in prompts if prompt.id not in answered]
+    waiting.sort(key=lambda prompt: prompt.id in failed)  # a prompt that a server chokes on comes last
     client = _client(endpoint)
     in_a_row, lines = 0, len(earlier)
     with log.open("ab") as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
@@ -146,10 +149,10 @@ def interview(
             records, refusals = [], []
             answers = pool.map(lambda prompt, asked=logprobs: _ask(client, endpoint, prompt, asked), wave)
             for prompt, (fields, refusal) in zip(wave, answers, strict=True):
-                said = _understand(fields, prompt, vocabulary, mark, endpoint.chat)
+                fields = _plain(fields, client.api_key)
+                said = _understand(fields, prompt, vocabulary, mark, endpoint)
                 line = {"id": prompt.id, **said, "sampled": True, "sequential": True, **fields, "run": run}
-                # half a surrogate pair, which JSON can say and UTF-8 cannot, becomes a question mark
-                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 lines += 1
                 records.append(Record(log, lines, line))
                 refusals += [refusal] if refusal else []
@@ -157,7 +160,7 @@ def interview(
             file.flush()
             if refusals:
                 raise refusals[0]
-            yield [_count(record, tally, vocabulary.size) for record in records]
+            yield [_count(record, tally, vocabulary.size, endpoint) for record in records]
             if in_a_row >= GIVE_UP:
                 raise ApiError(
                     f"the last {in_a_row} requests failed; the last one: {tally.last_error}",
@@ -199,26 +202,34 @@ def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> 
         code = error.status_code
         if code in (400, 422) and logprobs:
             return _ask(client, endpoint, prompt, False)
-        fields = {"request": request, "answer": None, "error": f"HTTP {code}"}
-        if code not in (400, 401, 403, 404, 422):
-            return fields, None
-        hint = "is the key right?" if code in (401, 403) else "are URL, model and request right?"
         reason = f"HTTP {code} from {path}: {_clean(error.message, client)}"
-        return fields, ApiError(f"the endpoint refuses: {reason}", hint)
-    except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
+        refusal = None
+        if code in (401, 403, 404):  # no matter of this one prompt
+            hint = "is the key right?" if code != 404 else "are URL and model right?"
+            refusal = ApiError(f"the endpoint refuses: {reason}", hint)
+        return {"request": request, "answer": None, "error": reason}, refusal
+    except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is no JSON, or deeper than a well
         return {"request": request, "answer": None, "error": type(error).__name__}, None
 
 
 def _clean(message: str, client: OpenAI) -> str:
-    """One line of a server's words, without the key if it repeats it."""
-    return " ".join(message.split())[:200].replace(client.api_key or "\0", "[key]")
+    """One line of a server's words: without the key, if it repeats it, and without control characters."""
+    words = " ".join(message.replace(client.api_key or "\0", "[key]").split())
+    return "".join(c for c in words if c.isprintable())[:200]
+
+
+def _plain(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    """As it can be logged: without the key, and with a question mark for half a surrogate pair, which is no text."""
+    line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace").decode()
+    plain: dict[str, Any] = json.loads(line.replace(json.dumps(key)[1:-1], "[key]") if key else line)
+    return plain
 
 
 def _understand(
-    fields: dict[str, Any], prompt: Prompt, vocabulary: Vocabulary, mark: Mark, chat: bool
+    fields: dict[str, Any], prompt: Prompt, vocabulary: Vocabulary, mark: Mark, endpoint: Endpoint
 ) -> dict[str, Any]:
     """What an answer says, as a record of outputs; sets `error` in `fields` if it says nothing."""
-    tokenizer = vocabulary.tokenizer
+    tokenizer, chat = vocabulary.tokenizer, endpoint.chat
     said: dict[str, Any] = {"prompt": prompt.text, "prompt_ids": encode_prompt(tokenizer, prompt, chat)}
     said |= {"output": "", "output_ids": []}
     if fields["error"] is not None:
@@ -228,9 +239,8 @@ def _understand(
     if not isinstance(text, str):
         fields["error"] = "the answer holds no text"
         return said
-    text = text.encode("utf-8", "replace").decode()
     entries = _chat_entries(choice) if chat else _plain_entries(choice)
-    if not entries:
+    if not entries or not endpoint.top_logprobs:
         ids = tokenizer.encode(text, add_special_tokens=False)
         return said | {"output": text, "output_ids": [i for i in ids if i < vocabulary.size]}
     unknown = next(iter(mark.exempt), 0)  # stands for a token that cannot be told, and is never scored itself
@@ -251,7 +261,7 @@ def _chat_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
     for entry in content if isinstance(content, list) else []:
         tops = _dig(entry, "top_logprobs")
         rows = [(_dig(top, "token"), _dig(top, "logprob")) for top in (tops if isinstance(tops, list) else [])]
-        found.append((_dig(entry, "token"), [(token, p) for token, p in rows if _is_logprob(p)]))
+        found.append((_dig(entry, "token"), [(token, p) for token, p in rows if is_logprob(p)]))
     return found
 
 
@@ -261,13 +271,7 @@ def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
     if not isinstance(tokens, list) or not isinstance(tops, list) or len(tokens) != len(tops):
         return []
     rows = [top if isinstance(top, dict) else {} for top in tops]
-    return [
-        (token, [(t, p) for t, p in row.items() if _is_logprob(p)]) for token, row in zip(tokens, rows, strict=True)
-    ]
-
-
-def _is_logprob(p: Any) -> bool:
-    return isinstance(p, int | float) and not isinstance(p, bool) and not math.isnan(p) and p <= 1e-3
+    return [(token, [(t, p) for t, p in row.items() if is_logprob(p)]) for token, row in zip(tokens, rows, strict=True)]
 
 
 def _dig(value: Any, *path: str | int) -> Any:
@@ -280,9 +284,9 @@ def _dig(value: Any, *path: str | int) -> Any:
     return value
 
 
-def _count(record: Record, tally: Tally, vocabulary: int) -> ReadText:
+def _count(record: Record, tally: Tally, vocabulary: int, endpoint: Endpoint) -> ReadText:
     """Takes one logged answer into the tally, and gives what it says."""
-    fields = record.fields
+    fields, answer = record.fields, record.fields.get("answer")
     if fields.get("error") is None and tally.answers == 0:
         tally.logprobs = "top_logprobs" in fields
     if fields.get("error") is not None:
@@ -290,18 +294,23 @@ def _count(record: Record, tally: Tally, vocabulary: int) -> ReadText:
         tally.last_error = fields["error"]
     else:
         tally.answers += 1
-    served = _dig(fields.get("answer"), "model")
+    served = _dig(answer, "model")
     if isinstance(served, str):
+        served = "".join(c for c in served if c.isprintable())[:200]
         if tally.served not in (None, served):
             raise ApiError(
                 f"the server answered as '{tally.served}' before, and now as '{served}'",
                 "evidence must come from one model: test each under its own name, with a log of its own",
             )
         tally.served = served
-    counts = [_dig(fields.get("answer"), "usage", name) for name in ("prompt_tokens", "completion_tokens")]
-    lengths = [len(fields["prompt_ids"]), len(fields["output_ids"])] if fields.get("answer") is not None else [0, 0]
-    for count, length in zip(counts, lengths, strict=True):
-        tally.billed += count if isinstance(count, int) and 0 <= count < NO_TOKEN else length
+    if answer is not None:
+        # the server's count, within reason: neither none for what was written nor more than was asked for
+        for name, own, most in (
+            ("prompt_tokens", len(fields["prompt_ids"]), 10 * len(fields["prompt_ids"]) + 1000),
+            ("completion_tokens", len(fields["output_ids"]), 2 * endpoint.max_tokens + 1000),
+        ):
+            count = _dig(answer, "usage", name)
+            tally.billed += min(max(count, own), most) if isinstance(count, int) else own
     tally.unknown_tokens += fields.get("unknown_tokens", 0)
     return from_record(record, vocabulary)
 

@@ -19,7 +19,7 @@ from watermark import InputError, TokenizerError
 from watermark.prf import NO_TOKEN
 from watermark.records import Record, read_jsonl
 
-FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "sequential")
+FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "marked", "sequential")
 Encode = Callable[[list[str]], list[list[int]]]
 """Texts to token ids, without special tokens."""
 
@@ -155,7 +155,7 @@ def read_outputs(
             assert not isinstance(prompt, str)
             assert isinstance(output, np.ndarray)
             name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
-            marked = record.fields["mark"] is not None if "mark" in record.fields else None
+            marked = record.fields["mark"] is not None if "mark" in record.fields else record.fields.get("marked")
             yield Output(
                 name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
             )

@@ -1,8 +1,9 @@
 """Token sequences to distinct (context, token) pairs. The three validity rules live here and nowhere else.
 
 1. One coin a pair: a distinct pair counts once over the whole evidence, across records.
-2. No leaks from the context: a position is skipped if its window already occurred, with a successor, in the
-   record's own prompt; a model that copies what it was shown is innocent.
+2. No leaks from the context: a position is skipped if its window occurred, with a successor, in any prompt of
+   the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
+   records whose prompts show each other's windows tie the coins of the one to the choices in the other.)
 3. Predictable selection: what is skipped depends on windows and on which tokens are special, never on the
    key. Nothing in this module knows a key.
 """
@@ -43,6 +44,7 @@ class Pairs:
             `special_token`, `prompt_window` (rule 2), `repeated_pair` (rule 1).
         prompts: records that had a prompt.
         records: records in all.
+        keyless: the prompts cannot depend on the key.
     """
 
     contexts: U32
@@ -52,6 +54,7 @@ class Pairs:
     discarded: dict[str, int]
     prompts: int
     records: int
+    keyless: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Positions:
         discarded: positions left out, by reason.
         prompts: records that had a prompt.
         records: records in all.
+        keyless: the prompts cannot depend on the key.
     """
 
     contexts: U32
@@ -77,6 +81,7 @@ class Positions:
     discarded: dict[str, int]
     prompts: int
     records: int
+    keyless: bool = False
 
 
 def scorable(
@@ -123,7 +128,7 @@ def scorable(
     if prompts_keyless:
         discarded[PROMPT_WINDOW] = 0
     else:
-        discard(PROMPT_WINDOW, _seen_in_prompt(record, windows, scored, in_prompt & (place >= width)))
+        discard(PROMPT_WINDOW, _seen_in_prompt(windows, scored, in_prompt & (place >= width)))
     return Positions(
         contexts=_stack([window[scored] for window in windows], int(scored.sum())),
         tokens=ids[scored],
@@ -133,6 +138,7 @@ def scorable(
         discarded=discarded,
         prompts=prompts,
         records=len(lengths),
+        keyless=prompts_keyless,
     )
 
 
@@ -150,6 +156,7 @@ def distinct(positions: Positions) -> Pairs:
         discarded=positions.discarded | {REPEATED_PAIR: repeated},
         prompts=positions.prompts,
         records=positions.records,
+        keyless=positions.keyless,
     )
 
 
@@ -185,29 +192,50 @@ def weigh(contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: 
 
 
 def places(
-    ids: npt.NDArray[np.int64], start: int, width: int, keyless: bool, *, sampled: bool = False
+    ids: npt.NDArray[np.int64],
+    start: int,
+    width: int,
+    *,
+    keyless: bool,
+    sampled: bool = False,
+    seen: set[bytes] | None = None,
+    once: bool = True,
 ) -> tuple[npt.NDArray[np.int64], Counter[str]]:
-    """The positions of one text, from `start` on, whose prediction may be scored.
+    """The positions of one text, from `start` on, whose prediction may be scored (rule 2).
 
-    A position needs `width` tokens before it (and one, for the model to have seen anything). Rule 2: unless the
-    text is `keyless`, a position is left out if its window occurred earlier in the text, with a successor: there
-    the suspect may repeat what the mark put into the text. Where the suspect `sampled` what follows `start`
-    itself, only the part before it was shown. Returns indices into `ids`, and what was left out.
+    A position needs `width` tokens before it (and one, for the model to have seen anything). Unless what was shown is
+    `keyless`, a position is left out if its window occurred before, with a successor, in anything that the suspect was
+    shown: there it may repeat what the mark put into the text. Then each coin that is scored is fresh, given all that
+    was shown and scored before it.
+
+    Args:
+        ids: int64 [length], the text, prompt and all.
+        start: where the part begins whose tokens are predicted.
+        width: number of context tokens.
+        keyless: what is shown cannot depend on the key.
+        sampled: the suspect wrote what follows `start` itself, and was shown only the part before it.
+        seen: the windows that were shown before, over several texts; they are added to.
+        once: score a window once only, so that a coin's weight never comes from two moments.
+
+    Returns:
+        indices into `ids`, and how many were left out, by reason.
     """
-    seen: set[tuple[int, ...]] = set()
+    seen = set() if seen is None else seen
     kept: list[int] = []
     discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_WINDOW: 0})
+    raw = ids.astype(np.uint32).tobytes()
     for i in range(len(ids)):
         if i < max(width, 1):
             discarded[SHORT_CONTEXT] += i >= start
+        if i < width:
             continue
-        window = tuple(ids[i - width : i].tolist())
-        if i >= start:
+        window = raw[4 * (i - width) : 4 * i]
+        if i >= max(start, 1):
             if keyless or window not in seen:
                 kept.append(i)
             else:
                 discarded[SEEN_WINDOW] += 1
-        if i < start or not sampled:
+        if i < start or not sampled or (once and i > 0):
             seen.add(window)
     return np.array(kept, np.int64), discarded
 
@@ -217,13 +245,12 @@ def _stack(columns: Sequence[U32], rows: int) -> U32:
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.uint32)
 
 
-def _seen_in_prompt(record: npt.NDArray[np.int64], windows: list[U32], output: Bools, prompt: Bools) -> Bools:
-    """Whether each output position's window also precedes a token of its own record's prompt."""
-    seen = np.zeros(len(record), np.bool_)
+def _seen_in_prompt(windows: list[U32], output: Bools, prompt: Bools) -> Bools:
+    """Whether each output position's window also precedes a token of a prompt, its own or another's."""
+    seen = np.zeros(len(output), np.bool_)
     if prompt.any():
-        keys: list[npt.NDArray[np.integer]] = [record, *windows]
         where = np.flatnonzero(output | prompt)
-        code = codes([column[where] for column in keys], len(where))
+        code = codes([window[where] for window in windows], len(where))
         seen[where] = np.isin(code, code[prompt[where]])
     return seen & output
 

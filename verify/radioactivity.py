@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from verify import statistics, weighted
 from verify.pairs import PROMPT_WINDOW, Pairs, Positions, WeightedPairs, weigh
 from verify.statistics import Interval
-from verify.suspects import Readings
+from verify.suspects import LIKELY, Readings
 from verify.verdicts import CARRIES, INSUFFICIENT
 from verify.windows import Windows
 from watermark import Mark
@@ -40,7 +40,8 @@ METHODS: Final = {
 
 RANDOMNESS: Final = (
     "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on the secret, "
-    "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are."
+    "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are. "
+    "That takes prompts, probes and a reference that do not depend on the secret either, or rule 2 for those that do."
 )
 
 Floats = npt.NDArray[np.float64]
@@ -195,10 +196,7 @@ class TextResult(Result):
                 "if the prompts cannot carry the mark, say so with --prompts-keyless."
             )
         if self.pairs.prompts < self.pairs.records:
-            found.append(
-                f"{self.pairs.records - self.pairs.prompts} of {self.pairs.records} records name no prompt: "
-                "the test is exact only if what the suspect was shown there cannot carry the mark."
-            )
+            found.append(without_prompts(self.pairs.records - self.pairs.prompts, self.pairs.records))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,6 +213,7 @@ class TextResult(Result):
             "positions": self.pairs.positions,
             "discarded": dict(self.discarded),
             "records": self.pairs.records,
+            "keyless": self.pairs.keyless,
             "method": self.method,
             "tests": self.tests,
             "decoys": self.decoys.to_dict() if self.decoys else None,
@@ -234,6 +233,7 @@ class WeightedResult(Result):
         decoys: the test under decoy keys; None if none were asked for.
         comparisons: log10 p-values of the field's other tests on the same readings.
         windows_marked: the weights used counts of windows, and these may come from marked text; None: no counts.
+        keyless: what the suspect was shown cannot depend on the key.
     """
 
     pairs: WeightedPairs = field(repr=False)
@@ -244,6 +244,7 @@ class WeightedResult(Result):
     decoys: Decoys | None = field(repr=False)
     comparisons: dict[str, float]
     windows_marked: bool | None = None
+    keyless: bool = True
 
     @property
     def n(self) -> int:
@@ -253,7 +254,8 @@ class WeightedResult(Result):
     @property
     def test(self) -> str:
         """The test's name, in words."""
-        return f"weighted sum, Chernoff bound; weights: {self.weights}"
+        bound = "Chernoff bound" if self.keyless else "mixture e-value"
+        return f"weighted sum, {bound}; weights: {self.weights}"
 
     @property
     def z(self) -> float:
@@ -262,8 +264,13 @@ class WeightedResult(Result):
 
     @cached_property
     def log10_pvalue(self) -> float:
-        """The Chernoff bound: guaranteed, so at least the true log10 P(T >= statistic)."""
-        return weighted.chernoff_log10_sf(self.pairs.weights, self.statistic, self.mark.gamma)
+        """A guaranteed bound, so at least the true log10 P(T >= statistic).
+
+        Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins:
+        unless that was keyless, the bound is the mixture e-value's, which lets weights depend on coins seen before.
+        """
+        bound = weighted.chernoff_log10_sf if self.keyless else weighted.mixture_log10_sf
+        return bound(self.pairs.weights, self.statistic, self.mark.gamma)
 
     @cached_property
     def log10_pvalue_estimate(self) -> float:
@@ -294,11 +301,15 @@ class WeightedResult(Result):
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = [] if self.n else ["No position could be scored: there is no evidence either way."]
+        if not self.keyless:
+            found.append(
+                "The probes may carry the mark: the p-value is sound only if every record holds all that the suspect "
+                "was shown. Text that cannot carry the mark (--probes-keyless) is the better probe."
+            )
         if self.windows_marked:
             found.append(
-                "The windows were counted in marked text, or in text that does not say: their counts depend on the key "
-                "a little, so the p-value is exact only to the extent that `benchmarks/null.py` measured. "
-                "Counts from unmarked generations leave no such doubt."
+                "The windows were counted in marked text, or in text that does not say. Such counts depend on the key, "
+                "above all where text loops: do not rest a verdict on this p-value. Count unmarked generations instead."
             )
         return found
 
@@ -318,8 +329,17 @@ class WeightedResult(Result):
             "decoys": self.decoys.to_dict() if self.decoys else None,
             "comparisons": self.comparisons,
             "windows_marked": self.windows_marked,
+            "keyless": self.keyless,
             "discarded": self.discarded,
         }
+
+
+def without_prompts(number: int, records: int) -> str:
+    """The warning for records that do not say what the suspect was shown."""
+    return (
+        f"{number} of {records} records name no prompt: the test is exact only if what the suspect was shown there "
+        "cannot carry the mark."
+    )
 
 
 def text_test(
@@ -400,8 +420,8 @@ def logprob_test(
     """Test a suspect's next-token probabilities for the mark.
 
     With a reference the weights are the suspect's log probabilities less the reference's; without one, the roots
-    of the suspect's probabilities. Either way they know nothing of the key, so the test is exact whatever the
-    reference is: a bad one costs power only.
+    of the suspect's probabilities. Either way they know nothing of the key, so the test is sound for every
+    reference that does not depend on the key: a bad one costs power only.
 
     Args:
         mark: the mark.
@@ -428,6 +448,7 @@ def logprob_test(
         decoys=_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
         windows_marked=None if windows is None else windows.marked is not False,
+        keyless=suspect.keyless,
     )
 
 
@@ -461,8 +482,8 @@ def difference(
     """The weights a: at each position, over the tokens that either model names, the suspect's log probability less
     the reference's, centred over these tokens and clipped to +-3 nats.
 
-    A token that one model does not name gets the smallest log probability which that model names there. Returns
-    contexts [N, width], tokens [N] and weights [N], pairs repeated as often as they occur.
+    A token that one model does not name gets the smallest log probability which that model names there (ln .001 where
+    it names none or one). Returns contexts [N, width], tokens [N] and weights [N], with pairs as often as they occur.
     """
     if not np.array_equal(suspect.contexts, reference.contexts):
         raise ValueError("suspect and reference were not read at the same positions")
@@ -476,9 +497,14 @@ def difference(
         order = np.argsort(key)
         floor = np.zeros(len(readings))
         np.minimum.at(floor, readings.position, readings.logprobs)
-        place = np.searchsorted(key, union, sorter=order).clip(max=len(key) - 1)
-        named = key[order][place] == union
-        levels.append(np.where(named, readings.logprobs[order][place], floor[position]))
+        lone = np.bincount(readings.position, minlength=len(readings)) < 2
+        floor[lone] = np.minimum(floor[lone], math.log(LIKELY))
+        place = np.searchsorted(key, union, sorter=order).clip(max=max(0, len(key) - 1))
+        level = floor[position]
+        if len(key):
+            named = key[order][place] == union
+            level = np.where(named, readings.logprobs[order][place], level)
+        levels.append(level)
     gap = levels[0] - levels[1]
     count = np.bincount(position, minlength=len(suspect)).clip(min=1)
     centred = gap - (np.bincount(position, gap, minlength=len(suspect)) / count)[position]

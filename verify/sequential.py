@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from verify.pairs import WeightedPairs, scorable, weigh
-from verify.radioactivity import CAP, Result, logprob_weights
+from verify.pairs import WeightedPairs, places, weigh
+from verify.radioactivity import CAP, Result, logprob_weights, without_prompts
 from verify.statistics import LN10
-from verify.suspects import ReadText, as_output, gather, gather_positions
-from watermark import Mark
+from verify.suspects import ReadText, gather_at
+from verify.weighted import TILTS
+from watermark import Mark, StillmarkError
 
 Floats = npt.NDArray[np.float64]
-
-TILTS: Final = np.geomspace(0.02, 5.0, 32)
-"""The mixture: log odds of green for a unit of weight, each with the same prior weight."""
 
 
 @dataclass
@@ -100,6 +98,8 @@ class SequentialResult(Result):
 
     Attributes:
         access: what was scored, `text` or `logprobs`.
+        keyless: the prompts cannot depend on the key.
+        prompts: records that had a prompt.
         weights: how the weights were made, in words.
         n: distinct pairs counted.
         records: records looked at.
@@ -110,6 +110,8 @@ class SequentialResult(Result):
     """
 
     access: str
+    keyless: bool
+    prompts: int
     weights: str
     n: int
     records: int
@@ -131,12 +133,16 @@ class SequentialResult(Result):
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
-        return [] if self.n else ["No position could be scored: there is no evidence either way."]
+        found = [] if self.n else ["No position could be scored: there is no evidence either way."]
+        if self.prompts < self.records and not self.keyless:
+            found.append(without_prompts(self.records - self.prompts, self.records))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
             "access": self.access,
+            "keyless": self.keyless,
             "n": self.n,
             "records": self.records,
             "tokens": self.tokens,
@@ -161,17 +167,23 @@ class SequentialTest:
         self.mark, self.access, self.alpha, self.keyless = mark, access, alpha, keyless
         self._process = EProcess(mark.gamma, least)
         self._tape = Tape()
+        self._shown: set[bytes] = set()
         self._path: list[float] = []
-        self._tokens = 0
+        self._tokens = self._prompts = 0
         self._weights = ""
 
     def add(self, answer: ReadText, reference: ReadText | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
-        self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
-        fresh = self._tape.fresh(pairs)
+        fresh = self.fresh(answer, reference)
         self._process.add(fresh.weights, self.mark.green(fresh.contexts, fresh.tokens))
         self._path.append(self._process.log10_e)
         self._tokens += len(answer.ids) - answer.start
+        self._prompts += answer.start > 0
+
+    def fresh(self, answer: ReadText, reference: ReadText | None = None) -> WeightedPairs:
+        """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then."""
+        self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
+        return self._tape.fresh(pairs)
 
     @property
     def stopped(self) -> str | None:
@@ -186,6 +198,8 @@ class SequentialTest:
             mark=self.mark,
             alpha=self.alpha,
             access=self.access,
+            keyless=self.keyless,
+            prompts=self._prompts,
             weights=self._weights,
             n=self._process.coins,
             records=len(self._path),
@@ -195,23 +209,32 @@ class SequentialTest:
             least=self._process.least,
         )
 
+    def _where(self, answer: ReadText) -> npt.NDArray[np.int64]:
+        """The positions of one answer that may be scored, given all prompts up to its own."""
+        width, keyless = self.mark.width, self.keyless
+        return places(answer.ids, answer.start, width, keyless=keyless, sampled=True, seen=self._shown, once=False)[0]
+
     def _written(self, answer: ReadText, reference: ReadText | None) -> tuple[str, WeightedPairs]:
         """The pairs of one answer, weighing as often as they occur in it, the more the less one expected them."""
-        positions = scorable([as_output(answer)], self.mark.width, self.mark.exempt, prompts_keyless=self.keyless)
-        weights, name = np.ones(len(positions.tokens)), "occurrences in the answer"
+        where = self._where(answer)
+        tokens = answer.ids[where].astype(np.uint32)
+        weights, name = np.ones(len(where)), "occurrences in the answer"
         if reference is not None:
-            expected, name = gather_positions([reference], positions), f"{name}, less the reference's probability"
-            named = expected.tokens == positions.tokens[expected.position]
+            expected, name = (
+                gather_at([reference], [where], self.mark.width),
+                f"{name}, less the reference's probability",
+            )
+            named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
-        pairs = weigh(positions.contexts, positions.tokens, weights, self.mark.exempt)
+        contexts = gather_at([answer], [where], self.mark.width).contexts
+        pairs = weigh(contexts, tokens, weights, self.mark.exempt)
         return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=CAP))
 
     def _said(self, answer: ReadText, reference: ReadText | None) -> tuple[str, WeightedPairs]:
         """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprob_test`."""
-        said = gather([answer], self.mark.width, keyless=self.keyless)
-        compared = None
-        if reference is not None:
-            compared = gather([replace(reference, sampled=answer.sampled)], self.mark.width, keyless=self.keyless)
+        where = [self._where(answer)]
+        said = gather_at([answer], where, self.mark.width)
+        compared = None if reference is None else gather_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)
         return name, pairs
 
@@ -224,9 +247,17 @@ def replay(
     references: what a reference says along those that are not empty.
 
     Raises:
-        ValueError: these are not as many.
+        StillmarkError: these are not as many, or not of the same texts.
     """
     kept = [answer for answer in answers if len(answer.ids) > answer.start]
+    if references is not None:
+        references = list(references)
+        same = [np.array_equal(a.ids, r.ids) for a, r in zip(kept, references, strict=False)]
+        if len(kept) != len(references) or not all(same):
+            raise StillmarkError(
+                f"the reference was read along {len(references)} texts, which are not the {len(kept)} answers",
+                "reference records come from the same run, in the same order",
+            )
     for answer, reference in zip(kept, repeat(None, len(kept)) if references is None else references, strict=True):
         test.add(answer, reference)
     return test.result()

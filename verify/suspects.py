@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 LIKELY: Final = 1e-3
 """A token is likely at a position if its probability exceeds this."""
 
+LEAST: Final = -20.0
+"""Smallest log probability that is taken for one: some servers say -9999 of tokens that their sampling cuts off."""
+
+PIECE: Final = 2048
+"""Longest stretch of text that a model is made to read at once, in tokens."""
+
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -46,6 +52,7 @@ class Readings:
         logprobs: float32 [K], natural logarithms.
         discarded: positions left out, by reason.
         record: int64 [P], the text that each position lies in, from 0.
+        keyless: what the suspect was shown cannot depend on the key.
     """
 
     contexts: U32
@@ -54,6 +61,7 @@ class Readings:
     logprobs: F32
     discarded: dict[str, int]
     record: I64
+    keyless: bool = True
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -129,6 +137,8 @@ def read_weights(
     if len(done) == len(probes):
         return done
     model, _ = load_model(path, mark)
+    longest = max(len(_prompt(probe)) + len(probe.output_ids) for probe in probes[len(done) :])
+    batch_size = max(1, min(batch_size, PIECE * 8 // min(longest, PIECE)))
     with nullcontext() if record is None else record.open("ab") as log:
         for first in range(len(done), len(probes), batch_size):
             for read in read_batch(model, probes[first : first + batch_size], likely):
@@ -141,34 +151,50 @@ def read_weights(
 
 
 def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
-    """What `read_weights` does with one batch and a model that is loaded."""
+    """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
+    texts = [np.concatenate([_prompt(probe), probe.output_ids]) for probe in probes]
+    pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), PIECE)]
+    entries: list[list[tuple[I64, U32, F32]]] = [[_NOWHERE] for _ in texts]
+    for start in range(0, len(pieces), len(probes)):
+        some = pieces[start : start + len(probes)]
+        # a piece ends with the token that the next one begins with: every token but the first is predicted once
+        read = _forward(model, [texts[row][first : first + PIECE + 1] for row, first in some], likely)
+        for (row, first), (place, tokens, logprobs) in zip(some, read, strict=True):
+            kept = place + first >= max(1, len(_prompt(probes[row])))
+            entries[row].append((place[kept] + first, tokens[kept], logprobs[kept]))
+    done = []
+    for probe, ids, parts in zip(probes, texts, entries, strict=True):
+        place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
+        done.append(ReadText(probe.id, ids, len(_prompt(probe)), place, tokens, logprobs))
+    return done
+
+
+def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> list[tuple[I64, U32, F32]]:
+    """For each text: places, likely tokens there, and their log probabilities."""
     import torch
 
-    texts = [np.concatenate([_prompt(probe), probe.output_ids]) for probe in probes]
-    padded = torch.zeros(len(probes), max(map(len, texts)), dtype=torch.int64)
+    padded = torch.zeros(len(texts), max(1, *map(len, texts)), dtype=torch.int64)
     for row, ids in enumerate(texts):
         padded[row, : len(ids)] = torch.from_numpy(ids)
     read = []
     with torch.inference_mode():
         # padding is on the right, where a causal model does not look
         logits: Tensor = model(input_ids=padded.to(model.device)).logits
-        for row, (probe, ids) in enumerate(zip(probes, texts, strict=True)):
-            start = max(1, len(_prompt(probe)))
-            logprobs = logits[row, start - 1 : len(ids) - 1].float().log_softmax(-1)
+        for row, ids in enumerate(texts):
+            logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
             place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
             kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
-            where, names = place.cpu().numpy() + start, tokens.cpu().numpy().astype(np.uint32)
-            read.append(ReadText(probe.id, ids, len(_prompt(probe)), where, names, kept))
+            read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))
     return read
 
 
 def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
     """Recorded log probabilities, from JSONL.
 
-    A record is a position: `context_ids` (everything the suspect saw, or its last tokens) and `top_logprobs`, a
-    list of [token id, natural log probability]. Or it is a text: `output_ids`, perhaps `prompt_ids`, and
-    `top_logprobs` with one such list, or null, for each output token; `sampled` says that the suspect wrote the
-    output itself, and was not made to read it.
+    A record is a position: `context_ids` (all that the suspect saw: rule 2 needs it, unless nothing of it can
+    depend on the key) and `top_logprobs`, a list of [token id, natural log probability]. Or it is a text:
+    `output_ids`, perhaps `prompt_ids`, and `top_logprobs` with one such list, or null, for each output token;
+    `sampled` says that the suspect wrote the output itself, and was not made to read it.
 
     Raises:
         InputError: the file cannot be read, or a record is malformed.
@@ -185,20 +211,22 @@ def gather(texts: Sequence[ReadText], width: int, *, keyless: bool) -> Readings:
     """What may be scored of some texts (rule 2, see `verify.pairs.places`), as arrays."""
     where: list[I64] = []
     discarded: Counter[str] = Counter()
+    seen: set[bytes] = set()
     for text in texts:
-        kept, left_out = places(text.ids, text.start, width, keyless, sampled=text.sampled)
+        kept, left_out = places(text.ids, text.start, width, keyless=keyless, sampled=text.sampled, seen=seen)
         where.append(kept)
         discarded.update(left_out)
-    return _gather(texts, where, width, dict(discarded))
+    return replace(gather_at(texts, where, width), discarded=dict(discarded), keyless=keyless)
 
 
 def gather_positions(texts: Sequence[ReadText], positions: Positions) -> Readings:
     """What a model said at the positions of some outputs, of which `texts` are what it read, one a record."""
-    where = np.split(positions.place, np.searchsorted(positions.record, np.arange(1, len(texts))))
-    return _gather(texts, where, positions.contexts.shape[1], positions.discarded)
+    where = np.split(positions.place, np.searchsorted(positions.record, np.arange(1, len(texts))))[: len(texts)]
+    return gather_at(texts, where, positions.contexts.shape[1])
 
 
-def _gather(texts: Sequence[ReadText], where: Sequence[I64], width: int, discarded: dict[str, int]) -> Readings:
+def gather_at(texts: Sequence[ReadText], where: Sequence[I64], width: int) -> Readings:
+    """What was said at some places of each text; where nothing was, a position has no entry."""
     contexts: list[U32] = [np.zeros((0, width), np.uint32)]
     entries: list[tuple[I64, U32, F32]] = []
     total = 0
@@ -208,10 +236,9 @@ def _gather(texts: Sequence[ReadText], where: Sequence[I64], width: int, discard
         entries.append((position, text.tokens[kept], text.logprobs[kept]))
         contexts.append(_windows(text.ids, places_here, width))
         total += len(places_here)
-    none: tuple[I64, U32, F32] = (np.zeros(0, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float32))
-    position, tokens, logprobs = (np.concatenate(column) for column in zip(none, *entries, strict=True))
+    position, tokens, logprobs = (np.concatenate(column) for column in zip(_NOWHERE, *entries, strict=True))
     record = np.repeat(np.arange(len(where)), [len(one) for one in where])
-    return Readings(np.concatenate(contexts), position, tokens, logprobs, discarded, record)
+    return Readings(np.concatenate(contexts), position, tokens, logprobs, {}, record)
 
 
 def check_same_positions(suspect: Readings, reference: Readings, path: Path, reference_path: Path) -> None:
@@ -240,6 +267,8 @@ def from_record(record: Record, vocabulary: int) -> ReadText:
         return ReadText(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
     if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
         raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
+    if fields.get("prompt") and fields.get("prompt_ids") is None:
+        raise record.error("the record has a 'prompt' and no 'prompt_ids'", "what the suspect was shown must be known")
     output = check_ids(record, "output_ids", fields["output_ids"], vocabulary)
     prompt = check_ids(record, "prompt_ids", fields.get("prompt_ids") or [], vocabulary)
     top = [None] * len(output) if top is None else top
@@ -254,19 +283,26 @@ def from_record(record: Record, vocabulary: int) -> ReadText:
 
 
 _NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
+_NOWHERE: Final[tuple[I64, U32, F32]] = (np.zeros(0, np.int64), *_NOTHING)
 
 
 def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
     rows = top if isinstance(top, list) and all(isinstance(row, list) and len(row) == 2 for row in top) else []
-    if not rows or not all(isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3 for _, p in rows):
+    if not rows or not all(is_logprob(p) for _, p in rows):
         raise record.error(
             "'top_logprobs' must be a list of [token id, log probability]", "natural logarithms, none above 0"
         )
     tokens = check_ids(record, "top_logprobs", [token for token, _ in rows], vocabulary)
     if len(set(tokens.tolist())) < len(tokens):
         raise record.error("'top_logprobs' names a token twice")
-    logprobs = np.array([p for _, p in rows], np.float64).clip(min=-1e30)  # an API may say -inf, or -9999
-    return tokens.astype(np.uint32), logprobs.astype(np.float32)
+    logprobs = np.array([max(p, 10 * LEAST) for _, p in rows], np.float64)
+    kept = logprobs >= LEAST
+    return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
+
+
+def is_logprob(p: Any) -> bool:
+    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
+    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
 
 
 def to_record(read: ReadText) -> dict[str, Any]:
@@ -322,5 +358,11 @@ def first(readings: Readings, positions: int) -> Readings:
 
 
 def _kept(readings: Readings, entries: I64, positions: int) -> Readings:
-    columns = (readings.position[entries], readings.tokens[entries], readings.logprobs[entries])
-    return Readings(readings.contexts[:positions], *columns, readings.discarded, readings.record[:positions])
+    return replace(
+        readings,
+        contexts=readings.contexts[:positions],
+        position=readings.position[entries],
+        tokens=readings.tokens[entries],
+        logprobs=readings.logprobs[entries],
+        record=readings.record[:positions],
+    )

@@ -20,6 +20,9 @@ from watermark import InputError, files
 
 _META: Final = b"stillmark"
 
+EACH: Final = 10
+"""How often a window is probed: the noise of one reading averages out, and few windows would be left with more."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -60,11 +63,18 @@ class Windows:
 def count_windows(
     outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), marked: bool | None = None
 ) -> Windows:
-    """Count the windows of some outputs of the teacher, wherever a token that is not exempt came next."""
+    """Count the windows of some outputs of the teacher, wherever a token that is not exempt came next.
+
+    In text that may be `marked` a window counts once an output: a green loop would otherwise raise its own weight.
+    """
     positions = scorable(outputs, width, exempt, prompts_keyless=True)
-    code = codes([*positions.contexts.T], len(positions.tokens))
+    contexts = positions.contexts
+    if marked is not False:
+        once = codes([positions.record, *contexts.T], len(contexts))
+        contexts = contexts[np.sort(np.unique(once, return_index=True)[1])]
+    code = codes([*contexts.T], len(contexts))
     _, first, counts = np.unique(code, return_index=True, return_counts=True)
-    return Windows(positions.contexts[first], counts.astype(np.int64), marked)
+    return Windows(contexts[first], counts.astype(np.int64), marked)
 
 
 def save(windows: Windows, path: Path) -> None:
@@ -102,15 +112,19 @@ def load(path: Path, width: int) -> Windows:
     try:
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])
-        flat = table["window"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        counts = table["count"].to_numpy()
+        held, marked = int(meta["width"]), meta["marked"]
+        rows = table["window"].combine_chunks().cast(pa.list_(pa.uint32()))
+        flat = rows.flatten().to_numpy(zero_copy_only=False)
+        counts = table["count"].cast(pa.int64()).to_numpy()
+        if len(flat) != held * len(counts) or (counts < 1).any():
+            raise ValueError
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
-    except (pa.ArrowException, KeyError, ValueError):
+    except (pa.ArrowException, KeyError, TypeError, ValueError):
         raise InputError(path, 0, "no file of windows", "`stillmark windows` writes one") from None
-    if meta["width"] != width:
-        raise InputError(path, 0, f"holds windows of width {meta['width']}, the mark's width is {width}")
-    return Windows(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), meta["marked"])
+    if held != width:
+        raise InputError(path, 0, f"holds windows of width {held}, the mark's width is {width}")
+    return Windows(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)
 
 
 def cut(texts: Iterable[Output], length: int) -> list[Output]:
@@ -119,27 +133,47 @@ def cut(texts: Iterable[Output], length: int) -> list[Output]:
     for text in texts:
         for number, start in enumerate(range(0, len(text.output_ids), length)):
             prompt = text.prompt_ids if start == 0 else None
-            probes.append(Output(f"{text.id}/{number}", prompt, text.output_ids[start : start + length]))
+            piece = text.output_ids[start : start + length]
+            probes.append(Output(f"{text.id}/{number}", prompt, piece, marked=text.marked))
     return probes
 
 
 def targets(
-    texts: Iterable[Output], windows: Windows, number: int, exempt: Iterable[int] = (), before: int = 64
+    texts: Iterable[Output],
+    windows: Windows,
+    number: int,
+    exempt: Iterable[int] = (),
+    *,
+    each: int = EACH,
+    before: int = 64,
 ) -> list[Output]:
     """Probes of one position each, taken from texts where an often emitted window occurs; the most frequent first.
 
-    A window is used once. The prompt of a probe is the window and what comes before it, `before` tokens at most.
+    A window is used `each` times at most. The prompt of a probe is the window and what comes before it, `before`
+    tokens at most.
     """
     kept = list(texts)
     width = windows.contexts.shape[1]
     positions = scorable(kept, width, exempt, prompts_keyless=True)
-    counts = windows.lookup(positions.contexts)
-    _, first = np.unique(codes([*positions.contexts.T], len(counts)), return_index=True)
-    best = first[np.argsort(-counts[first], kind="stable")][:number]
     probes = []
-    for i in best[counts[best] > 0].tolist():
+    for i in most_frequent(positions.contexts, windows, number, each).tolist():
         text, place = kept[positions.record[i]], int(positions.place[i])
         ids = text.output_ids if text.prompt_ids is None else np.concatenate([text.prompt_ids, text.output_ids])
         shown = ids[max(0, place - max(before, width)) : place]
-        probes.append(Output(f"{text.id}@{place}", shown, ids[place : place + 1]))
+        probes.append(Output(f"{text.id}@{place}", shown, ids[place : place + 1], marked=text.marked))
     return probes
+
+
+def most_frequent(contexts: U32, windows: Windows, number: int, each: int = EACH) -> npt.NDArray[np.int64]:
+    """Which of some positions, uint32 [N, width], have the most often emitted windows.
+
+    int64 [number or fewer], the most frequent first; a window comes `each` times at most, one never emitted not at all.
+    """
+    counts = windows.lookup(contexts)
+    code = codes([*contexts.T], len(contexts))
+    order = np.argsort(code, kind="stable")
+    starts = np.searchsorted(code[order], code[order])
+    turn = np.empty(len(order), np.int64)  # how many occurrences of the same window come before
+    turn[order] = np.arange(len(order)) - starts
+    allowed = np.flatnonzero((turn < each) & (counts > 0))
+    return allowed[np.argsort(-counts[allowed], kind="stable")][:number]

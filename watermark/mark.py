@@ -49,7 +49,7 @@ class Mark:
 
     secret: bytes = field(repr=False)
     gamma: float = 0.25
-    delta: float = 2.0
+    delta: float = 1.0
     width: int = 1
     label: str = ""
     vocabulary_size: int | None = None

@@ -64,11 +64,10 @@ def load_model(
 
 
 def model_digest(path: Path) -> str:
-    """SHA-256 in hex over a model folder's files: names and both ends, which tells models apart without gigabytes."""
+    """SHA-256 in hex over a model folder's configuration, tokenizer and weights."""
     digest = hashlib.sha256()
-    for file_path in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+    for file_path in sorted(found for kind in ("*.json", "*.safetensors", "*.bin") for found in path.glob(kind)):
+        digest.update(file_path.name.encode())
         with file_path.open("rb") as file:
-            digest.update(file_path.name.encode() + file.read(1 << 20))
-            file.seek(max(0, file_path.stat().st_size - (1 << 20)))
-            digest.update(file.read())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from verify.suspects import ReadText
 
 
+_OURS = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
+
+
 def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, Any]:
     if value is None:
         return {}
@@ -26,6 +29,8 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
         fields = None
     if not isinstance(fields, dict):
         raise click.BadParameter("want a JSON object")
+    if ours := _OURS & fields.keys():
+        raise click.BadParameter(f"{', '.join(sorted(ours))}: not to be set here, the test relies on it")
     return fields
 
 
@@ -112,6 +117,7 @@ def api(
     compared = load_model(reference, mark)[0] if reference else None
     tally = endpoints.Tally()
     test: sequential.SequentialTest | None = None
+    compared_log = log.with_name(log.stem + ".reference.jsonl")
     notes: list[str] = []
 
     def along(answer: ReadText) -> ReadText | None:
@@ -136,12 +142,15 @@ def api(
             for answer in wave:
                 if test is not None and len(answer.ids) > answer.start:
                     test.add(answer, along(answer))
+            if notes:
+                try:
+                    files.replace(compared_log, "".join(notes).encode())
+                except OSError as error:
+                    raise ApiError(f"{compared_log}: cannot write: {error.strerror}", "the log is whole") from None
             if test is not None and test.stopped:
                 break
     if test is None:
         raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
-    if notes:
-        files.replace(log.with_name(log.stem + ".reference.jsonl"), "".join(notes).encode())
     result = test.result()
     more = {
         "stopped": result.stopped or ("budget" if tally.billed >= budget_tokens else "prompts"),

@@ -21,7 +21,7 @@ def mark() -> None:
 @mark.command()
 @click.option("--out", type=FILE, required=True, help="Where to write the mark (mode 0600); must not exist.")
 @click.option("--gamma", type=float, default=0.25, show_default=True, help="Fraction of the vocabulary that is green.")
-@click.option("--delta", type=float, default=2.0, show_default=True, help="What a green token's logit is raised by.")
+@click.option("--delta", type=float, default=1.0, show_default=True, help="What a green token's logit is raised by.")
 @click.option("--width", type=int, default=1, show_default=True, help="Preceding tokens that key the green list, 0-7.")
 @click.option("--tokenizer", type=FILE, help="Folder of the teacher's tokenizer: fixes vocabulary and special tokens.")
 @click.option("--label", default="", help="Free text, kept with the mark.")

@@ -55,7 +55,7 @@ def probes(
     from verify import windows
     from verify.outputs import read_outputs
     from verify.questions import questions
-    from watermark import files, generate
+    from watermark import InputError, files, generate
 
     if bool(texts) == bool(model):
         raise click.UsageError("name either texts or a --model that writes some")
@@ -80,9 +80,18 @@ def probes(
     rows = [
         {"id": probe.id, "prompt_ids": [] if probe.prompt_ids is None else probe.prompt_ids.tolist()}
         | {"output_ids": probe.output_ids.tolist()}
+        | ({} if probe.marked is None else {"marked": probe.marked})
         for probe in chosen
     ]
-    files.replace(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    try:
+        files.replace(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    except OSError as error:
+        raise InputError(out, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
+    if counts is not None and counts.marked is not False:
+        click.echo(
+            "Note: the windows were counted in text that may be marked: where the probes lie then depends on the key.",
+            err=True,
+        )
     tokens = sum(len(probe.output_ids) for probe in chosen)
     if as_json:
         print_json({"out": str(out), "probes": len(chosen), "positions": tokens})

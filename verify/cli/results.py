@@ -99,7 +99,7 @@ def _print_sequential(result: SequentialResult, more: dict[str, Any]) -> None:
     billed = f", {more['billed_tokens']:,} tokens billed" if "billed_tokens" in more else ""
     rows = {
         "looked at": f"{result.records:,} answers, {result.tokens:,} tokens{billed}",
-        "stopped": why.get(stopped, "the evidence does not suffice"),
+        "stopped": why.get(stopped, "not for evidence, nor for want of hope"),
         "pairs scored": f"{result.n:,} distinct, of the {result.access}",
         "test": result.test,
     }

@@ -114,7 +114,9 @@ def text(
             if len(written) % 100 == 0:
                 update(len(written), None)
     result: Result
-    if _all_sequential([output.sequential for output in written], outputs[0]):
+    if _all_sequential([output.sequential for output in written], outputs):
+        if test is not None or decoys is not None:
+            raise click.UsageError("answers of a sequential run have their own test: --test and --decoys do not apply")
         kept = [output for output in written if len(output.output_ids)]
         along = None if reference is None else _read_along("reference", reference, loaded, kept, 1, None)
         looked = sequential.SequentialTest(loaded, "text", alpha, keyless=prompts_keyless)
@@ -122,14 +124,16 @@ def text(
     else:
         positions = pairs.scorable(written, loaded.width, loaded.exempt, prompts_keyless=prompts_keyless)
         surprise = None
-        if reference is not None:
+        if reference is not None and written:
             texts = _read_along("reference", reference, loaded, written, batch_size, None)
             surprise = radioactivity.surprise(positions, suspects.gather_positions(texts, positions), loaded.exempt)
+        if surprise is None and test in (None, radioactivity.SURPRISE):
+            test = radioactivity.BINOMIAL
         result = radioactivity.text_test(
             loaded,
             pairs.distinct(positions),
             alpha,
-            method=test or (radioactivity.BINOMIAL if reference is None else radioactivity.SURPRISE),
+            method=test or radioactivity.SURPRISE,
             surprise=surprise,
             decoys=_DECOYS * (reference is not None) if decoys is None else decoys,
         )
@@ -175,8 +179,9 @@ def model(
     """Test a suspect whose weights you have, by its probabilities along probe texts.
 
     A probe is a record as in `verify text`; the positions of its output are read. Best are texts that cannot
-    carry the mark (see `stillmark probes`): then say --probes-keyless. With a --reference much less is needed; a
-    wrong one costs power, never validity. With --record a killed run goes on where it was.
+    carry the mark (see `stillmark probes`): then say --probes-keyless. With a --reference much less is needed; it
+    may be any model that has nothing to do with the secret, and a bad one costs power, not validity. With --record
+    a killed run goes on where it was.
     """
     from verify import radioactivity, suspects
     from verify.outputs import Reading, read_outputs
@@ -192,6 +197,10 @@ def model(
         reading=reading,
     )
     texts = [probe for probe in stream if len(probe.output_ids)]
+    if any(probe.sequential for probe in texts):
+        raise InputError(probes[0], 0, "holds answers that were collected until the evidence sufficed", "no probes")
+    if probes_keyless and any(probe.marked for probe in texts):
+        raise InputError(probes[0], 0, "says that its text carries a mark", "leave --probes-keyless out")
     if record is not None:
         try:
             record.mkdir(parents=True, exist_ok=True)
@@ -250,7 +259,11 @@ def logprobs(
     texts = suspects.read_recorded(records, loaded)
     reference_texts = None if reference_records is None else suspects.read_recorded(reference_records, loaded)
     result: Result
-    if _all_sequential([text.sequential for text in texts], records):
+    if _all_sequential([text.sequential for text in texts], (records,)):
+        if counts is not None or decoys is not None:
+            raise click.UsageError(
+                "answers of a sequential run have their own test: --windows and --decoys do not apply"
+            )
         looked = sequential.SequentialTest(loaded, "logprobs", alpha, keyless=probes_keyless)
         result = sequential.replay(looked, texts, reference_texts)
     else:
@@ -265,12 +278,14 @@ def logprobs(
     report(ctx, result, more, as_json, fail_on)
 
 
-def _all_sequential(flags: list[bool], path: Path) -> bool:
+def _all_sequential(flags: list[bool], paths: tuple[Path, ...]) -> bool:
     """Whether these are the answers of a sequential run, which only a sequential test may judge."""
     if any(flags) and not all(flags):
-        line = flags.index(False) + 1
         raise InputError(
-            path, line, "some records were collected until the evidence sufficed, and others not", "test them apart"
+            " ".join(map(str, paths)),
+            0,
+            f"{sum(flags)} records were collected until the evidence sufficed, and {len(flags) - sum(flags)} were not",
+            "test them apart",
         )
     return bool(flags) and all(flags)
 

@@ -1,0 +1,86 @@
+"""The sequential test on real students' text: how often innocents stop for evidence, how soon the guilty do.
+
+    .venv/bin/python benchmarks/students.py     # first, once: trains the students
+    .venv/bin/python benchmarks/sequential.py
+
+Null: 1000 keys against the student of unmarked outputs, looked at after every answer. Power: the true keys.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from benchmarks import witnesses as w
+from verify.sequential import EVIDENCE, FUTILITY, LEAST, NO_HOPE, EProcess, SequentialResult, SequentialTest
+from verify.suspects import ReadText
+from watermark import Mark
+
+KEYS = 1000
+ALPHA = 0.01
+Answers = list[tuple[ReadText, ReadText | None]]
+
+
+def answers(name: str, access: str, reference: str | None) -> Answers:
+    own = w.sampled(w.along(name, f"{name}.text"), 20)
+    along = [None] * len(own) if reference is None else w.along(reference, f"{name}.text")
+    if reference is not None and access == "logprobs":
+        along = w.sampled([text for text in along if text is not None], 20)
+    return list(zip(own, along, strict=True))
+
+
+def run(mark: Mark, access: str, said: Answers, alpha: float) -> SequentialResult:
+    test = SequentialTest(mark, access, alpha, keyless=True)
+    for answer, reference in said:
+        test.add(answer, reference)
+        if test.stopped:
+            break
+    return test.result()
+
+
+def null(access: str, reference: str | None, records: int) -> None:
+    rng = np.random.default_rng(13)
+    shape = w.mark_of("d3w1")
+    test = SequentialTest(shape, access, ALPHA, keyless=True)
+    blocks = [test.fresh(*both) for both in answers("unmarked", access, reference)[:records]]  # for every key the same
+    stops = []
+    for _ in range(KEYS):
+        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, LEAST), None
+        for block in blocks:
+            process.add(block.weights, key.green(block.contexts, block.tokens))
+            if process.log10_pvalue <= math.log10(ALPHA):
+                why = EVIDENCE
+            elif process.log10_futility >= -math.log10(FUTILITY):
+                why = NO_HOPE
+            if why:
+                break
+        stops.append(why)
+    evidence, futility = (stops.count(why) / KEYS for why in (EVIDENCE, NO_HOPE))
+    print(f"| {access} | {reference or 'none'} | {len(blocks)} | {evidence:.4f} | {futility:.3f} |", flush=True)
+
+
+def main() -> None:
+    print(f"Null: {KEYS} keys, looked at after every answer, alpha {ALPHA:g}\n")
+    print("| access | reference | answers | stopped for evidence | for futility |\n|---|---|--:|--:|--:|")
+    null("text", None, 160)
+    null("text", "base", 160)
+    null("logprobs", "base", 40)
+    null("logprobs", None, 40)
+    print("\nGuilty: answers of at most 128 tokens, alpha 1e-3 and 1e-6\n")
+    print("| student | access | reference | stopped for | tokens at 1e-3 | tokens at 1e-6 |\n|---|---|---|---|--:|--:|")
+    for name in ("d3w1", "d2w1", "d1w1", "d0.5w1", "d3w2", "d1w2"):
+        if not (w.FOLDER / f"{name}.text.jsonl").exists():
+            continue
+        for access, reference in (("logprobs", "base"), ("logprobs", None), ("text", "base"), ("text", None)):
+            said = answers(name, access, reference)
+            found = [run(w.mark_of(name), access, said, alpha) for alpha in (1e-3, 1e-6)]
+            tokens = [f"{one.tokens:,}" if one.stopped == EVIDENCE else f"none in {one.tokens:,}" for one in found]
+            print(
+                f"| {name} | {access} | {reference or 'none'} | {found[0].stopped} | {tokens[0]} | {tokens[1]} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What it helps to know what the teacher emitted: weights times the root of each window's count.
+
+    .venv/bin/python benchmarks/students.py     # first, once: trains the students
+    .venv/bin/python benchmarks/windows.py
+
+log10 p by weights and reference (the base), at the first 300, 1000 and all positions of unmarked probes: without
+counts, with counts of unmarked answers to the questions that the student's teacher was asked, and with counts of the
+marked answers themselves, which are not sound for a verdict. Targets: 300 positions picked for their counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks import witnesses as w
+from verify import weighted
+from verify.radioactivity import logprob_weights
+from verify.suspects import ReadText, first
+from verify.windows import Windows, count_windows, most_frequent
+from watermark import Mark
+
+
+def log10(mark: Mark, said: list[ReadText], base: list[ReadText], n: int, counts: Windows | None) -> float:
+    readings = [first(w.readings(texts, mark), n) for texts in (said, base)]
+    pairs = logprob_weights(readings[0], readings[1], mark.exempt)[0]
+    if counts is not None:
+        pairs = counts.scale(pairs)
+    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
+    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
+
+
+def picked(mark: Mark, said: list[ReadText], base: list[ReadText], counts: Windows, number: int = 300) -> float:
+    """The positions whose windows were emitted most often, as `stillmark probes --windows` picks them."""
+    readings = [w.readings(texts, mark) for texts in (said, base)]
+    best = most_frequent(readings[0].contexts, counts, number)
+    chosen = [np.isin(one.position, best) for one in readings]
+    kept = [
+        replace(one, position=one.position[mask], tokens=one.tokens[mask], logprobs=one.logprobs[mask])
+        for one, mask in zip(readings, chosen, strict=True)
+    ]
+    pairs = counts.scale(logprob_weights(kept[0], kept[1], mark.exempt)[0])
+    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
+    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
+
+
+def main() -> None:
+    print("| key | suspect | counts | 300 | 1000 | all | 300 targets |\n|---|---|---|--:|--:|--:|--:|")
+    cases = [(name, name) for name in ("d2w1", "d1w1", "d0.5w1", "d3w2", "d1w2")]
+    cases += [(name, "unmarked") for name in ("d1w1", "d3w2", "d1w2")]
+    for key, suspect in cases:
+        mark = w.mark_of(key)
+        said, base = w.along(suspect, "probes"), w.along("base", "probes")
+        unmarked, marked = (
+            count_windows(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark.width, mark.exempt, marked=name == key)
+            for name in ("unmarked", key)
+        )
+        for title, counts in (("none", None), ("unmarked", unmarked), ("marked", marked)):
+            values = " | ".join(f"{log10(mark, said, base, n, counts):.1f}" for n in (300, 1000, 10**9))
+            target = "" if counts is None else f"{picked(mark, said, base, counts):.1f}"
+            print(f"| {key} | {suspect} | {title} | {values} | {target} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What the students of `students.py` wrote and said, read once and kept beside them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from verify.demo import teacher_model
+from verify.outputs import Output, read_outputs
+from verify.pairs import Positions, scorable
+from verify.suspects import Readings, ReadText, gather, gather_positions, read_weights, top_of_text
+from watermark import Mark
+
+FOLDER = Path(os.environ.get("STUDENTS", "demo/students"))
+INNOCENT = ("base", "unmarked")
+
+
+def model_of(name: str) -> Path:
+    return teacher_model() if name == "base" else FOLDER / name
+
+
+def mark_of(name: str) -> Mark:
+    return Mark.load(FOLDER / f"{name}.mark")
+
+
+def outputs(path: Path) -> list[Output]:
+    kept = read_outputs([path], encode=lambda _: [])
+    return [output for output in kept if len(output.output_ids)]
+
+
+@cache
+def text_of(name: str) -> list[Output]:
+    """What a student wrote, asked what its teacher was not."""
+    return outputs(FOLDER / f"{name}.text.jsonl")
+
+
+@cache
+def along(name: str, texts: str) -> list[ReadText]:
+    """What a model says along texts: `probes`, or `X.text` or `X.teacher` of a student X."""
+    record = FOLDER / "read" / f"{name}@{texts}.jsonl"
+    record.parent.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
+    print(f"reading {name} along {texts}", file=sys.stderr)
+    plain = Mark(bytes(32), vocabulary_size=49152)
+    return read_weights(model_of(name), plain, outputs(FOLDER / f"{texts}.jsonl"), record=record)
+
+
+def shuffled(texts: Sequence[ReadText], seed: int) -> list[ReadText]:
+    import numpy as np
+
+    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+
+
+def readings(texts: Sequence[ReadText], mark: Mark, k: int | None = None, *, keyless: bool = True) -> Readings:
+    """What may be scored of texts; k: only the k largest log probabilities."""
+    return gather([text if k is None else top_of_text(text, k) for text in texts], mark.width, keyless=keyless)
+
+
+def written(texts: Sequence[Output], mark: Mark) -> Positions:
+    return scorable(texts, mark.width, mark.exempt, prompts_keyless=True)
+
+
+def expected(texts: Sequence[ReadText], positions: Positions) -> Readings:
+    return gather_positions(texts, positions)
+
+
+def sampled(texts: Sequence[ReadText], k: int) -> list[ReadText]:
+    """As an endpoint would tell it of what it wrote itself."""
+    return [replace(top_of_text(text, k), sampled=True) for text in texts]
