@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify import weighted
 from verify.pairs import distinct
 from verify.radioactivity import BINOMIAL, COUNTS, SURPRISE, comparisons, logprob_weights, surprise, text_test
-from verify.suspects import Readings, first
+from verify.suspects import Readings, first, gather_positions
 from watermark import Mark
 
 GOAL = -6.0
@@ -39,8 +38,7 @@ def grid(most: int) -> list[int]:
 
 def weighted_log10(mark: Mark, suspect: Readings, reference: Readings | None) -> float:
     pairs, _ = logprob_weights(suspect, reference, mark.exempt)
-    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
-    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
+    return w.log10_pvalue(mark, pairs)
 
 
 def reading_curves(name: str, mark: Mark, seed: int) -> dict[str, Curve]:
@@ -68,7 +66,7 @@ def text_curves(name: str, mark: Mark, seed: int) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for number in np.unique(np.geomspace(2, len(texts), 16).round().astype(int)).tolist():
         positions = w.written(texts[:number], mark)
-        less = surprise(positions, w.expected(base[:number], positions), mark.exempt)
+        less = surprise(positions, gather_positions(base[:number], positions), mark.exempt)
         tests = text_test(mark, distinct(positions), method=SURPRISE, surprise=less).tests
         for test in (BINOMIAL, COUNTS, SURPRISE):
             curves.setdefault(f"text, {test}", []).append((positions.looked_at, tests[test]))

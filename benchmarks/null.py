@@ -20,20 +20,25 @@ from benchmarks import witnesses as w
 from verify import weighted
 from verify.outputs import Output
 from verify.pairs import Pairs, WeightedPairs, distinct, weigh
-from verify.radioactivity import BINOMIAL, CAP, COUNTS, SURPRISE, comparisons, logprob_weights, surprise, text_test
+from verify.radioactivity import (
+    BINOMIAL,
+    CAP,
+    COUNTS,
+    SURPRISE,
+    comparisons,
+    logprob_weights,
+    score,
+    surprise,
+    text_test,
+)
 from verify.statistics import binomial_log10_sf
-from verify.suspects import first
+from verify.suspects import first, gather_positions
 from verify.windows import count_windows
 from watermark import Mark
 
 DECOYS = 1000
 POSITIONS = 2000
 LEVELS = (0.05, 0.01, 0.001)
-
-
-def log10_pvalue(mark: Mark, pairs: WeightedPairs) -> float:
-    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
-    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
 
 
 def evidence(suspect: str, reference: str, mark: Mark, positions: int) -> dict[str, WeightedPairs]:
@@ -50,7 +55,7 @@ def evidence(suspect: str, reference: str, mark: Mark, positions: int) -> dict[s
 def text_evidence(suspect: str, reference: str, mark: Mark) -> tuple[Pairs, WeightedPairs]:
     positions = w.written(w.text_of(suspect), mark)
     texts = w.along(reference, f"{suspect}.text")
-    return distinct(positions), surprise(positions, w.expected(texts, positions), mark.exempt)
+    return distinct(positions), surprise(positions, gather_positions(texts, positions), mark.exempt)
 
 
 def innocents(names: list[str]) -> None:
@@ -61,7 +66,9 @@ def innocents(names: list[str]) -> None:
         others = [name for name in names if name != key][:1]
         for suspect in (*w.INNOCENT, *others):
             reference = "unmarked" if suspect == "base" else "base"
-            row = {name: log10_pvalue(mark, pairs) for name, pairs in evidence(suspect, reference, mark, 10**9).items()}
+            row = {
+                name: w.log10_pvalue(mark, pairs) for name, pairs in evidence(suspect, reference, mark, 10**9).items()
+            }
             pairs, less = text_evidence(suspect, reference, mark)
             tests = text_test(mark, pairs, method=SURPRISE, surprise=less).tests
             row |= {f"text, {name}": tests[name] for name in (BINOMIAL, COUNTS, SURPRISE)}
@@ -82,7 +89,7 @@ def decoys(name: str) -> None:
     mark, rng = w.mark_of(name), np.random.default_rng(11)
     keys = [Mark(rng.bytes(32), mark.gamma, mark.delta, mark.width) for _ in range(DECOYS)]
     found = {
-        test: [log10_pvalue(key, pairs) for key in keys]
+        test: [w.log10_pvalue(key, pairs) for key in keys]
         for test, pairs in evidence(name, "base", mark, POSITIONS).items()
     }
     pairs, less = text_evidence(name, "base", mark)
@@ -92,7 +99,7 @@ def decoys(name: str) -> None:
         found.setdefault("text, binomial", []).append(binomial_log10_sf(int(green.sum()), len(green), key.gamma))
         exact = weighted.exact_log10_sf(counts, int(counts[green].sum()), key.gamma)
         found.setdefault("text, counts", []).append(exact)
-    found["text, surprise"] = [log10_pvalue(key, less) for key in keys]
+    found["text, surprise"] = [w.log10_pvalue(key, less) for key in keys]
     print("| test | " + " | ".join(f"<= {level:g}" for level in LEVELS) + " | within bounds |")
     print("|---|" + "--:|" * len(LEVELS) + "---|")
     for test, values in found.items():
@@ -115,7 +122,7 @@ def rule_2(name: str) -> None:
             )
             top = comparisons(mark, said)["top1"]
             alone, against = (
-                log10_pvalue(mark, logprob_weights(said, other, mark.exempt)[0]) for other in (None, compared)
+                w.log10_pvalue(mark, logprob_weights(said, other, mark.exempt)[0]) for other in (None, compared)
             )
             values = f"{len(said):,} | {top:.2f} | {alone:.2f} | {against:.2f}"
             print(f"| {suspect} | {'off' if keyless else 'on'} | {values} |")
@@ -150,9 +157,8 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
             counted = count_windows(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)
-                t = float(scaled.weights @ (mark.green(scaled.contexts, scaled.tokens) - mark.gamma))
-                z = weighted.z_score(scaled.weights, t, mark.gamma)
-                found.setdefault(f"{kind}, {name}", []).append((log10_pvalue(mark, scaled), z))
+                z = weighted.z_score(scaled.weights, score(mark, scaled), mark.gamma)
+                found.setdefault(f"{kind}, {name}", []).append((w.log10_pvalue(mark, scaled), z))
     print(
         "| counts from | mean z | sd z | " + " | ".join(f"<= {level:g}" for level in LEVELS) + " | smallest log10 p |"
     )

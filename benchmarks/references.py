@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import witnesses as w
-from verify import weighted
 from verify.demo import teacher_model
 from verify.radioactivity import logprob_weights
 from verify.suspects import first
@@ -45,8 +44,7 @@ def log10(key: str, suspect: str, reference: str | None, k: int | None) -> float
         if reference is not None:
             compared = first(w.readings(w.shuffled(w.along(reference, "probes"), seed), mark, k), POSITIONS)
         pairs = logprob_weights(said, compared, mark.exempt)[0]
-        t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
-        values.append(weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma))
+        values.append(w.log10_pvalue(mark, pairs))
     return float(np.median(values))
 
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify import weighted
 from verify.radioactivity import logprob_weights
 from verify.suspects import ReadText, first
 from verify.windows import Windows, count_windows, most_frequent
@@ -27,8 +26,7 @@ def log10(mark: Mark, said: list[ReadText], base: list[ReadText], n: int, counts
     pairs = logprob_weights(readings[0], readings[1], mark.exempt)[0]
     if counts is not None:
         pairs = counts.scale(pairs)
-    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
-    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
+    return w.log10_pvalue(mark, pairs)
 
 
 def picked(mark: Mark, said: list[ReadText], base: list[ReadText], counts: Windows, number: int = 300) -> float:
@@ -41,8 +39,7 @@ def picked(mark: Mark, said: list[ReadText], base: list[ReadText], counts: Windo
         for one, mask in zip(readings, chosen, strict=True)
     ]
     pairs = counts.scale(logprob_weights(kept[0], kept[1], mark.exempt)[0])
-    t = float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
-    return weighted.chernoff_log10_sf(pairs.weights, t, mark.gamma)
+    return w.log10_pvalue(mark, pairs)
 
 
 def main() -> None:

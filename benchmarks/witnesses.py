@@ -9,12 +9,15 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from verify import weighted
 from verify.demo import teacher_model
 from verify.outputs import Output, read_outputs
-from verify.pairs import Positions, scorable
-from verify.suspects import Readings, ReadText, gather, gather_positions, read_weights, top_of_text
+from verify.pairs import Positions, WeightedPairs, scorable
+from verify.radioactivity import score
+from verify.suspects import Readings, ReadText, gather, read_weights, top_of_text
 from watermark import Mark
 
 FOLDER = Path(os.environ.get("STUDENTS", "demo/students"))
@@ -51,9 +54,11 @@ def along(name: str, texts: str) -> list[ReadText]:
     return read_weights(model_of(name), plain, outputs(FOLDER / f"{texts}.jsonl"), record=record)
 
 
-def shuffled(texts: Sequence[ReadText], seed: int) -> list[ReadText]:
-    import numpy as np
+def log10_pvalue(mark: Mark, pairs: WeightedPairs) -> float:
+    return weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
 
+
+def shuffled(texts: Sequence[ReadText], seed: int) -> list[ReadText]:
     return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
@@ -64,10 +69,6 @@ def readings(texts: Sequence[ReadText], mark: Mark, k: int | None = None, *, key
 
 def written(texts: Sequence[Output], mark: Mark) -> Positions:
     return scorable(texts, mark.width, mark.exempt, prompts_keyless=True)
-
-
-def expected(texts: Sequence[ReadText], positions: Positions) -> Readings:
-    return gather_positions(texts, positions)
 
 
 def sampled(texts: Sequence[ReadText], k: int) -> list[ReadText]:

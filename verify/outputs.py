@@ -45,6 +45,16 @@ class Output:
     marked: bool | None = None
     sequential: bool = False
 
+    @property
+    def start(self) -> int:
+        """Where the output begins in `ids`."""
+        return 0 if self.prompt_ids is None else len(self.prompt_ids)
+
+    @property
+    def ids(self) -> Ids:
+        """Prompt and output, int64 [length]."""
+        return self.output_ids if self.prompt_ids is None else np.concatenate([self.prompt_ids, self.output_ids])
+
 
 @dataclass
 class Reading:

@@ -112,7 +112,6 @@ def scorable(
     record = np.repeat(np.arange(len(length)), length)
     place = np.arange(len(ids)) - np.repeat(np.cumsum(length) - length, length)  # within prompt + output
     in_prompt = place < prompt_length[record]
-    windows = [np.roll(ids, shift) for shift in range(width, 0, -1)]  # of the token at each position
 
     scored = ~in_prompt
     looked_at = int(scored.sum())
@@ -128,9 +127,10 @@ def scorable(
     if prompts_keyless:
         discarded[PROMPT_WINDOW] = 0
     else:
+        windows = [np.roll(ids, shift) for shift in range(width, 0, -1)]  # of the token at each position
         discard(PROMPT_WINDOW, _seen_in_prompt(windows, scored, in_prompt & (place >= width)))
     return Positions(
-        contexts=_stack([window[scored] for window in windows], int(scored.sum())),
+        contexts=contexts_before(ids, np.flatnonzero(scored), width),
         tokens=ids[scored],
         record=record[scored],
         place=place[scored],
@@ -240,9 +240,12 @@ def places(
     return np.array(kept, np.int64), discarded
 
 
-def _stack(columns: Sequence[U32], rows: int) -> U32:
-    """Columns to uint32 [rows, len(columns)]."""
-    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.uint32)
+def contexts_before(ids: npt.NDArray[np.integer], where: npt.NDArray[np.int64], width: int) -> U32:
+    """The `width` tokens before each of some places in `ids`: uint32 [len(where), width], oldest first."""
+    contexts = np.empty((len(where), width), np.uint32)
+    for column in range(width):
+        contexts[:, column] = ids[where - (width - column)]
+    return contexts
 
 
 def _seen_in_prompt(windows: list[U32], output: Bools, prompt: Bools) -> Bools:
@@ -253,6 +256,15 @@ def _seen_in_prompt(windows: list[U32], output: Bools, prompt: Bools) -> Bools:
         code = codes([window[where] for window in windows], len(where))
         seen[where] = np.isin(code, code[prompt[where]])
     return seen & output
+
+
+def find(known: U64, asked: U64) -> npt.NDArray[np.int64]:
+    """Where each of some numbers stands among distinct known ones: int64 [len(asked)], -1 for one that does not."""
+    if not len(known):
+        return np.full(len(asked), -1)
+    order = np.argsort(known)
+    place = order[np.searchsorted(known, asked, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[place] == asked, place, -1)
 
 
 def codes(columns: Sequence[npt.NDArray[np.integer]], rows: int) -> U64:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from verify import statistics, weighted
-from verify.pairs import PROMPT_WINDOW, Pairs, Positions, WeightedPairs, weigh
+from verify.pairs import PROMPT_WINDOW, Pairs, Positions, WeightedPairs, find, weigh
 from verify.statistics import Interval
 from verify.suspects import LIKELY, Readings
 from verify.verdicts import CARRIES, INSUFFICIENT
@@ -43,6 +43,8 @@ RANDOMNESS: Final = (
     "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are. "
     "That takes prompts, probes and a reference that do not depend on the secret either, or rule 2 for those that do."
 )
+
+NO_EVIDENCE: Final = "No position could be scored: there is no evidence either way."
 
 Floats = npt.NDArray[np.float64]
 
@@ -189,7 +191,7 @@ class TextResult(Result):
         """What a reader of this result should know, one sentence each."""
         found = []
         if self.n == 0:
-            found.append("No position could be scored: there is no evidence either way.")
+            found.append(NO_EVIDENCE)
         if self.discarded[PROMPT_WINDOW] > self.pairs.positions / 2:
             found.append(
                 "More than half of the positions were left out because their window occurs in the prompt; "
@@ -300,7 +302,7 @@ class WeightedResult(Result):
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
-        found = [] if self.n else ["No position could be scored: there is no evidence either way."]
+        found = [] if self.n else [NO_EVIDENCE]
         if not self.keyless:
             found.append(
                 "The probes may carry the mark: the p-value is sound only if every record holds all that the suspect "
@@ -375,7 +377,7 @@ def text_test(
         COUNTS: weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma),
     }
     if surprise is not None:
-        t = _score(mark, surprise)
+        t = score(mark, surprise)
         tests[SURPRISE] = weighted.chernoff_log10_sf(surprise.weights, t, mark.gamma)
     weights = np.ones(len(green)) if method == BINOMIAL else counts.astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != SURPRISE else surprise
@@ -441,7 +443,7 @@ def logprob_test(
         mark=mark,
         alpha=alpha,
         pairs=pairs,
-        statistic=_score(mark, pairs),
+        statistic=score(mark, pairs),
         positions=len(suspect),
         discarded=suspect.discarded,
         weights=name,
@@ -452,16 +454,16 @@ def logprob_test(
     )
 
 
-def _score(mark: Mark, pairs: WeightedPairs) -> float:
-    """T = sum a (G - gamma)."""
+def score(mark: Mark, pairs: WeightedPairs) -> float:
+    """T = sum a (G - gamma), the statistic of every weighted test."""
     return float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
 
 
 def _decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
     if not number:
         return None
-    statistic = _score(mark, pairs)
-    others = [_score(Mark(new_secret(), mark.gamma, mark.delta, mark.width), pairs) for _ in range(number)]
+    statistic = score(mark, pairs)
+    others = [score(Mark(new_secret(), mark.gamma, mark.delta, mark.width), pairs) for _ in range(number)]
     z = tuple(weighted.z_score(pairs.weights, other, mark.gamma) for other in others)
     return Decoys(z, sum(other >= statistic for other in others))
 
@@ -487,28 +489,25 @@ def difference(
     """
     if not np.array_equal(suspect.contexts, reference.contexts):
         raise ValueError("suspect and reference were not read at the same positions")
-    radix = np.int64(1 << 32)
-    keys = [readings.position * radix + readings.tokens for readings in (suspect, reference)]
+    radix = np.uint64(1 << 32)
+    keys = [readings.position.astype(np.uint64) * radix + readings.tokens for readings in (suspect, reference)]
     union = np.unique(np.concatenate(keys))
-    union = union[~np.isin(union % radix, np.array(exempt, np.int64))]
-    position = union // radix
+    tokens = (union % radix).astype(np.uint32)
+    kept = ~np.isin(tokens, np.array(exempt, np.uint32))
+    union, tokens = union[kept], tokens[kept]
+    position = (union // radix).astype(np.int64)
     levels = []
     for readings, key in zip((suspect, reference), keys, strict=True):
-        order = np.argsort(key)
         floor = np.zeros(len(readings))
         np.minimum.at(floor, readings.position, readings.logprobs)
         lone = np.bincount(readings.position, minlength=len(readings)) < 2
         floor[lone] = np.minimum(floor[lone], math.log(LIKELY))
-        place = np.searchsorted(key, union, sorter=order).clip(max=max(0, len(key) - 1))
-        level = floor[position]
-        if len(key):
-            named = key[order][place] == union
-            level = np.where(named, readings.logprobs[order][place], level)
+        place, level = find(key, union), floor[position]
+        level[place >= 0] = readings.logprobs[place[place >= 0]]
         levels.append(level)
     gap = levels[0] - levels[1]
     count = np.bincount(position, minlength=len(suspect)).clip(min=1)
     centred = gap - (np.bincount(position, gap, minlength=len(suspect)) / count)[position]
-    tokens = (union % radix).astype(np.uint32)
     return suspect.contexts[position], tokens, centred.clip(-CLIP, CLIP)
 
 
@@ -531,7 +530,7 @@ def comparisons(mark: Mark, suspect: Readings) -> dict[str, float]:
     _, window, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
     share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[window.ravel()[suspect.position]]
     mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt)
-    t = float(mass.weights @ (mark.green(mass.contexts, mass.tokens) - mark.gamma))
+    t = score(mark, mass)
     found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.gamma)
     n = len(repeats)
     found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / statistics.LN10)

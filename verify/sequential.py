@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
-from verify.pairs import WeightedPairs, places, weigh
-from verify.radioactivity import CAP, Result, logprob_weights, without_prompts
+from verify.pairs import WeightedPairs, contexts_before, places, weigh
+from verify.radioactivity import CAP, NO_EVIDENCE, Result, logprob_weights, without_prompts
 from verify.statistics import LN10
 from verify.suspects import ReadText, gather_at
 from verify.weighted import TILTS
@@ -48,9 +49,7 @@ class EProcess:
     @property
     def log10_e(self) -> float:
         """log10 of the evidence now."""
-        logs = self._logs[:-1]
-        top = float(logs.max())
-        return (top + math.log(float(np.exp(logs - top).mean()))) / LN10
+        return (float(logsumexp(self._logs[:-1])) - math.log(len(TILTS))) / LN10
 
     @property
     def log10_pvalue(self) -> float:
@@ -123,7 +122,7 @@ class SequentialResult(Result):
     @property
     def log10_pvalue(self) -> float:
         """The anytime-valid p-value, one over the most evidence there ever was: it holds however one stops."""
-        return -max(0.0, *self.log10_e, 0.0)
+        return -max((0.0, *self.log10_e))
 
     @property
     def test(self) -> str:
@@ -133,7 +132,7 @@ class SequentialResult(Result):
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
-        found = [] if self.n else ["No position could be scored: there is no evidence either way."]
+        found = [] if self.n else [NO_EVIDENCE]
         if self.prompts < self.records and not self.keyless:
             found.append(without_prompts(self.records - self.prompts, self.records))
         return found
@@ -220,14 +219,11 @@ class SequentialTest:
         tokens = answer.ids[where].astype(np.uint32)
         weights, name = np.ones(len(where)), "occurrences in the answer"
         if reference is not None:
-            expected, name = (
-                gather_at([reference], [where], self.mark.width),
-                f"{name}, less the reference's probability",
-            )
+            name += ", less the reference's probability"
+            expected = gather_at([reference], [where], self.mark.width)
             named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
-        contexts = gather_at([answer], [where], self.mark.width).contexts
-        pairs = weigh(contexts, tokens, weights, self.mark.exempt)
+        pairs = weigh(contexts_before(answer.ids, where, self.mark.width), tokens, weights, self.mark.exempt)
         return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=CAP))
 
     def _said(self, answer: ReadText, reference: ReadText | None) -> tuple[str, WeightedPairs]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.outputs import Output, check_ids, read_records
-from verify.pairs import Positions, places
+from verify.pairs import Positions, contexts_before, places
 from watermark import InputError, Mark
 from watermark.models import load_model, model_digest
 from watermark.prf import NO_TOKEN
@@ -99,9 +99,7 @@ def as_output(text: ReadText) -> Output:
 
 def as_text(output: Output) -> ReadText:
     """A text that the suspect wrote, and of which nothing more is known."""
-    prompt, none = _prompt(output), np.zeros(0, np.int64)
-    ids = np.concatenate([prompt, output.output_ids])
-    return ReadText(output.id, ids, len(prompt), none, none.astype(np.uint32), none.astype(np.float32), True)
+    return ReadText(output.id, output.ids, output.start, *_NOWHERE, sampled=True)
 
 
 def read_weights(
@@ -132,12 +130,12 @@ def read_weights(
         InputError: `record` cannot be written, or was written for other probes or another model.
     """
     run = "" if record is None else _digest(path, probes, likely)
-    done = [] if record is None else _resume(record, run, mark)
+    done = [] if record is None else [from_record(line, _limit(mark)) for line in resume_jsonl(record, run)]
     progress(len(done))
     if len(done) == len(probes):
         return done
     model, _ = load_model(path, mark)
-    longest = max(len(_prompt(probe)) + len(probe.output_ids) for probe in probes[len(done) :])
+    longest = max(len(probe.ids) for probe in probes[len(done) :])
     batch_size = max(1, min(batch_size, PIECE * 8 // min(longest, PIECE)))
     with nullcontext() if record is None else record.open("ab") as log:
         for first in range(len(done), len(probes), batch_size):
@@ -152,7 +150,7 @@ def read_weights(
 
 def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
     """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
-    texts = [np.concatenate([_prompt(probe), probe.output_ids]) for probe in probes]
+    texts = [probe.ids for probe in probes]
     pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), PIECE)]
     entries: list[list[tuple[I64, U32, F32]]] = [[_NOWHERE] for _ in texts]
     for start in range(0, len(pieces), len(probes)):
@@ -160,12 +158,12 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
         # a piece ends with the token that the next one begins with: every token but the first is predicted once
         read = _forward(model, [texts[row][first : first + PIECE + 1] for row, first in some], likely)
         for (row, first), (place, tokens, logprobs) in zip(some, read, strict=True):
-            kept = place + first >= max(1, len(_prompt(probes[row])))
+            kept = place + first >= max(1, probes[row].start)
             entries[row].append((place[kept] + first, tokens[kept], logprobs[kept]))
     done = []
     for probe, ids, parts in zip(probes, texts, entries, strict=True):
         place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        done.append(ReadText(probe.id, ids, len(_prompt(probe)), place, tokens, logprobs))
+        done.append(ReadText(probe.id, ids, probe.start, place, tokens, logprobs))
     return done
 
 
@@ -203,7 +201,7 @@ def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
     for record in read_records(path):
         if isinstance(record, InputError):
             raise record
-        texts.append(from_record(record, NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size))
+        texts.append(from_record(record, _limit(mark)))
     return texts
 
 
@@ -234,7 +232,7 @@ def gather_at(texts: Sequence[ReadText], where: Sequence[I64], width: int) -> Re
         kept = np.isin(text.place, places_here)
         position = np.searchsorted(places_here, text.place[kept]) + total
         entries.append((position, text.tokens[kept], text.logprobs[kept]))
-        contexts.append(_windows(text.ids, places_here, width))
+        contexts.append(contexts_before(text.ids, places_here, width))
         total += len(places_here)
     position, tokens, logprobs = (np.concatenate(column) for column in zip(_NOWHERE, *entries, strict=True))
     record = np.repeat(np.arange(len(where)), [len(one) for one in where])
@@ -318,38 +316,31 @@ def to_record(read: ReadText) -> dict[str, Any]:
 
 def _digest(path: Path, probes: Sequence[Output], likely: float) -> str:
     """Twelve hex digits for the model, the probes and what is kept of them."""
-    texts = [[probe.id, _prompt(probe).tolist(), probe.output_ids.tolist()] for probe in probes]
+    texts = [[probe.id, probe.ids[: probe.start].tolist(), probe.output_ids.tolist()] for probe in probes]
     return hashlib.sha256(f"{model_digest(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
 
 
-def _resume(record: Path, run: str, mark: Mark) -> list[ReadText]:
-    """The texts that `record` holds already; a last line without its end is cut off."""
-    vocabulary = NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
-    return [from_record(line, vocabulary) for line in resume_jsonl(record, run)]
-
-
-def _prompt(probe: Output) -> I64:
-    return np.zeros(0, np.int64) if probe.prompt_ids is None else probe.prompt_ids
-
-
-def _windows(ids: I64, where: I64, width: int) -> U32:
-    columns = [ids[where - shift] for shift in range(width, 0, -1)]
-    return np.stack(columns, 1).astype(np.uint32) if columns else np.zeros((len(where), 0), np.uint32)
+def _limit(mark: Mark) -> int:
+    """What token ids lie below."""
+    return NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
 
 
 def top(readings: Readings, k: int) -> Readings:
     """The k largest log probabilities of each position only, as an API gives them."""
-    order = np.lexsort((-readings.logprobs, readings.position))
-    rank = np.arange(len(order)) - np.searchsorted(readings.position, readings.position[order])
-    return _kept(readings, np.sort(order[rank < k]), len(readings))
+    return _kept(readings, _largest(readings.position, readings.logprobs, k), len(readings))
 
 
 def top_of_text(read: ReadText, k: int) -> ReadText:
     """The k largest log probabilities at each place only."""
-    order = np.lexsort((-read.logprobs, read.place))
-    rank = np.arange(len(order)) - np.searchsorted(read.place, read.place[order])
-    kept = np.sort(order[rank < k])
+    kept = _largest(read.place, read.logprobs, k)
     return replace(read, place=read.place[kept], tokens=read.tokens[kept], logprobs=read.logprobs[kept])
+
+
+def _largest(group: I64, logprobs: F32, k: int) -> I64:
+    """Indices, ascending, of the k largest log probabilities in each run of equal `group`, which ascends."""
+    order = np.lexsort((-logprobs, group))
+    rank = np.arange(len(order)) - np.searchsorted(group, group[order])
+    return np.sort(order[rank < k])
 
 
 def first(readings: Readings, positions: int) -> Readings:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.outputs import Output
-from verify.pairs import U32, WeightedPairs, codes, scorable
+from verify.pairs import U32, WeightedPairs, codes, find, scorable
 from watermark import InputError, files
 
 _META: Final = b"stillmark"
@@ -43,12 +43,8 @@ class Windows:
         if contexts.shape[1] != self.contexts.shape[1]:
             raise ValueError(f"windows of width {self.contexts.shape[1]}, contexts of width {contexts.shape[1]}")
         both = codes([*np.concatenate([self.contexts, contexts]).T], len(self.contexts) + len(contexts))
-        known, asked = both[: len(self.contexts)], both[len(self.contexts) :]
-        order = np.argsort(known)
-        place = np.searchsorted(known, asked, sorter=order).clip(max=max(0, len(known) - 1))
-        if not len(known):
-            return np.zeros(len(asked), np.int64)
-        return np.where(known[order[place]] == asked, self.counts[order[place]], 0)
+        place = find(both[: len(self.contexts)], both[len(self.contexts) :])
+        return np.append(self.counts, 0)[place]  # -1, where there is none, is the 0 at the end
 
     def scale(self, pairs: WeightedPairs) -> WeightedPairs:
         """The pairs with each weight times the root of its window's count; never-emitted windows drop out.
@@ -158,7 +154,7 @@ def targets(
     probes = []
     for i in most_frequent(positions.contexts, windows, number, each).tolist():
         text, place = kept[positions.record[i]], int(positions.place[i])
-        ids = text.output_ids if text.prompt_ids is None else np.concatenate([text.prompt_ids, text.output_ids])
+        ids = text.ids
         shown = ids[max(0, place - max(before, width)) : place]
         probes.append(Output(f"{text.id}@{place}", shown, ids[place : place + 1], marked=text.marked))
     return probes

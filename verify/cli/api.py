@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from verify.cli.common import FILE, json_option, load_mark, mark_option, progress, quiet_transformers
+from verify.cli.common import (
+    FILE,
+    alpha_option,
+    fail_on_option,
+    json_option,
+    load_mark,
+    mark_option,
+    progress,
+    prompts_keyless_option,
+    quiet_transformers,
+)
 from verify.cli.results import report
-from verify.verdicts import CARRIES, INSUFFICIENT
 
 if TYPE_CHECKING:
     from verify.suspects import ReadText
@@ -46,7 +55,7 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
 @click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
 @click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
-@click.option("--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them.")
+@prompts_keyless_option
 @click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
@@ -57,10 +66,8 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of one request.")
 @click.option("--least", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
               help="Smallest effect of interest: log odds of green for a unit of weight.")  # fmt: skip
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True)
-@click.option(
-    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
-)
+@alpha_option
+@fail_on_option
 @json_option
 @click.pass_context
 def api(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from verify.verdicts import CARRIES, INSUFFICIENT
 from watermark import Mark
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ def allow_readable_option(command: Any) -> Any:
     return click.option(
         "--allow-readable-mark", "allow_readable", is_flag=True, help="Accept a mark file that other users may access."
     )(command)
+
+
+alpha_option = click.option(
+    "--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True
+)
+fail_on_option = click.option(
+    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
+)
+prompts_keyless_option = click.option(
+    "--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them."
+)
 
 
 def json_option(command: Any) -> Any:

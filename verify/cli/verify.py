@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from verify.cli.api import api
-from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, progress, quiet_transformers
+from verify.cli.common import (
+    FILE,
+    alpha_option,
+    encoder,
+    fail_on_option,
+    json_option,
+    load_mark,
+    mark_option,
+    progress,
+    prompts_keyless_option,
+    quiet_transformers,
+)
 from verify.cli.results import mention_bad, report
-from verify.verdicts import CARRIES, INSUFFICIENT
 from watermark import InputError
 
 if TYPE_CHECKING:
@@ -28,12 +38,6 @@ def verify() -> None:
     """Test a suspect for a mark, with exact p-values."""
 
 
-_alpha = click.option(
-    "--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True
-)
-_fail_on = click.option(
-    "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
-)
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
 _tokenizer = click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
 _keyless = click.option(
@@ -58,13 +62,13 @@ _windows = click.option(
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
 @click.option("--test", type=click.Choice(["binomial", "counts", "surprise"]), help="See below.")
-@click.option("--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them.")
+@prompts_keyless_option
 @_tokenizer
 @_batch_size
 @_decoys
-@_alpha
+@alpha_option
 @_skip_bad
-@_fail_on
+@fail_on_option
 @json_option
 @click.pass_context
 def text(
@@ -153,9 +157,9 @@ def text(
 @_tokenizer
 @_batch_size
 @_decoys
-@_alpha
+@alpha_option
 @_skip_bad
-@_fail_on
+@fail_on_option
 @json_option
 @click.pass_context
 def model(
@@ -229,8 +233,8 @@ def model(
 @_keyless
 @_windows
 @_decoys
-@_alpha
-@_fail_on
+@alpha_option
+@fail_on_option
 @json_option
 @click.pass_context
 def logprobs(
@@ -287,7 +291,7 @@ def _all_sequential(flags: list[bool], paths: tuple[Path, ...]) -> bool:
             f"{sum(flags)} records were collected until the evidence sufficed, and {len(flags) - sum(flags)} were not",
             "test them apart",
         )
-    return bool(flags) and all(flags)
+    return any(flags)
 
 
 def _read_along(
