@@ -65,6 +65,28 @@ def test_marked_outputs_are_found_and_others_not(
     assert tests["marked"]["discarded"]["short_context"] == 0, "the first token's window reaches into the prompt"
 
 
+def test_two_marks_are_embedded_at_once_and_each_is_found(
+    teacher: Path, teacher_mark: Path, questions: Path, tmp_path: Path, stillmark: Run
+) -> None:
+    customer, out = tmp_path / "customer.mark", tmp_path / "both.jsonl"
+    derived = stillmark("mark", "derive", teacher_mark, "--label", "customer-17", "--delta", 5, "--out", customer)
+    assert derived.exit_code == 0
+    run = ("generate", "--model", teacher, "--prompts", questions, "--max-new-tokens", 48, "--out", out)
+    assert stillmark(*run, "--mark", teacher_mark, "--mark", customer).exit_code == 0
+    assert lines(out)[0]["mark"] == [Mark.load(path).commitment for path in (teacher_mark, customer)]
+    other = tmp_path / "other.mark"
+    stillmark("mark", "derive", teacher_mark, "--label", "customer-18", "--out", other)
+    p = {}
+    for path in (teacher_mark, customer, other):
+        found = stillmark("verify", "text", "--mark", path, "--prompts-keyless", out, "--json")
+        p[path.stem] = json.loads(found.stdout)["log10_pvalue"]
+    assert p["teacher"] < -10
+    assert p["customer"] < -10
+    assert p["other"] > -4, "false failure 1e-4"
+    one_alone = stillmark(*run, "--mark", teacher_mark)
+    assert "was written with another model, mark" in one_alone.output
+
+
 def test_a_killed_run_goes_on(
     teacher: Path, teacher_mark: Path, questions: Path, tmp_path: Path, stillmark: Run
 ) -> None:

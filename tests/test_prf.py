@@ -22,7 +22,7 @@ def words(data: bytes) -> list[np.ndarray]:
 
 def torch_bits(key: bytes, contexts: np.ndarray, vocabulary: int) -> np.ndarray:
     key_words = torch.from_numpy(prf.key_words(key).view(np.int32))
-    return kernel.bits(key_words, torch.from_numpy(contexts), vocabulary).numpy()
+    return kernel.bits(key_words[None], torch.from_numpy(contexts), vocabulary).numpy()
 
 
 @pytest.mark.parametrize("vectors", SETS)

@@ -3,12 +3,14 @@
 from watermark.errors import ApiError, InputError, MarkError, ModelError, StillmarkError, TokenizerError
 from watermark.greenlist import contexts_at_end
 from watermark.mark import Mark
+from watermark.marks import Marks
 
 __all__ = [
     "ApiError",
     "InputError",
     "Mark",
     "MarkError",
+    "Marks",
     "ModelError",
     "StillmarkError",
     "TokenizerError",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watermark.errors import InputError, StillmarkError
 from watermark.mark import Mark
+from watermark.marks import Marks
 from watermark.models import load_model, model_digest
 from watermark.records import Record, read_jsonl, resume_jsonl
 
@@ -85,21 +86,21 @@ def generate(
     prompts: list[Prompt],
     out: Path,
     *,
-    mark: Mark | None,
+    marks: Sequence[Mark] = (),
     sampling: Sampling,
     progress: Callable[[int, int], None] = lambda _records, _tokens: None,
 ) -> int:
     """Sample one output a prompt and append it to `out`; go on where an earlier run was killed.
 
     A record has `id`, `prompt`, `prompt_ids`, `output`, `output_ids` (with the end-of-sequence token, if the
-    model gave one), `ended` (it did), `model`, `mark` (commitment or null) and `run`, a digest of everything
-    that shaped the output: a file that other settings wrote is refused.
+    model gave one), `ended` (it did), `model`, `mark` (commitment, a list of several, or null) and `run`, a
+    digest of everything that shaped the output: a file that other settings wrote is refused.
 
     Args:
         model_dir: a causal LM with its tokenizer.
         prompts: what to answer; ids are unique.
         out: JSONL, appended record by record and flushed.
-        mark: what to embed, after temperature and top-p; None: nothing.
+        marks: what to embed together, after temperature and top-p.
         sampling: how to sample.
         progress: called with the records and tokens newly written.
 
@@ -109,12 +110,14 @@ def generate(
     Raises:
         InputError: `out` cannot be written, is damaged, or was written with other settings.
     """
-    run = _digest(model_dir, mark, sampling, prompts)
+    commitments = commitments_of(marks)
+    run = _digest(model_dir, commitments, sampling, prompts)
     done = {str(record.fields["id"]) for record in resume_jsonl(out, run)}
     progress(len(done), 0)
     if done.issuperset(prompt.id for prompt in prompts):
         return 0
-    model, tokenizer = load_model(model_dir, mark)
+    together = Marks(tuple(marks)) if marks else None
+    model, tokenizer = load_model(model_dir, marks[0] if marks else None)
     written = 0
     with out.open("ab") as file:
         for number, start in enumerate(range(0, len(prompts), sampling.batch_size)):
@@ -122,16 +125,22 @@ def generate(
             if done.issuperset(prompt.id for prompt in batch):
                 continue
             # a batch cut short by a kill is drawn again whole, so that its rows come out as they would have
-            for prompt, fields in zip(batch, _sample(model, tokenizer, batch, mark, sampling, number), strict=True):
+            for prompt, fields in zip(batch, _sample(model, tokenizer, batch, together, sampling, number), strict=True):
                 if prompt.id in done:
                     continue
                 record = {"id": prompt.id, **fields, "model": model_dir.name}
-                record |= {"mark": mark.commitment if mark else None, "run": run}
+                record |= {"mark": commitments, "run": run}
                 file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 written += 1
                 progress(1, len(fields["output_ids"]))
     return written
+
+
+def commitments_of(marks: Sequence[Mark]) -> str | list[str] | None:
+    """What a record says of the marks in it: a commitment, a list of several, or None."""
+    found = [mark.commitment for mark in marks]
+    return found if len(found) > 1 else found[0] if found else None
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> list[int]:
@@ -151,7 +160,7 @@ def _sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     batch: list[Prompt],
-    mark: Mark | None,
+    marks: Marks | None,
     sampling: Sampling,
     number: int,
 ) -> Iterable[dict[str, Any]]:
@@ -181,7 +190,7 @@ def _sample(
             max_new_tokens=sampling.max_new_tokens,
             pad_token_id=pad,
             eos_token_id=ends,
-            watermarking_config=MarkConfig(mark, pad) if mark else None,
+            watermarking_config=MarkConfig(marks, pad) if marks else None,
             **how,
         )
     for prompt, ids, row in zip(batch, prompt_ids, sequences[:, longest:].tolist(), strict=True):
@@ -202,7 +211,7 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
-def _digest(model_dir: Path, mark: Mark | None, sampling: Sampling, prompts: list[Prompt]) -> str:
+def _digest(model_dir: Path, commitments: str | list[str] | None, sampling: Sampling, prompts: list[Prompt]) -> str:
     """Twelve hex digits for all that shapes the outputs: another value, another run."""
-    whole = [model_dir.name, mark.commitment if mark else None, asdict(sampling), [asdict(p) for p in prompts]]
+    whole = [model_dir.name, commitments, asdict(sampling), [asdict(p) for p in prompts]]
     return hashlib.sha256((json.dumps(whole, sort_keys=True) + model_digest(model_dir)).encode()).hexdigest()[:12]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from watermark import prf
+from watermark.kernels import native
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from watermark.mark import Mark
+    from watermark.marks import Marks
+
+Kernel = Literal["native", "triton", "torch"]
 
 
 def green(mark: Mark, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
@@ -30,40 +34,49 @@ def green(mark: Mark, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bo
     contexts = np.asarray(contexts)
     if contexts.ndim != 2 or contexts.shape[1] != mark.width:
         raise ValueError(f"want contexts [N, {mark.width}], got {contexts.shape}")
-    return prf.bits(mark.prf_key, contexts, tokens) < mark.threshold
+    bits = native.bits if native.available else prf.bits
+    return bits(mark.prf_key, contexts, np.asarray(tokens)) < mark.threshold
 
 
-def bias_(mark: Mark, logits: Tensor, contexts: Tensor) -> Tensor:
-    """Add `mark.delta` in place to the green tokens' logits.
+def bias_(
+    marks: Marks, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None
+) -> Tensor:
+    """Add each mark's `delta` in place to its green tokens' logits, in one pass.
 
     Args:
-        mark: the mark.
-        logits: float32, bfloat16 or float16 [B, V]; V may exceed the mark's vocabulary (padding columns
+        marks: what to embed, and in which rows.
+        logits: float32, bfloat16 or float16 [B, V]; V may exceed the marks' vocabulary (padding columns
             are left alone), and `-inf` stays `-inf`.
         contexts: integers [B, width], the last `width` tokens of prompt + output, oldest first. A row with a
             negative id, for a token that does not exist, is left alone.
+        first_token: the token of column 0, in a shard of the vocabulary; shards need no communication.
+        kernel: which implementation; None: `triton` on a GPU, `native` on a CPU, `torch` where these are not to be
+            had. All give the same bits.
 
     Returns:
-        `logits`. Nothing is copied to the host; the first call for a device and V builds two small tensors.
+        `logits`. Nothing is copied to the host; the first call for a shape and a device builds some small tensors.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not fit, or the kernel asked for is not to be had here.
     """
     import torch
 
-    from watermark.kernels.tensors import on_device
-    from watermark.kernels.torch import bias_ as kernel
-
-    if logits.ndim != 2 or contexts.shape != (logits.shape[0], mark.width):
-        raise ValueError(
-            f"want logits [B, V] and contexts [B, {mark.width}], got {tuple(logits.shape)} and {tuple(contexts.shape)}"
-        )
+    batch, columns = logits.shape if logits.ndim == 2 else (-1, -1)
+    if batch < 0 or contexts.shape != (batch, marks.width):
+        shapes = f"{tuple(logits.shape)} and {tuple(contexts.shape)}"
+        raise ValueError(f"want logits [B, V] and contexts [B, {marks.width}], got {shapes}")
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"want float32, bfloat16 or float16 logits, got {logits.dtype}")
     if contexts.is_floating_point():
         raise ValueError(f"want integer contexts, got {contexts.dtype}")
-    key, allowed = on_device(mark, logits.shape[1], logits.device)
-    return kernel(logits, contexts, key, mark.threshold, mark.delta, allowed)
+    from watermark.kernels import dispatch, tensors
+
+    if batch and columns:
+        size = marks.table[0].vocabulary_size
+        limit = first_token + columns if size is None else size
+        tables = tensors.on_device(marks, batch, limit, logits.device)
+        dispatch.bias_(kernel, logits, contexts, *tables, first_token, limit)
+    return logits
 
 
 def contexts_at_end(input_ids: Tensor, width: int, pad_token_id: int | None = None) -> Tensor:

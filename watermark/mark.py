@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from watermark import files, greenlist, prf
 from watermark.errors import MarkError
+from watermark.marks import Marks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class Mark:
     exempt: tuple[int, ...] = ()
     tokenizer: str | None = None
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
-    _tensors: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _alone: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
@@ -74,9 +75,7 @@ class Mark:
             raise MarkError(f"an exempt id lies outside the vocabulary of {limit}")
         object.__setattr__(self, "gamma", round(self.gamma * STEPS) / STEPS)
         object.__setattr__(self, "exempt", tuple(sorted(set(self.exempt))))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tensors": {}}  # what lies on a device stays there
+        object.__setattr__(self, "_alone", Marks((self,)))
 
     @property
     def threshold(self) -> int:
@@ -104,14 +103,16 @@ class Mark:
         """Which of N pairs are green: bool [N], for contexts [N, width] and tokens [N]."""
         return greenlist.green(self, contexts, tokens)
 
-    def bias_(self, logits: Tensor, contexts: Tensor) -> Tensor:
+    def bias_(
+        self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: greenlist.Kernel | None = None
+    ) -> Tensor:
         """Add `delta` in place to the green tokens; see `watermark.greenlist.bias_`."""
-        return greenlist.bias_(self, logits, contexts)
+        return greenlist.bias_(self._alone, logits, contexts, first_token=first_token, kernel=kernel)
 
-    def child(self, label: str) -> Mark:
-        """The same parameters under a secret derived for `label` (a customer, a month, ...)."""
+    def child(self, label: str, delta: float | None = None) -> Mark:
+        """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another delta."""
         secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
-        return replace(self, secret=secret, label=label)
+        return replace(self, secret=secret, label=label, delta=self.delta if delta is None else delta)
 
     def card(self) -> dict[str, Any]:
         """What may be published: everything but the secret, with the commitment to the whole."""

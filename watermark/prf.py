@@ -119,6 +119,17 @@ def _address(key: U32, contexts: U32) -> tuple[list[U32], list[U32]]:
     return hchacha([key[i : i + 1] for i in range(8)], oldest[-4:]), nonce
 
 
+def check(contexts: Ints, tokens: Ints) -> None:
+    """Raises ValueError unless these are contexts [N, width] and tokens [N] that the PRF takes."""
+    if tokens.ndim != 1 or contexts.ndim != 2 or len(contexts) != len(tokens):
+        raise ValueError(f"want contexts [N, width] and tokens [N], got {contexts.shape} and {tokens.shape}")
+    if contexts.shape[1] > MAX_WIDTH:
+        raise ValueError(f"width is {contexts.shape[1]}; chacha8-v1 takes 0 to {MAX_WIDTH}")
+    for name, ids in (("contexts", contexts), ("tokens", tokens)):
+        if ids.size and (ids.min() < 0 or ids.max() >= NO_TOKEN):
+            raise ValueError(f"{name} hold an id outside 0 .. 2**32 - 2")
+
+
 def bits(key: bytes, contexts: Ints, tokens: Ints) -> U16:
     """The PRF's output for N pairs.
 
@@ -131,13 +142,7 @@ def bits(key: bytes, contexts: Ints, tokens: Ints) -> U16:
         uint16 [N], uniform and independent over distinct pairs.
     """
     contexts, tokens = np.asarray(contexts), np.asarray(tokens)
-    if tokens.ndim != 1 or contexts.ndim != 2 or len(contexts) != len(tokens):
-        raise ValueError(f"want contexts [N, width] and tokens [N], got {contexts.shape} and {tokens.shape}")
-    if contexts.shape[1] > MAX_WIDTH:
-        raise ValueError(f"width is {contexts.shape[1]}; chacha8-v1 takes 0 to {MAX_WIDTH}")
-    for name, ids in (("contexts", contexts), ("tokens", tokens)):
-        if ids.size and (ids.min() < 0 or ids.max() >= NO_TOKEN):
-            raise ValueError(f"{name} hold an id outside 0 .. 2**32 - 2")
+    check(contexts, tokens)
     words = key_words(key)
     out = np.empty(len(tokens), np.uint16)
     for lo in range(0, len(tokens), _CHUNK):

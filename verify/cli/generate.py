@@ -6,12 +6,21 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, json_option, load_mark, mark_option, print_json, progress, quiet_transformers
+from verify.cli.common import (
+    FILE,
+    allow_readable_option,
+    json_option,
+    load_mark,
+    print_json,
+    progress,
+    quiet_transformers,
+)
 
 
 @click.command()
 @click.option("--model", type=FILE, required=True, help="Folder of a causal LM and its tokenizer.")
-@mark_option(required=False)
+@click.option("--mark", "mark_paths", type=FILE, multiple=True, help="A mark file; may be repeated: biases add.")
+@allow_readable_option
 @click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."} or "prompt_ids".')
 @click.option("--out", type=FILE, required=True, help="JSONL to append to; a killed run goes on from here.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
@@ -24,7 +33,7 @@ from verify.cli.common import FILE, json_option, load_mark, mark_option, print_j
 @json_option
 def generate(
     model: Path,
-    mark_path: Path | None,
+    mark_paths: tuple[Path, ...],
     allow_readable: bool,
     prompts: Path,
     out: Path,
@@ -37,13 +46,13 @@ def generate(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Answer prompts with a model, embedding a mark if one is named.
+    """Answer prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
     from watermark import generate as generation
 
-    loaded = load_mark(mark_path, allow_readable) if mark_path else None
+    marks = [load_mark(path, allow_readable) for path in mark_paths]
     asked = generation.read_prompts(prompts)
     sampling = generation.Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
     quiet_transformers()
@@ -55,10 +64,10 @@ def generate(
             records, tokens = records + new_records, tokens + new_tokens
             update(records, len(asked))
 
-        written = generation.generate(model, asked, out, mark=loaded, sampling=sampling, progress=count)
-    commitment = loaded.commitment if loaded else None
+        written = generation.generate(model, asked, out, marks=marks, sampling=sampling, progress=count)
     if as_json:
-        print_json({"out": str(out), "records": records, "written": written, "tokens": tokens, "mark": commitment})
+        commitments = generation.commitments_of(marks)
+        print_json({"out": str(out), "records": records, "written": written, "tokens": tokens, "mark": commitments})
     else:
         kept = f", {records - written} were there" if records > written else ""
         click.echo(f"wrote {written} records, {tokens} tokens, to {out}{kept}")

@@ -82,11 +82,12 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
 @click.argument("file", type=FILE)
 @click.option("--label", required=True, help="Whom or what the child is for: a customer, a month, ...")
 @click.option("--out", type=FILE, required=True, help="Where to write the child mark (mode 0600); must not exist.")
+@click.option("--delta", type=float, help="What its green tokens are raised by [default: as the parent's].")
 @allow_readable_option
 @json_option
-def derive(file: Path, label: str, out: Path, allow_readable: bool, as_json: bool) -> None:
-    """Write the child mark for a label: same parameters, a secret of its own."""
-    child = load_mark(file, allow_readable).child(label)
+def derive(file: Path, label: str, out: Path, delta: float | None, allow_readable: bool, as_json: bool) -> None:
+    """Write the child mark for a label: same parameters (perhaps another delta), a secret of its own."""
+    child = load_mark(file, allow_readable).child(label, delta)
     child.save(out)
     _print(child, as_json, f"wrote {out}: keep it as you keep a private key")
 

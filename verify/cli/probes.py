@@ -73,7 +73,7 @@ def probes(
                 update(done, number)
 
             sampling = generate.Sampling(max_new_tokens=length, seed=seed)
-            generate.generate(model, questions(number), written, mark=None, sampling=sampling, progress=count)
+            generate.generate(model, questions(number), written, sampling=sampling, progress=count)
         texts = (written,)
     stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
     chosen = windows.cut(stream, length) if counts is None else windows.targets(stream, counts, positions, mark.exempt)

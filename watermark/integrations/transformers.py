@@ -1,6 +1,7 @@
 """Marks for `transformers`: as a `watermarking_config`, or as a plain `LogitsProcessor`.
 
     model.generate(**inputs, watermarking_config=MarkConfig(mark, tokenizer.pad_token_id))
+    model.generate(**inputs, watermarking_config=MarkConfig(Marks.by_row([[ours, alice], [ours, bob]]), pad_token_id))
 
 puts the bias after temperature, top-k and top-p, where `delta` means what the mark says. A processor in
 `logits_processor=` runs before them: a temperature T then turns `delta` into `delta / T`.
@@ -18,19 +19,20 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.greenlist import contexts_at_end
 from watermark.mark import Mark
+from watermark.marks import Marks
 
 
 class MarkLogitsProcessor(LogitsProcessor):
     """Adds the mark's bias in place at every step.
 
     Args:
-        mark: the mark.
+        mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
         pad_token_id: the id that pads prompts on the left. A row's leading run of it is no context.
     """
 
     supports_continuous_batching = False  # it shows processors the last token only
 
-    def __init__(self, mark: Mark, pad_token_id: int | None = None) -> None:
+    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
         self.mark = mark
         self.pad_token_id = pad_token_id
 
@@ -40,9 +42,9 @@ class MarkLogitsProcessor(LogitsProcessor):
 
 
 class MarkConfig(BaseWatermarkingConfig):
-    """What `model.generate(watermarking_config=...)` takes. Serialized, it is the card: no secret."""
+    """What `model.generate(watermarking_config=...)` takes. Serialized, it is the card, or cards: no secret."""
 
-    def __init__(self, mark: Mark, pad_token_id: int | None = None) -> None:
+    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
         self.mark = mark
         self.pad_token_id = pad_token_id
 
@@ -54,7 +56,9 @@ class MarkConfig(BaseWatermarkingConfig):
         return MarkLogitsProcessor(self.mark, self.pad_token_id)
 
     def to_dict(self) -> dict[str, Any]:
-        return self.mark.card() | {"pad_token_id": self.pad_token_id}
+        if isinstance(self.mark, Mark):
+            return self.mark.card() | {"pad_token_id": self.pad_token_id}
+        return {"marks": [mark.card() for mark in self.mark.table], "pad_token_id": self.pad_token_id}
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"

@@ -33,13 +33,15 @@ def _permute(state: list[Tensor], rounds: int) -> None:
             state[b] = _rotl(state[b] ^ state[c], 7)
 
 
-def bits(key: Tensor, contexts: Tensor, vocabulary: int, rounds: int = ROUNDS) -> Tensor:
-    """The PRF over the tokens 0 .. vocabulary - 1, for each context.
+def bits(key: Tensor, contexts: Tensor, vocabulary: int, skipped: int = 0, rounds: int = ROUNDS) -> Tensor:
+    """The PRF over the tokens 512 skipped .. 512 skipped + vocabulary - 1, for each context.
 
     Args:
-        key: int32 [8], the key words (`prf.key_words`, reinterpreted), on the device of `contexts`.
+        key: int32 [B, 8] or [1, 8], the key words (`prf.key_words`, reinterpreted), on the device of `contexts`.
         contexts: int32 or int64 [B, width], oldest token first.
         vocabulary: number of tokens V.
+        skipped: groups of 512 tokens that are left out before.
+        rounds: of ChaCha.
 
     Returns:
         int32 [B, V], values 0 to 65535.
@@ -48,7 +50,7 @@ def bits(key: Tensor, contexts: Tensor, vocabulary: int, rounds: int = ROUNDS) -
     device = contexts.device
     columns = [contexts[:, i].to(torch.int32) for i in range(width)]
     constants = [torch.full((batch,), _signed(c), dtype=torch.int32, device=device) for c in CONSTANTS]
-    keys = [key[i].expand(batch) for i in range(8)]
+    keys = [key[:, i].expand(batch) for i in range(8)]
     if width > 3:
         none = torch.full((batch,), -1, dtype=torch.int32, device=device)
         state = constants + keys + ([none] * 4 + columns[:-3])[-4:]
@@ -57,7 +59,7 @@ def bits(key: Tensor, contexts: Tensor, vocabulary: int, rounds: int = ROUNDS) -
     nonce = ([torch.zeros(batch, dtype=torch.int32, device=device)] * 3 + columns)[-3:]
 
     groups = -(-vocabulary // 512)
-    counter = torch.arange(groups * 16, dtype=torch.int32, device=device).view(1, groups, 16)
+    counter = torch.arange(skipped * 16, (skipped + groups) * 16, dtype=torch.int32, device=device).view(1, groups, 16)
     start = [w.view(batch, 1, 1) for w in (*constants, *keys)] + [counter] + [w.view(batch, 1, 1) for w in nonce]
     state = [w.expand(batch, groups, 16) for w in start]
     _permute(state, rounds)
@@ -66,19 +68,50 @@ def bits(key: Tensor, contexts: Tensor, vocabulary: int, rounds: int = ROUNDS) -
     return halves.view(batch, groups * 512)[:, :vocabulary]
 
 
-def bias_(logits: Tensor, contexts: Tensor, key: Tensor, threshold: int, delta: float, allowed: Tensor) -> Tensor:
-    """Add `delta` in place to the green tokens of each row; returns `logits`.
+def bias_(
+    logits: Tensor,
+    contexts: Tensor,
+    keys: Tensor,
+    thresholds: Tensor,
+    deltas: Tensor,
+    which: Tensor,
+    exempt: Tensor,
+    allowed: Tensor,
+    first: int,
+    limit: int,
+) -> None:
+    """Raise the green tokens' logits in place, each row's by its own marks.
+
+    A green token's bias is the sum of its marks' deltas, in float32 and in the marks' order; it is added in float32 and
+    the sum rounded once to the logits' dtype. No other logit is touched.
 
     Args:
         logits: float32, bfloat16 or float16 [B, V].
         contexts: integers [B, width]; a negative id means "no such token" and leaves the row alone.
-        key: int32 [8], on the logits' device.
-        threshold: green means bits < threshold; round(gamma * 65536).
-        delta: added in float32; the sum is rounded once to the logits' dtype.
-        allowed: bool [V]; False: never biased (special tokens, padding of the vocabulary).
+        keys: int32 [K, 8], the marks' key words.
+        thresholds: int32 [K]; green means bits < threshold, round(gamma * 65536).
+        deltas: float32 [K].
+        which: int32 [B, M], or [1, M] for all rows: each row's marks, as indices of keys; -1: none.
+        exempt: int32 [E], ids never biased, ascending (what `allowed` says, for kernels that would rather have a list).
+        allowed: int32, one a ChaCha block: bit 16 half + word says whether that token may be biased.
+        first: the token of column 0; more than 0 in a shard of the vocabulary.
+        limit: tokens from here on are never biased.
     """
-    green = (bits(key, contexts.clamp(min=0), logits.shape[1]) < threshold) & allowed
-    if contexts.shape[1]:
-        green &= (contexts >= 0).all(dim=1, keepdim=True)
-    raised = (logits.float() + delta).to(logits.dtype)  # devices differ in when they round `bfloat16 + scalar`
-    return logits.copy_(torch.where(green, raised, logits))
+    batch, columns = logits.shape
+    skipped = first // 512
+    groups = -(-(first + columns) // 512) - skipped
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device).view(1, 32, 1)
+    blocks = allowed[skipped * 16 : (skipped + groups) * 16]
+    blocks = torch.nn.functional.pad(blocks, (0, groups * 16 - len(blocks))).view(groups, 1, 16)
+    start = first - skipped * 512
+    may = ((blocks >> shifts) & 1).view(-1)[start : start + columns].bool()
+    complete = (contexts >= 0).all(dim=1) if contexts.shape[1] else torch.ones_like(contexts[:, :0]).all(dim=1)
+    bias = torch.zeros(batch, columns, device=logits.device)
+    for chosen in which.unbind(1):
+        of_row = chosen.clamp(min=0).expand(batch)
+        found = bits(keys[of_row], contexts.clamp(min=0), groups * 512, skipped)[:, start : start + columns]
+        active = (complete & (chosen >= 0)).view(-1, 1)
+        green = (found < thresholds[of_row].view(-1, 1)) & may & active
+        bias = torch.where(green, bias + deltas[of_row].view(-1, 1), bias)
+    raised = (logits.float() + bias).to(logits.dtype)  # devices differ in when they round `bfloat16 + scalar`
+    logits.copy_(torch.where(bias > 0, raised, logits))

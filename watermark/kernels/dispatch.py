@@ -1,0 +1,63 @@
+"""Which kernel runs, and how `torch.compile` sees it: as one opaque operation, without a graph break."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from watermark.kernels import native
+from watermark.kernels import torch as plain
+
+if TYPE_CHECKING:
+    from watermark.greenlist import Kernel
+
+SCHEMA = (
+    "(str kernel, Tensor(a!) logits, Tensor contexts, Tensor keys, Tensor thresholds, Tensor deltas, Tensor which, "
+    "Tensor exempt, Tensor allowed, int first, int limit) -> ()"
+)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it comes with torch's CUDA builds."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(kernel: Kernel | None, device: torch.device) -> Kernel:
+    """The kernel for a device, or the one that was asked for. Raises ValueError if that is not to be had."""
+    if kernel is None:
+        if device.type == "cpu":
+            return "native" if native.available else "torch"
+        return "triton" if device.type == "cuda" and has_triton() else "torch"
+    if kernel == "native" and not (native.available and device.type == "cpu"):
+        raise ValueError(f"the native kernel is not built here, or the logits lie on '{device.type}', not on a CPU")
+    if kernel == "triton" and not has_triton():
+        raise ValueError("the package 'triton' is not installed")
+    return kernel
+
+
+def bias_(kernel: Kernel | None, logits: Tensor, *tables: Tensor | int) -> None:
+    """Run a kernel; arguments as for `watermark.kernels.torch.bias_`."""
+    chosen = choose(kernel, logits.device)
+    if torch.compiler.is_compiling() and chosen != "torch":
+        _opaque(chosen, logits, *tables)
+    else:
+        _run(chosen, logits, *tables)
+
+
+def _run(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
+    if kernel == "native":
+        native.bias_(logits, *tables)  # type: ignore[arg-type]
+    elif kernel == "triton":
+        from watermark.kernels import triton
+
+        triton.bias_(logits, *tables)  # type: ignore[arg-type]
+    else:
+        plain.bias_(logits, *tables)  # type: ignore[arg-type]
+
+
+_opaque = torch.library.custom_op("stillmark::bias_", _run, mutates_args=("logits",), schema=SCHEMA)

@@ -1,0 +1,103 @@
+"""The compiled kernel for CPUs. Where the package was installed without a compiler, `available` is False."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import prf
+
+try:
+    from watermark.kernels import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+available: Final = _native is not None
+MOST_MARKS: Final = 16
+"""Marks that one row can carry."""
+
+_SHARE: Final = 1 << 18  # tokens that are worth a thread of their own
+_KINDS: Final = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
+
+I64 = npt.NDArray[np.int64]
+
+
+def bias_(
+    logits: Tensor,
+    contexts: Tensor,
+    keys: Tensor,
+    thresholds: Tensor,
+    deltas: Tensor,
+    which: Tensor,
+    exempt: Tensor,
+    allowed: Tensor,
+    first: int,
+    limit: int,
+) -> None:
+    """Raise the green tokens' logits in place; arguments as for `watermark.kernels.torch.bias_`."""
+    import torch
+
+    whole = logits if logits.stride(1) == 1 else logits.contiguous()
+    rows, columns = whole.shape
+    contexts = contexts.to(torch.int64).contiguous()
+    threads = max(1, min(torch.get_num_threads(), rows * columns * which.shape[1] // _SHARE))
+    _native.bias(
+        whole.data_ptr(), _KINDS[str(whole.dtype)], rows, columns, whole.stride(0), first, limit,
+        contexts.data_ptr(), contexts.shape[1],
+        which.data_ptr(), which.shape[1] if len(which) > 1 else 0, which.shape[1],
+        keys.data_ptr(), thresholds.data_ptr(), deltas.data_ptr(), exempt.data_ptr(), len(exempt), threads,
+    )  # fmt: skip
+    if whole is not logits:
+        logits.copy_(whole)
+
+
+def bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints, threads: int = 1) -> prf.U16:
+    """What `prf.bits` gives, by the same arguments and with the same errors."""
+    prf.check(contexts, tokens)
+    columns = pair_columns(contexts, tokens)
+    words, found = prf.key_words(key), np.empty(len(tokens), np.uint16)
+    _native.bits(columns.ctypes.data, len(tokens), contexts.shape[1], words.ctypes.data, found.ctypes.data, threads)
+    return found
+
+
+def count_green(keys: prf.U32, columns: prf.U32, threshold: int, threads: int = 1) -> I64:
+    """How many pairs are green under each of many keys.
+
+    Args:
+        keys: uint32 [K, 8], from `prf.key_words`.
+        columns: uint32 [width + 1, n], from `pair_columns`.
+        threshold: green means bits < threshold.
+        threads: how many to use.
+
+    Returns:
+        int64 [K].
+    """
+    keys, found = np.ascontiguousarray(keys), np.empty(len(keys), np.int64)
+    width, n = len(columns) - 1, columns.shape[1]
+    _native.count_green(
+        columns.ctypes.data, n, width, keys.ctypes.data, len(keys), threshold, found.ctypes.data, threads
+    )
+    return found
+
+
+def pair_columns(contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
+    """Contexts [n, width] and tokens [n] as uint32 [width + 1, n], each column of ids in one piece."""
+    columns = np.empty((contexts.shape[1] + 1, len(tokens)), np.uint32)
+    columns[:-1], columns[-1] = contexts.T, tokens
+    return columns
+
+
+def distinct_rows(rows: prf.U32) -> tuple[I64, I64]:
+    """Where each distinct row first stands, ascending, and how often it occurs; rows: uint32 [N, columns], columns > 0.
+
+    Memory beyond the rows: 16 bytes a distinct row for the answer, 16 to 32 for the hash table (twice that while it
+    grows). Raises MemoryError.
+    """
+    rows = np.ascontiguousarray(rows)
+    first, counts = _native.distinct_rows(rows.ctypes.data, len(rows), rows.shape[1])
+    return np.frombuffer(first, np.int64), np.frombuffer(counts, np.int64)
