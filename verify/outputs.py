@@ -6,18 +6,23 @@ win over text. A `.txt` file is one output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from watermark import InputError, TokenizerError
 from watermark.prf import NO_TOKEN
-from watermark.records import Record, read_jsonl
+from watermark.records import Record, line_ranges, read_jsonl
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "marked", "sequential")
 Encode = Callable[[list[str]], list[list[int]]]
@@ -65,48 +70,166 @@ class Reading:
     first_bad: InputError | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """A run of one file's records, by default all of them.
+
+    line: number of its first line, or row. start, stop: bytes of a JSONL file, first bytes of lines both; or rows of
+    the Parquet row group `group`.
+    """
+
+    path: Path
+    line: int = 1
+    start: int = 0
+    stop: int | None = None
+    group: int | None = None
+
+
+def split(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
+    """The parts of one file, of about `tokens` tokens each, and how many it may be: a text is never cut.
+
+    In Parquet ids are counted; elsewhere four bytes are taken for a token.
+
+    Raises:
+        InputError: the file cannot be read, or is of no known kind.
+    """
+    kind = _kind(path)
+    try:
+        if kind == "jsonl":
+            for line, start, stop in line_ranges(path, 4 * tokens):
+                yield Part(path, line, start, stop), (stop - start) // 4
+        elif kind == "parquet":
+            yield from _split_parquet(path, tokens)
+        else:
+            yield Part(path), path.stat().st_size // 4
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_records(path: Path) -> Iterator[Record | InputError]:
     """The records of one file, in order; a malformed one comes as an InputError.
 
     Raises:
         InputError: the file itself cannot be read, holds nothing, or is of no known kind.
     """
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".jsonl", ".ndjson", ".json"):
-            records = read_jsonl(path)
-        elif suffix in (".parquet", ".pq"):
-            records = _read_parquet(path)
-        elif suffix == ".txt":
-            records = _read_text(path)
-        elif path.is_dir():
-            raise InputError(path, 0, "is a folder", "name its files, or a glob of them")
-        else:
-            raise InputError(path, 0, f"unknown kind of file '{suffix}'", "want .jsonl, .parquet or .txt")
-        empty = True
-        for record in records:
-            empty = False
-            yield record
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror or error}") from error
+    empty = True
+    for record in read_part(Part(path)):
+        empty = False
+        yield record
     if empty:
-        raise InputError(path, 0, "holds no records", "was it written to the end?")
+        raise no_records(path)
 
 
-def _read_parquet(path: Path) -> Iterator[Record | InputError]:
+def no_records(path: Path) -> InputError:
+    """What is wrong with a file that holds none."""
+    return InputError(path, 0, "holds no records", "was it written to the end?")
+
+
+def read_part(part: Part, fields: Collection[str] = FIELDS) -> Iterator[Record | InputError]:
+    """The records of a part, in order; a malformed one comes as an InputError.
+
+    Args:
+        part: the part.
+        fields: the columns to read from Parquet.
+
+    Raises:
+        InputError: the file cannot be read, or is of no known kind.
+    """
+    kind = _kind(part.path)
+    try:
+        if kind == "jsonl":
+            yield from read_jsonl(part.path, part.line, part.start, part.stop)
+        elif kind == "parquet":
+            yield from _read_parquet(part, fields)
+        else:
+            yield from _read_text(part.path)
+    except OSError as error:
+        raise _unreadable(part.path, error) from error
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return "jsonl"
+    if suffix in (".parquet", ".pq"):
+        return "parquet"
+    if suffix == ".txt":
+        return "text"
+    if path.is_dir():
+        raise InputError(path, 0, "is a folder", "name its files, or a glob of them")
+    raise InputError(path, 0, f"unknown kind of file '{suffix}'", "want .jsonl, .parquet or .txt")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(path, 0, f"cannot read: {error.strerror or error}")
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in FIELDS]
-            line = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield Record(path, line, {name: value for name, value in row.items() if value is not None})
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
     except pa.ArrowException as error:
         raise InputError(path, 0, f"no readable Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _split_parquet(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
+    with _open_parquet(path) as file:
+        line = 1
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group)
+            columns = {
+                column.path_in_schema.split(".")[0]: column for column in map(about.column, range(about.num_columns))
+            }
+            ids = {name: columns[name].num_values for name in ("prompt_ids", "output_ids") if name in columns}
+            texts = {
+                name: columns[name].total_uncompressed_size // 4 for name in ("prompt", "output") if name in columns
+            }
+            total = sum(max(ids.get(f"{name}_ids", 0), texts.get(name, 0)) for name in ("prompt", "output"))
+            pieces = min(max(1, -(-total // tokens)), max(1, about.num_rows))
+            for piece in range(pieces):
+                start, stop = about.num_rows * piece // pieces, about.num_rows * (piece + 1) // pieces
+                if stop > start:
+                    yield Part(path, line + start, start, stop, group), total // pieces
+            line += about.num_rows
+
+
+def _read_parquet(part: Part, fields: Collection[str]) -> Iterator[Record | InputError]:
+    with _open_parquet(part.path) as file:
+        columns = [name for name in file.schema_arrow.names if name in fields]
+        groups = None if part.group is None else [part.group]
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns):
+            first, row = row, row + len(batch)
+            if row <= part.start:
+                continue
+            if part.stop is not None and first >= part.stop:
+                return
+            low, high = max(part.start - first, 0), row if part.stop is None else min(row, part.stop)
+            cut = batch.slice(low, high - first - low)
+            values = [_values(column) for column in cut.columns]
+            for i in range(len(cut)):
+                named = zip(columns, (value[i] for value in values), strict=True)
+                there = {name: value for name, value in named if value is not None}
+                yield Record(part.path, part.line + first + low + i - part.start, there)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's rows as Python values; a list of integers without holes as an array."""
+    import pyarrow as pa
+
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (lists and pa.types.is_integer(kind.value_type)) or column.flatten().null_count:
+        rows: list[Any] = column.to_pylist()
+        return rows
+    values = column.flatten().to_numpy()
+    ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    arrays = np.split(values, ends[:-1])
+    return [array if there else None for array, there in zip(arrays, column.is_valid().to_pylist(), strict=True)]
 
 
 def _read_text(path: Path) -> Iterator[Record | InputError]:
@@ -143,10 +266,23 @@ def read_outputs(
         InputError: a file cannot be read or, without `skip_bad`, a record is malformed.
         TokenizerError: a text must be tokenized and `encode` cannot.
     """
-    reading = Reading() if reading is None else reading
-    limit = NO_TOKEN if vocabulary_size is None else vocabulary_size
     stream = (record for path in paths for record in read_records(path))
-    while batch := list(islice(stream, _BATCH)):
+    reading = Reading() if reading is None else reading
+    for _, output in to_outputs(stream, encode, vocabulary_size, need_prompts, skip_bad, reading):
+        yield output
+
+
+def to_outputs(
+    records: Iterator[Record | InputError],
+    encode: Encode,
+    vocabulary_size: int | None,
+    need_prompts: bool,
+    skip_bad: bool,
+    reading: Reading,
+) -> Iterator[tuple[Record, Output]]:
+    """Records as token sequences, in order; arguments and errors as for `read_outputs`."""
+    limit = NO_TOKEN if vocabulary_size is None else vocabulary_size
+    while batch := list(islice(records, _BATCH)):
         good: list[tuple[Record, dict[str, Ids | str | None]]] = []
         for record in batch:
             try:
@@ -166,8 +302,11 @@ def read_outputs(
             assert isinstance(output, np.ndarray)
             name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
             marked = record.fields["mark"] is not None if "mark" in record.fields else record.fields.get("marked")
-            yield Output(
-                name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
+            yield (
+                record,
+                Output(
+                    name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
+                ),
             )
 
 
@@ -195,9 +334,9 @@ def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str
 
 
 def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
-    """A list of token ids below `limit` as int64 [length]. Raises InputError."""
+    """A list (or array) of token ids below `limit` as int64 [length]. Raises InputError."""
     try:
-        array = np.asarray(ids if isinstance(ids, list) else None)
+        array = np.asarray(ids if isinstance(ids, list | np.ndarray) else None)
     except (ValueError, OverflowError):
         array = np.asarray(None)
     if array.size == 0 and array.ndim == 1:

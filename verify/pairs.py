@@ -127,8 +127,10 @@ def scorable(
     if prompts_keyless:
         discarded[PROMPT_WINDOW] = 0
     else:
-        windows = [np.roll(ids, shift) for shift in range(width, 0, -1)]  # of the token at each position
-        discard(PROMPT_WINDOW, _seen_in_prompt(windows, scored, in_prompt & (place >= width)))
+        where, seen = np.flatnonzero(scored), np.zeros_like(scored)
+        shown = contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width)
+        seen[where] = was_shown(contexts_before(ids, where, width), shown)
+        discard(PROMPT_WINDOW, seen)
     return Positions(
         contexts=contexts_before(ids, np.flatnonzero(scored), width),
         tokens=ids[scored],
@@ -248,14 +250,16 @@ def contexts_before(ids: npt.NDArray[np.integer], where: npt.NDArray[np.int64], 
     return contexts
 
 
-def _seen_in_prompt(windows: list[U32], output: Bools, prompt: Bools) -> Bools:
-    """Whether each output position's window also precedes a token of a prompt, its own or another's."""
-    seen = np.zeros(len(output), np.bool_)
-    if prompt.any():
-        where = np.flatnonzero(output | prompt)
-        code = codes([window[where] for window in windows], len(where))
-        seen[where] = np.isin(code, code[prompt[where]])
-    return seen & output
+def was_shown(windows: U32, shown: U32) -> Bools:
+    """Rule 2: which of some windows precede a token of a prompt, its own or another's: bool [N].
+
+    windows: uint32 [N, k]. shown: uint32 [M, k], the windows of the prompts' own tokens. With a record's number in
+    front of either, each record is held against its own prompt alone.
+    """
+    if not len(shown):
+        return np.zeros(len(windows), np.bool_)
+    code = codes([*np.concatenate([windows, shown]).T], len(windows) + len(shown))
+    return np.isin(code[: len(windows)], code[len(windows) :])
 
 
 def find(known: U64, asked: U64) -> npt.NDArray[np.int64]:

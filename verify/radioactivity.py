@@ -189,17 +189,8 @@ class TextResult(Result):
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
-        found = []
-        if self.n == 0:
-            found.append(NO_EVIDENCE)
-        if self.discarded[PROMPT_WINDOW] > self.pairs.positions / 2:
-            found.append(
-                "More than half of the positions were left out because their window occurs in the prompt; "
-                "if the prompts cannot carry the mark, say so with --prompts-keyless."
-            )
-        if self.pairs.prompts < self.pairs.records:
-            found.append(without_prompts(self.pairs.records - self.pairs.prompts, self.pairs.records))
-        return found
+        found = self.pairs
+        return text_warnings(self.n, found.positions, found.discarded, found.prompts, found.records)
 
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
@@ -334,6 +325,19 @@ class WeightedResult(Result):
             "keyless": self.keyless,
             "discarded": self.discarded,
         }
+
+
+def text_warnings(n: int, positions: int, discarded: dict[str, int], prompts: int, records: int) -> list[str]:
+    """What a reader of a test on text should know, by the counts in its `Pairs`."""
+    found = [] if n else [NO_EVIDENCE]
+    if discarded[PROMPT_WINDOW] > positions / 2:
+        found.append(
+            "More than half of the positions were left out because their window occurs in the prompt; "
+            "if the prompts cannot carry the mark, say so with --prompts-keyless."
+        )
+    if prompts < records:
+        found.append(without_prompts(records - prompts, records))
+    return found
 
 
 def without_prompts(number: int, records: int) -> str:

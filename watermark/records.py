@@ -24,14 +24,24 @@ class Record:
         return InputError(self.path, self.line, message, hint)
 
 
-def read_jsonl(path: Path) -> Iterator[Record | InputError]:
+def read_jsonl(path: Path, first: int = 1, start: int = 0, stop: int | None = None) -> Iterator[Record | InputError]:
     """The records of a JSONL file in order, blank lines left out; a malformed line comes as an InputError.
+
+    Args:
+        path: the file.
+        first: number of the line that begins at `start`.
+        start: byte to begin at, the first of a line.
+        stop: byte to end before, the first of a line too; None: the end of the file.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        file.seek(start)
+        for number, line in enumerate(file, first):
+            if stop is not None and start >= stop:
+                return
+            start += len(line)
             if not line.strip():
                 continue
             try:
@@ -47,6 +57,20 @@ def read_jsonl(path: Path) -> Iterator[Record | InputError]:
                 yield Record(path, number, fields)
             else:
                 yield InputError(path, number, "a record must be a JSON object", "one object a line (JSONL)")
+
+
+def line_ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
+    """A file in runs of whole lines, of `size` bytes or a little more: number of the first line, start, stop.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    number, start = 1, 0
+    with path.open("rb") as file:
+        while block := file.read(size):
+            block += file.readline()
+            yield number, start, start + len(block)
+            number, start = number + block.count(b"\n"), start + len(block)
 
 
 def resume_jsonl(path: Path, run: str) -> list[Record]:
