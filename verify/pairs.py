@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.outputs import Output
+from verify.tape import codes, distinct_rows
 
 SEEN_WINDOW: Final = "seen_window"
 SHORT_CONTEXT: Final = "short_context"
@@ -146,14 +147,12 @@ def scorable(
 
 def distinct(positions: Positions) -> Pairs:
     """One coin a pair (rule 1)."""
-    columns = [*positions.contexts.T, positions.tokens]
-    _, first, counts = np.unique(codes(columns, len(positions.tokens)), return_index=True, return_counts=True)
-    order = np.argsort(first)
+    first, counts = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
     repeated = len(positions.tokens) - len(first)
     return Pairs(
-        contexts=positions.contexts[first[order]],
-        tokens=positions.tokens[first[order]],
-        counts=counts[order].astype(np.int64),
+        contexts=positions.contexts[first],
+        tokens=positions.tokens[first],
+        counts=counts,
         positions=positions.looked_at,
         discarded=positions.discarded | {REPEATED_PAIR: repeated},
         prompts=positions.prompts,
@@ -269,19 +268,3 @@ def find(known: U64, asked: U64) -> npt.NDArray[np.int64]:
     order = np.argsort(known)
     place = order[np.searchsorted(known, asked, sorter=order).clip(max=len(known) - 1)]
     return np.where(known[place] == asked, place, -1)
-
-
-def codes(columns: Sequence[npt.NDArray[np.integer]], rows: int) -> U64:
-    """One number a row, uint64 [rows]: equal where and only where the rows are equal. No hash, no collision."""
-    code = np.zeros(rows, np.uint64)
-    if not len(code):
-        return code
-    size = 1
-    for column in columns:
-        radix = int(column.max()) + 1
-        if size * radix > 1 << 64:
-            code = np.unique(code, return_inverse=True)[1].astype(np.uint64)
-            size = int(code.max()) + 1
-        code = code * np.uint64(radix) + column.astype(np.uint64)
-        size *= radix
-    return code

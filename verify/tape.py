@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,18 +22,18 @@ def distinct_rows(rows: U32) -> tuple[I64, I64]:
     """
     if native.available and rows.shape[1]:
         return native.distinct_rows(rows)
-    _, first, counts = np.unique(_codes(rows), return_index=True, return_counts=True)
+    _, first, counts = np.unique(codes(list(rows.T), len(rows)), return_index=True, return_counts=True)
     order = np.argsort(first)
     return first[order].astype(np.int64), counts[order].astype(np.int64)
 
 
-def _codes(rows: U32) -> U64:
-    """One number a row, uint64 [N]: equal where and only where the rows are equal. No hash, no collision."""
-    code = np.zeros(len(rows), np.uint64)
-    if not len(rows):
+def codes(columns: Sequence[npt.NDArray[np.integer]], rows: int) -> U64:
+    """One number a row, uint64 [rows]: equal where and only where the rows are equal. No hash, no collision."""
+    code = np.zeros(rows, np.uint64)
+    if not len(code):
         return code
     size = 1
-    for column in rows.T:
+    for column in columns:
         radix = int(column.max()) + 1
         if size * radix > 1 << 64:
             code = np.unique(code, return_inverse=True)[1].astype(np.uint64)

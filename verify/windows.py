@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.outputs import Output
-from verify.pairs import U32, WeightedPairs, codes, find, scorable
+from verify.pairs import U32, WeightedPairs, find, scorable
+from verify.tape import codes
 from watermark import InputError, files
 
 _META: Final = b"stillmark"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from verify.cli import demo, generate, mark, power, probes, student, verify, windows
+from verify.cli import attribute, demo, generate, mark, power, probes, student, verify, windows
 from watermark import StillmarkError, __stillmark__
 
 
@@ -35,6 +35,7 @@ def main() -> None:
 main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
+main.add_command(attribute.attribute)
 main.add_command(windows.windows)
 main.add_command(probes.probes)
 main.add_command(power.power)

@@ -1,0 +1,111 @@
+"""stillmark attribute: whose outputs were used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from verify.cli.common import (
+    FILE,
+    alpha_option,
+    encoder,
+    json_option,
+    load_mark,
+    mark_option,
+    print_json,
+    progress,
+    prompts_keyless_option,
+    scientific,
+)
+from verify.cli.results import mention_bad
+
+if TYPE_CHECKING:
+    from verify.attribution import Attribution
+
+
+@click.command()
+@mark_option()
+@click.option("--labels", "labels_path", type=FILE, required=True, help="Text file: a label a line.")
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@prompts_keyless_option
+@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@alpha_option
+@click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
+@click.option("--fail-on", type=click.Choice(["attributed", "none", "ambiguous"]), help="Exit with status 3 if so.")
+@json_option
+@click.pass_context
+def attribute(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    labels_path: Path,
+    outputs: tuple[Path, ...],
+    prompts_keyless: bool,
+    tokenizer: Path | None,
+    alpha: float,
+    skip_bad: bool,
+    fail_on: str | None,
+    as_json: bool,
+) -> None:
+    """Find the customers (months, ...) whose marked outputs a suspect's text shows.
+
+    --mark names the parent, of which each label's mark was derived (`stillmark mark derive`). OUTPUTS are records as
+    in `verify text`. The chance of naming any wrong label is at most alpha, over all labels. The answer may be a set
+    of labels, nobody (`none`), or `ambiguous`: some label's mark is there, and it cannot be told whose.
+    """
+    from verify import attribution
+    from verify.outputs import Reading, read_outputs
+    from verify.pairs import extract
+
+    mark = load_mark(mark_path, allow_readable)
+    labels = attribution.read_labels(labels_path)
+    reading = Reading()
+    stream = read_outputs(
+        outputs,
+        encode=encoder(mark, tokenizer),
+        vocabulary_size=mark.vocabulary_size,
+        need_prompts=not prompts_keyless,
+        skip_bad=skip_bad,
+        reading=reading,
+    )
+    pairs = extract(stream, mark.width, mark.exempt, prompts_keyless=prompts_keyless)
+    with progress("trying labels", "labels") as update:
+        done = 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            update(done, len(labels))
+
+        result = attribution.attribute(mark, labels, pairs, alpha, count)
+    if as_json:
+        print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": reading.bad})
+    else:
+        _print(result)
+    for warning in result.warnings:
+        click.echo(f"Note: {warning}", err=True)
+    mention_bad(reading.bad, reading.first_bad)
+    if fail_on == result.verdict:
+        ctx.exit(3)
+
+
+def _print(result: Attribution) -> None:
+    click.secho(result.verdict, bold=True)
+    for one in result.found:
+        click.echo(
+            f"  {one.label:24} adjusted p {scientific(one.log10_pvalue_adjusted)}   "
+            f"(log10 p {one.log10_pvalue:.2f}; green rate {one.green_rate:.4f})"
+        )
+    least = result.detectable_rate
+    could = "nothing: too few pairs" if least is None else f"a green rate of {least:.4f} or more, with 90 % power"
+    rows = {
+        "labels": f"{len(result.labels):,}, adjusted over all by Holm's method; alpha {result.alpha:g}",
+        "pairs scored": f"{result.n:,} distinct, of {result.pairs.positions:,} positions",
+        "all labels": f"{scientific(result.log10_pvalue_joint)}   (is any of their marks there)",
+        "the parent": f"{scientific(result.log10_pvalue_parent)}   (is its own mark there)",
+        "could be seen": could,
+    }
+    for name, value in rows.items():
+        click.echo(f"  {name:13} {value}")
