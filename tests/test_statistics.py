@@ -104,3 +104,26 @@ def test_critical_value_and_power(n: int, alpha: float) -> None:
         assert rate is None
     else:
         assert scipy.stats.binom(n, rate).sf(critical - 1) == pytest.approx(0.9, abs=1e-9)
+
+
+def test_holm_against_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 7, 40):
+        p = np.round(rng.random(m) ** 4, 3).clip(1e-6)  # with ties
+        by_definition = [min(1, max((m - (p < q).sum()) * q for q in p[p <= one])) for one in p]
+        assert 10 ** statistics.holm(np.log10(p)) == pytest.approx(by_definition, rel=1e-12)
+
+
+def test_benjamini_hochberg_against_scipy() -> None:
+    rng = np.random.default_rng(1)
+    for m in (1, 2, 7, 1000):
+        p = np.round(rng.random(m) ** 4, 3).clip(1e-6)
+        theirs = scipy.stats.false_discovery_control(p, method="bh")
+        assert 10 ** statistics.benjamini_hochberg(np.log10(p)) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_adjusted_p_values_reach_beyond_doubles() -> None:
+    p = np.array([-40_000.0, -3.0, -50_000.0])
+    assert statistics.holm(p) == pytest.approx([-40_000 + math.log10(2), -3, -50_000 + math.log10(3)])
+    assert statistics.benjamini_hochberg(p) == pytest.approx([-40_000 + math.log10(1.5), -3, -50_000 + math.log10(3)])
+    assert (len(statistics.holm(np.zeros(0))), len(statistics.benjamini_hochberg(np.zeros(0)))) == (0, 0)
