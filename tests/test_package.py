@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "scipy", "pyarrow", "rich", "matplotlib")
+HEAVY = ("torch", "transformers", "scipy", "pyarrow", "rich", "matplotlib", "ray")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ def test_watermark_does_not_know_verify() -> None:
 
 @pytest.mark.parametrize("command", ["mark new", "mark show", "mark publish", "mark derive", "mark check", "generate",
                                      "student", "verify text", "verify model", "verify logprobs", "verify api",
-                                     "windows", "probes", "power", "demo"])  # fmt: skip
+                                     "verify corpus", "windows", "probes", "power", "demo"])  # fmt: skip
 def test_every_command_has_help(stillmark: Callable[..., Result], command: str) -> None:
     result = stillmark(*command.split(), "--help")
     assert result.exit_code == 0

@@ -38,13 +38,14 @@ def report(ctx: click.Context, result: Result, more: dict[str, Any], as_json: bo
         ctx.exit(3)
 
 
-def mention_bad(number: int, first: Exception | None) -> None:
+def mention_bad(number: int, first: Exception | str | None) -> None:
     """Say on stderr that malformed records were left out, if any were."""
     if number:
         click.echo(f"Note: {number} bad records were left out; the first: {first}", err=True)
 
 
-def _rows(rows: dict[str, str], result: Result, discarded: dict[str, int]) -> None:
+def print_rows(rows: dict[str, str], result: Result, discarded: dict[str, int]) -> None:
+    """Print a table of names and values, with what was left out and the mark below."""
     left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in discarded.items() if count)
     if discarded:
         rows["left out"] = left_out or "nothing"
@@ -69,7 +70,7 @@ def _print_text(result: TextResult) -> None:
         least = result.detectable_rate
         could = "nothing: too few pairs for this alpha" if least is None else f"a green rate of {least:.4f} or more"
         rows["could be seen"] = f"{could}, with 90 % power"
-    _rows(rows, result, result.discarded)
+    print_rows(rows, result, result.discarded)
 
 
 def _print_weighted(result: WeightedResult) -> None:
@@ -85,7 +86,7 @@ def _print_weighted(result: WeightedResult) -> None:
         rows["decoy keys"] = _rank(result.decoys)
     if result.verdict == INSUFFICIENT and result.n:
         rows["could be seen"] = f"an effect of {result.detectable_effect:.4f} or more, with 90 % power"
-    _rows(rows, result, result.discarded)
+    print_rows(rows, result, result.discarded)
 
 
 def _print_sequential(result: SequentialResult, more: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def _print_sequential(result: SequentialResult, more: dict[str, Any]) -> None:
     }
     if more.get("failed_requests") or more.get("unknown_tokens"):
         rows["not used"] = f"{more['failed_requests']} failed requests, {more['unknown_tokens']} tokens of unknown name"
-    _rows(rows, result, {})
+    print_rows(rows, result, {})
 
 
 def _log10(tests: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from verify.cli.common import (
     prompts_keyless_option,
     quiet_transformers,
 )
+from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
 from watermark import InputError
 
@@ -318,3 +319,4 @@ def _load_windows(path: Path | None, mark: Mark) -> Windows | None:
 
 
 verify.add_command(api)
+verify.add_command(corpus)
