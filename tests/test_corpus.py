@@ -18,7 +18,7 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify import corpus
+from verify import jobs
 from verify.outputs import Output
 from verify.pairs import extract
 from verify.statistics import benjamini_hochberg, binomial_log10_sf, holm
@@ -34,8 +34,8 @@ VOCABULARY = 30
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many work items and partitions out of little text."""
-    monkeypatch.setattr(corpus, "ITEM_TOKENS", 300)
-    monkeypatch.setattr(corpus, "PART_TOKENS", 800)
+    monkeypatch.setattr(jobs, "ITEM_TOKENS", 300)
+    monkeypatch.setattr(jobs, "PART_TOKENS", 800)
 
 
 def new(tmp_path: Path, width: int) -> tuple[Mark, Path]:
@@ -163,9 +163,9 @@ SCRIPT = """
 import os, signal, sys
 from functools import partial
 from pathlib import Path
-from verify import corpus, shards
+from verify import corpus, jobs, shards
 
-corpus.ITEM_TOKENS, corpus.PART_TOKENS = 300, 800
+jobs.ITEM_TOKENS, jobs.PART_TOKENS = 300, 800
 
 def letters(mark, tokenizer, folder=None, pid=None, item=3):
     # ids of letters; kills a process, once, by the time that some items are there
@@ -258,7 +258,6 @@ def test_a_killed_driver(victim: Any, tmp_path: Path, lines: str, items: int | N
 
 
 def test_a_killed_worker_of_ray(victim: Any, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     done = victim(
         "print(run(folder, partial(letters, folder=folder), workers=2).work.items_resumed); run(folder, out='fresh')"
     )
@@ -269,7 +268,6 @@ def test_a_killed_worker_of_ray(victim: Any, tmp_path: Path) -> None:
 
 
 def test_a_killed_driver_of_ray(victim: Any, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     killed = victim("run(folder, partial(letters, folder=folder, pid=os.getpid()), workers=2)")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = victim("print(run(folder, workers=2).work.items_resumed); run(folder, out='fresh')")
@@ -359,7 +357,7 @@ def test_folders_that_are_no_runs(evidence: list[Any], tmp_path: Path, stillmark
 
 
 def test_a_run_at_work_is_left_alone(evidence: list[Any], tmp_path: Path, stillmark: Run) -> None:
-    with corpus._lock(tmp_path / "out"):
+    with jobs.lock(tmp_path / "out"):
         refused = stillmark(*evidence)
     assert (refused.exit_code, "another run is at work there" in refused.stderr) == (1, True)
     assert stillmark(*evidence).exit_code == 0

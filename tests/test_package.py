@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "scipy", "pyarrow", "rich", "matplotlib")
+HEAVY = ("torch", "transformers", "scipy", "pyarrow", "rich", "matplotlib", "ray")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -16,43 +16,26 @@ coins to another it says nothing, although each p-value by itself stays exact.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from verify import statistics
-from verify.outputs import Encode, Part, no_records, split
+from verify.jobs import Job, Plan, Settings, lock, plan_of
+from verify.outputs import Encode, no_records
 from verify.radioactivity import BINOMIAL, LEVEL, METHODS, Floats, Result, text_warnings
-from verify.shards import (
-    TALLY,
-    Job,
-    Plan,
-    Settings,
-    item_path,
-    part_path,
-    read_facts,
-    source_names,
-    stamp,
-)
+from verify.shards import TALLY, item_path, part_path, read_facts, source_names
 from verify.statistics import Interval
 from verify.verdicts import CARRIES, INSUFFICIENT
 from verify.workers import MAP, REDUCE, cluster, run_steps
-from watermark import InputError, Mark, files
-
-ITEM_TOKENS: Final = 1 << 20
-"""About how many tokens a work item has; a record is never cut."""
-
-PART_TOKENS: Final = 1 << 21
-"""About how many tokens' pairs a partition holds."""
+from watermark import Mark, files
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -232,8 +215,8 @@ def run(
     """
     mark = Mark.load(mark_path, allow_readable=allow_readable)
     settings = Settings(mark.commitment, alpha, keyless, skip_bad, source_column, str(tokenizer) if tokenizer else None)
-    with _lock(folder):
-        plan = _plan(folder, paths, settings)
+    with lock(folder):
+        plan = plan_of(folder, paths, settings)
         items, parts = len(plan.items), plan.partitions
         if (folder / "counts.json").exists():
             work = Work(items, items, parts, parts)
@@ -262,75 +245,6 @@ def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progr
     there = len(results) - len(todo)
     run_steps(job, step, todo, workers, lambda done: progress(what, there + done, len(results)))
     return there
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made; a lock goes with its process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(folder, 0, "another run is at work there", "choose another folder, or wait") from None
-        yield
-    finally:
-        os.close(file)
-
-
-def _plan(folder: Path, paths: Iterable[Path], settings: Settings) -> Plan:
-    """The plan of the run in a folder, which must be this one; a new plan if the folder is empty.
-
-    A run that stopped at a malformed record may go on with `skip_bad`: what it has read holds none.
-    """
-    stamps = tuple(stamp(path) for path in paths)
-    plan = Plan.load(folder)
-    if plan is None:
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise InputError(folder, 0, "is not empty, and holds no run", "choose another folder")
-        plan = make_plan([Path(path) for path, _, _ in stamps], settings, stamps)
-        plan.save(folder)
-    elif settings.skip_bad and not plan.settings.skip_bad:
-        plan = replace(plan, settings=replace(plan.settings, skip_bad=True))
-        _check_same(folder, plan, settings, stamps)
-        plan.save(folder)
-    _check_same(folder, plan, settings, stamps)
-    return plan
-
-
-def _check_same(folder: Path, plan: Plan, settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> None:
-    ours, theirs = vars(settings) | {"files": stamps}, vars(plan.settings) | {"files": plan.files}
-    if differs := ", ".join(name for name in ours if ours[name] != theirs[name]):
-        message = f"holds a run with other settings or files: {differs}"
-        raise InputError(folder, 0, message, "choose another folder, or remove this one")
-
-
-def make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> Plan:
-    """Cut files into work items: parts in order, up to `ITEM_TOKENS` together.
-
-    Raises:
-        InputError: a file cannot be read, holds nothing, or is of no known kind.
-    """
-    items: list[tuple[Part, ...]] = []
-    item: list[Part] = []
-    held = total = 0
-    for path in paths:
-        empty = True
-        for part, tokens in split(path, ITEM_TOKENS):
-            empty = False
-            if item and held + tokens > ITEM_TOKENS:
-                items.append(tuple(item))
-                item, held = [], 0
-            item.append(part)
-            held, total = held + tokens, total + tokens
-        if empty:
-            raise no_records(path)
-    items.append(tuple(item))
-    return Plan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), 1 << 16))
 
 
 def _check_empty(folder: Path, plan: Plan) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,110 +33,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.outputs import FIELDS, Encode, Output, Part, Reading, read_part, to_outputs
+from verify.jobs import Job, Plan, stamp
+from verify.outputs import FIELDS, Output, Part, Reading, read_part, to_outputs
 from verify.pairs import PROMPT_WINDOW, REPEATED_PAIR, Positions, scorable, was_shown
 from verify.tape import distinct_rows, partition
 from watermark import InputError, Mark, MarkError, files
 from watermark.records import Record
 
-FORMAT: Final = "stillmark-corpus/v1"
 TALLY: Final = ("n", "green", PROMPT_WINDOW, REPEATED_PAIR)
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What shapes a run beside its files.
-
-    Attributes:
-        commitment: the mark's.
-        alpha: level of the verdicts, fixed before looking.
-        keyless: the prompts cannot depend on the key.
-        skip_bad: count malformed records instead of stopping at one.
-        source_column: the field that names a record's source.
-        tokenizer: folder of the tokenizer, if not the mark's own.
-    """
-
-    commitment: str
-    alpha: float
-    keyless: bool
-    skip_bad: bool
-    source_column: str
-    tokenizer: str | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run's work, fixed before any of it is done.
-
-    Attributes:
-        settings: the settings.
-        files: path, bytes and time of change (ns) of each input.
-        items: the work items, some parts each.
-        partitions: number of partitions.
-    """
-
-    settings: Settings
-    files: tuple[tuple[str, int, int], ...]
-    items: tuple[tuple[Part, ...], ...]
-    partitions: int
-
-    def save(self, folder: Path) -> None:
-        """Write it into a run's folder."""
-        number = {path: i for i, (path, _, _) in enumerate(self.files)}
-        items = [[[number[str(p.path)], p.line, p.start, p.stop, p.group] for p in item] for item in self.items]
-        body = {"settings": vars(self.settings), "files": self.files, "partitions": self.partitions, "items": items}
-        files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
-
-    @classmethod
-    def load(cls, folder: Path) -> Plan | None:
-        """The plan in a run's folder; None if there is none yet.
-
-        Raises:
-            InputError: what is there is no plan.
-        """
-        path = folder / "run.json"
-        try:
-            body = json.loads(path.read_bytes())
-            inputs = tuple((str(name), int(size), int(changed)) for name, size, changed in body["files"])
-            items = tuple(tuple(Part(Path(inputs[i][0]), *rest) for i, *rest in item) for item in body["items"])
-            if body["format"] != FORMAT:
-                raise ValueError
-            return cls(Settings(**body["settings"]), inputs, items, body["partitions"])
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(path, 0, f"cannot read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise InputError(path, 0, f"not the plan of a {FORMAT} run", "choose another folder") from None
-
-
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Path, bytes and time of change (ns) of an input. Raises InputError if there is no such file."""
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror or error}") from error
-    return str(path), about.st_size, about.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told; it loads the mark itself, so that no secret travels.
-
-    Attributes:
-        folder: the run's.
-        mark_path: the mark file.
-        allow_readable: accept one that others may read.
-        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
-    """
-
-    folder: Path
-    mark_path: Path
-    allow_readable: bool
-    encoder: Callable[[Mark, Path | None], Encode]
 
 
 class Worker:

@@ -14,7 +14,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.shards import Job, Worker
+from verify.jobs import Job
+from verify.shards import Worker
 from watermark import StillmarkError
 
 if TYPE_CHECKING:
