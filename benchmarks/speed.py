@@ -135,7 +135,7 @@ def generation() -> dict[str, Any]:
         model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **how, **more)
 
     seconds: dict[str, list[float]] = {"unmarked": [], "marked": []}
-    for number in range(9):
+    for number in range(7):
         for name, more in (("unmarked", {}), ("marked", {"watermarking_config": MarkConfig(mark, 2)})):
             start = time.perf_counter()
             run(**more)

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from verify.outputs import Output
 from verify.pairs import extract
 from verify.radioactivity import text_test
-from watermark import Mark
+from watermark import Mark, Marks
 from watermark.greenlist import contexts_at_end
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 
@@ -215,6 +215,25 @@ def test_two_marks_at_once_are_each_verified_on_their_own(lm: LlamaForCausalLM) 
     assert found[""] < -20
     assert found["customer-17"] < -20
     assert found["customer-18"] > -6, "an unrelated key: false failure 1e-6"
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_row_of_a_batch_carries_its_own_customers_mark(lm: LlamaForCausalLM, beams: int) -> None:
+    provider = make(1)
+    customers = [provider.child(f"customer-{i}") for i in range(6)]
+    config = MarkConfig(Marks.by_row([[customer] for customer in customers]), PAD)
+    torch.manual_seed(6)
+    prompts = torch.randint(6, 600, (6, 8))
+    how = {"num_beams": beams, "do_sample": beams == 1} | ({"top_k": None} if beams > 1 else {})
+    ids = generated(lm, prompts, torch.ones_like(prompts), watermarking_config=config, **how)
+    for row in range(6):
+        pairs = extract([Output("", ids[row, :8].numpy(), ids[row, 8:].numpy())], 1, prompts_keyless=True)
+        rates = [text_test(mark, pairs).green_rate for mark in customers]
+        assert rates[row] == 1.0, "a bias of 40 leaves no red token a chance"
+        assert len(pairs.tokens) >= 10
+        assert max(rates[:row] + rates[row + 1 :]) < 1.0, "30 times 10 coins of 1/4 or more: false failure 3e-5"
+    assert {card["label"] for card in config.to_dict()["marks"]} == {f"customer-{i}" for i in range(6)}
+    assert "secret" not in config.to_json_string()
 
 
 def test_an_exempt_token_is_never_biased_nor_scored() -> None:

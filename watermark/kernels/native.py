@@ -21,7 +21,7 @@ available: Final = _native is not None
 MOST_MARKS: Final = 16
 """Marks that one row can carry."""
 
-_SHARE: Final = 1 << 18  # tokens that are worth a thread of their own
+_SHARE: Final = 1 << 21  # tokens that are worth a thread of their own: a third of a millisecond
 _KINDS: Final = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 
 I64 = npt.NDArray[np.int64]

@@ -1,0 +1,82 @@
+"""The README's table of speed, made of benchmarks/results/speed.json.
+
+.venv/bin/python -m benchmarks.table          # write it into README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value >= 1 else f"{value:.3f}"
+
+
+def embedding(figures: dict[str, dict[str, float]]) -> list[str]:
+    columns = [(batch, vocabulary) for vocabulary in (49152, 128256) for batch in (1, 16, 128)]
+    rows = {
+        "in-place add, the floor": "add",
+        "Stillmark, width 1": "width 1",
+        "Stillmark, width 4": "width 4",
+        "Stillmark without a compiler (torch)": "torch kernel",
+        "transformers lefthash": "lefthash",
+        "transformers selfhash": "selfhash",
+        "transformers SynthID": "SynthID",
+    }
+    lines = [
+        "| ms a decode step | " + " | ".join(f"B{b} V{v // 1000}k" for b, v in columns) + " |",
+        "|---|" + "--:|" * len(columns),
+    ]
+    for label, name in rows.items():
+        cells = []
+        for batch, vocabulary in columns:
+            value = figures[f"B{batch} V{vocabulary} threads 1"].get(name)
+            cells.append("-" if value is None else milliseconds(value))
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def scoring(figures: dict[str, float]) -> list[str]:
+    def millions(name: str) -> str:
+        return f"{figures[name] / 1e6:,.3g}M"
+
+    rows = {
+        **{f"Stillmark, ids to p-value, width {w}": millions(f"ids to p-value, width {w}") for w in (0, 1, 2, 4)},
+        "Stillmark, text to p-value": millions("text to p-value"),
+        "the tokenizer alone": millions("tokenizer"),
+        "transformers `WatermarkDetector`": millions("transformers detector"),
+    }
+    return ["| tokens/s | one core |", "|---|--:|", *(f"| {label} | {value} |" for label, value in rows.items())]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The Markdown between the marks."""
+    about = results["embedding"]["machine"]
+    return "\n".join(
+        [
+            f"({about['date']}, one thread of an {about['cpu']} with {about['simd']}, a shared machine; medians of "
+            f'interleaved runs; torch {about["torch"]}, transformers {about["transformers"]}. "-": not measured.)',
+            "",
+            *embedding(results["embedding"]["figures"]),
+            "",
+            *scoring(results["scoring"]["figures"]),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    made = table(json.loads((HERE / "results" / "speed.json").read_text()))
+    text = README.read_text()
+    README.write_text(re.sub(f"{re.escape(BEGIN)}.*?{END}", lambda _: BEGIN + made + END, text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()
