@@ -121,7 +121,7 @@ def encoder(mark: Mark, path: Path | None) -> Encode:
 
             quiet_transformers()
             tokenizer = load_for(mark, path)
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return ids
 
     return encode
