@@ -2,11 +2,12 @@
 
     .venv/bin/python -m benchmarks.corpus [FOLDER] [TOKENS...]
 
-Works in FOLDER (default: demo/corpus) and writes benchmarks/results/corpus.json, one object for each number of tokens (default: 1, 10 and 100
-million) and of workers (1: one process; 2: Ray). The text of nine sources is human (presidential speeches, each source
-beginning elsewhere, records of 500 tokens), that of the tenth the teacher's marked answers (delta 3, width 1), over and
-over: a share of all tokens is replaced by random ones, so that there is always something new. Memory is the most that
-the command and its children held at once, summed (shared pages count for each), sampled every 50 ms.
+Works in FOLDER (default: demo/corpus) and writes benchmarks/results/corpus.json, one object for each number of tokens
+(default: 1, 10 and 100 million) and of workers (1: one process; 2: Ray). The text of nine sources is human
+(presidential speeches, each source beginning elsewhere, records of 500 tokens), that of the tenth the teacher's marked
+answers (delta 3, width 1), over and over: a share of all tokens is replaced by random ones, so that there is always
+something new. Memory is the most that the command and its children held at once, summed (shared pages count for each),
+sampled every 50 ms.
 """
 
 from __future__ import annotations
