@@ -6,6 +6,7 @@ Tail probabilities are computed in log space throughout, and stay finite where a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from scipy.special import betaincinv
@@ -139,3 +140,16 @@ def detectable_rate(n: int, p: float, alpha: float, power: float = 0.9) -> float
     critical = critical_value(n, p, alpha)
     # P(Bin(n, r) >= critical) = I_r(critical, n - critical + 1)
     return float(betaincinv(critical, n - critical + 1, power)) if critical <= n else None
+
+
+def holm(log10_pvalues: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 1979), as log10, in the order of the input.
+
+    A hypothesis is rejected at family-wise level alpha if its adjusted p-value is at most alpha.
+    """
+    order = sorted(range(len(log10_pvalues)), key=log10_pvalues.__getitem__)
+    adjusted, largest = [0.0] * len(order), -math.inf
+    for rank, index in enumerate(order):
+        largest = max(largest, min(0.0, log10_pvalues[index] + math.log10(len(order) - rank)))
+        adjusted[index] = largest
+    return adjusted

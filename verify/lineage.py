@@ -1,0 +1,239 @@
+"""What happened to the teacher: copied, distilled, both, unrelated so far as the access can see, or cannot tell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from verify.fingerprint.finding import Finding
+from verify.radioactivity import Result, TextResult, WeightedResult
+from verify.sequential import SequentialResult
+from verify.statistics import holm
+from watermark import InputError, files
+
+COPIED: Final = "copied"
+DISTILLED: Final = "distilled"
+BOTH: Final = "copied and distilled"
+UNRELATED: Final = "unrelated so far as this access can see"
+CANNOT_TELL: Final = "cannot tell"
+VERDICTS: Final = (COPIED, DISTILLED, BOTH, UNRELATED, CANNOT_TELL)
+
+WEIGHTS: Final = "weights"
+SHUFFLED: Final = "weights, units shuffled"
+MARK: Final = "mark"
+PLANTED: Final = "planted answers"
+CANARIES: Final = "canaries"
+AGREEMENT: Final = "agreement"
+LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
+_COPIES: Final = (WEIGHTS, SHUFFLED)
+_DISTILS: Final = (MARK, CANARIES)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be tested and at which level: fixed before the suspect is looked at, and known by its digest.
+
+    Attributes:
+        lines: the tests, of LINES, in order.
+        alpha: family-wise level of the verdict.
+        inputs: SHA-256 of everything but the suspect that the tests use, by name.
+        settings: numbers that the tests depend on, by name.
+    """
+
+    lines: tuple[str, ...]
+    alpha: float
+    inputs: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan, 64 hex characters."""
+        return hashlib.sha256(self._json().encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "lines": list(self.lines),
+            "alpha": self.alpha,
+            "inputs": self.inputs,
+            "settings": self.settings,
+        }
+
+    def fix(self, path: Path) -> bool:
+        """Write the plan, if the file is not there; else see that it is the same. Returns whether it was written.
+
+        Raises:
+            InputError: the file holds another plan, or cannot be read or written.
+        """
+        text = self._json() + "\n"
+        try:
+            files.create(path, text.encode())
+        except FileExistsError:
+            try:
+                same = path.read_text() == text
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(path, 0, f"cannot read the plan: {error}") from None
+            if not same:
+                raise InputError(
+                    path, 0, "holds another plan than this command's", "a plan is made once, before the suspect is read"
+                ) from None
+            return False
+        except OSError as error:
+            raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
+        return True
+
+    def _json(self) -> str:
+        return json.dumps({"format": "stillmark-lineage-plan/v1"} | self.to_dict(), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One planned test: its result, or why there is none.
+
+    Attributes:
+        name: one of LINES.
+        result: what was found.
+        unavailable: why nothing was; None where there is a result.
+        log10_adjusted: log10 of Holm's adjusted p-value over all lines with a result.
+    """
+
+    name: str
+    result: Finding | Result | None
+    unavailable: str | None = None
+    log10_adjusted: float = 0.0
+
+    def positive(self, alpha: float) -> bool:
+        """Whether the line stands after Holm's adjustment."""
+        return self.result is not None and self.log10_adjusted <= math.log10(alpha)
+
+    def to_dict(self, alpha: float) -> dict[str, Any]:
+        """For JSON."""
+        if self.result is None:
+            return {"line": self.name, "available": False, "why": self.unavailable}
+        return {
+            "line": self.name,
+            "available": True,
+            "log10_pvalue": self.result.log10_pvalue,
+            "log10_pvalue_adjusted": self.log10_adjusted,
+            "positive": self.positive(alpha),
+            "could_be_found": could_be_found(self.result),
+            "breaks": breaks(self.result),
+            "result": self.result.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The answer.
+
+    Attributes:
+        teacher, suspect: a folder, or for the suspect a URL.
+        plan: what was fixed beforehand.
+        lines: every planned test.
+    """
+
+    teacher: str
+    suspect: str
+    plan: Plan
+    lines: tuple[Line, ...] = field(repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """One of VERDICTS."""
+        found = {line.name for line in self.lines if line.positive(self.plan.alpha)}
+        copied, distilled = bool(found & set(_COPIES)), bool(found & set(_DISTILS))
+        if copied or distilled:
+            return BOTH if copied and distilled else COPIED if copied else DISTILLED
+        looked = {line.name for line in self.lines if line.result is not None}
+        return CANNOT_TELL if found or not looked & {*_COPIES, *_DISTILS} else UNRELATED
+
+    @property
+    def reasons(self) -> list[str]:
+        """What the verdict rests on, and what it leaves open, one sentence each."""
+        found = [line.name for line in self.lines if line.positive(self.plan.alpha)]
+        missing = [line for line in self.lines if line.result is None]
+        said = [f"Stands after Holm: {name}." for name in found] or ["No line stands after Holm."]
+        if self.verdict == CANNOT_TELL and found:
+            said.append("That shows a tie to the teacher, and not whether by weights or by outputs.")
+        if self.verdict == DISTILLED:
+            weights = next((line for line in self.lines if line.name == WEIGHTS), None)
+            seen = weights is not None and weights.result is not None
+            said.append("The weights are independent so far as seen." if seen else "The weights were not seen.")
+        said += [f"Not tested: {line.name}: {line.unavailable}." for line in missing]
+        if self.verdict == UNRELATED:
+            said += [f"{line.name}: {could_be_found(line.result)}" for line in self.lines if line.result is not None]
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "teacher": self.teacher,
+            "suspect": self.suspect,
+            "alpha": self.plan.alpha,
+            "plan": self.plan.to_dict(),
+            "plan_digest": self.plan.digest,
+            "lines": [line.to_dict(self.plan.alpha) for line in self.lines],
+        }
+
+
+def conclude(teacher: str, suspect: str, plan: Plan, lines: Sequence[Line]) -> Lineage:
+    """Put the lines together, with Holm's adjustment over those that have a result.
+
+    Raises:
+        ValueError: these are not the planned lines, in order.
+    """
+    if [line.name for line in lines] != list(plan.lines):
+        raise ValueError("the lines are not those of the plan")
+    made = [line.result.log10_pvalue for line in lines if line.result is not None]
+    adjusted = iter(holm(made))
+    return Lineage(
+        teacher,
+        suspect,
+        plan,
+        tuple(Line(line.name, line.result, line.unavailable, next(adjusted) if line.result else 0.0) for line in lines),
+    )
+
+
+def run(plan: Plan, tests: dict[str, Callable[[], Finding | Result | str]]) -> list[Line]:
+    """Make the planned tests in order. A test answers with its result, or with the reason why there is none."""
+    lines = []
+    for name in plan.lines:
+        made = tests[name]()
+        lines.append(Line(name, None, made) if isinstance(made, str) else Line(name, made))
+    return lines
+
+
+def could_be_found(result: Finding | Result | None) -> str:
+    """What a negative answer of this test rules out, in words."""
+    if isinstance(result, WeightedResult):
+        if not result.n:
+            return "nothing: the suspect does not differ from the reference, or no position could be scored."
+        return (
+            f"an effect of {result.detectable_effect:.4f} (green less red, in the weights' unit) would have been found "
+            "with 90 % power."
+        )
+    if isinstance(result, SequentialResult):
+        return f"after {result.tokens:,} tokens a tilt of {result.least:g} " + (
+            "would have shown." if result.stopped == "futility" else "may be there and not have shown yet."
+        )
+    if isinstance(result, TextResult):
+        return f"a green rate of {result.detectable_rate} would have been found with 90 % power."
+    return "a suspect changed as its `breaks` says would not have been found." if result else ""
+
+
+def breaks(result: Finding | Result) -> str:
+    """What would make this p-value wrong, and what would hide a guilty suspect, in words."""
+    if isinstance(result, Finding):
+        return result.breaks
+    return (
+        "Wrong if suspect, reference or probes depend on the secret by another way than the teacher's outputs, or "
+        "if text that others published carried the mark to the suspect. Hidden by paraphrase, by other training "
+        "data in excess, or by distillation that takes the mark out."
+    )
