@@ -104,15 +104,19 @@ def main(models: int = 1000) -> None:
     largest = float(np.max(shares))
     rates = {}
     for name, values in tests.items():
-        fired = {level: sum(value <= np.log10(level) for value in values) for level in LEVELS}
+        fired = {level: int(sum(value <= np.log10(level) for value in values)) for level in LEVELS}
         rates[name] = {
             str(level): {"fired": number, "log10_tail": binomial_log10_sf(number, len(values), level)}
             for level, number in fired.items()
         }
     # the calibrated test on pairs that it was not calibrated on: disjoint from the calibration by model
     half = [share for i, share in enumerate(shares) if i // NEIGHBOURS < models // 2]
-    rest = [weights_rank(share, half) for i, share in enumerate(shares) if i // NEIGHBOURS >= models // 2 + NEIGHBOURS]
-    rates["match, half against half"] = {str(level): {"fired": sum(p <= level for p in rest)} for level in LEVELS}
+    rest = [
+        weights_rank(share, half)
+        for i, share in enumerate(shares)
+        if models // 2 + NEIGHBOURS <= i // NEIGHBOURS < models - NEIGHBOURS
+    ]
+    rates["match, half against half"] = {str(level): {"fired": int(sum(p <= level for p in rest))} for level in LEVELS}
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),

@@ -65,7 +65,8 @@ def test_watermark_does_not_know_verify() -> None:
                                      "student", "verify text", "verify model", "verify logprobs", "verify api",
                                      "windows", "probes", "power", "demo", "fingerprint weights",
                                      "fingerprint agreement", "fingerprint plant", "fingerprint ask",
-                                     "fingerprint canaries choose", "fingerprint canaries test"])  # fmt: skip
+                                     "fingerprint canaries choose", "fingerprint canaries test",
+                                     "lineage"])  # fmt: skip
 def test_every_command_has_help(stillmark: Callable[..., Result], command: str) -> None:
     result = stillmark(*command.split(), "--help")
     assert result.exit_code == 0

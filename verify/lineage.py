@@ -8,13 +8,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from verify import suspects
+from verify.api import Endpoint, Tally, interview
+from verify.fingerprint import agreement, canaries, planted
 from verify.fingerprint.finding import Finding
-from verify.radioactivity import Result, TextResult, WeightedResult
-from verify.sequential import SequentialResult
+from verify.fingerprint.layers import Weights
+from verify.fingerprint.weights import Comparison, compare, independent_pairs
+from verify.outputs import Encode, Output, read_outputs
+from verify.radioactivity import Result, TextResult, WeightedResult, logprob_test
+from verify.sequential import SequentialResult, SequentialTest
 from verify.statistics import holm
-from watermark import InputError, files
+from watermark import ApiError, InputError, Mark, ModelError, TokenizerError, files
+from watermark.generate import Prompt, read_prompts
+from watermark.models import model_digest
+from watermark.tokenizers import load_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COPIED: Final = "copied"
 DISTILLED: Final = "distilled"
@@ -201,13 +213,244 @@ def conclude(teacher: str, suspect: str, plan: Plan, lines: Sequence[Line]) -> L
     )
 
 
-def run(plan: Plan, tests: dict[str, Callable[[], Finding | Result | str]]) -> list[Line]:
-    """Make the planned tests in order. A test answers with its result, or with the reason why there is none."""
+def run(
+    plan: Plan,
+    tests: dict[str, Callable[[], Finding | Result]],
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> list[Line]:
+    """Make the planned tests in order. One that the suspect does not allow becomes a line that says why."""
     lines = []
-    for name in plan.lines:
-        made = tests[name]()
-        lines.append(Line(name, None, made) if isinstance(made, str) else Line(name, made))
+    for done, name in enumerate(plan.lines):
+        progress(done, len(plan.lines))
+        try:
+            lines.append(Line(name, tests[name]()))
+        except (ApiError, ModelError, TokenizerError) as error:
+            lines.append(Line(name, None, str(error)))
     return lines
+
+
+@dataclass(frozen=True)
+class Access:
+    """What is at hand: the models and files that `stillmark lineage` was given.
+
+    Attributes:
+        teacher: folder. suspect: folder or URL. mark: or None.
+        probes, reference, controls, prompts, base, canaries: files and folders, or None.
+        planted: number of planted answers; None: none.
+        keyless: probes and prompts cannot carry the mark.
+        model: the endpoint's name for the suspect. budget: billed tokens to spend there.
+        seed: of every draw that is not keyed.
+        record: folder to keep what was read in.
+    """
+
+    teacher: Path
+    suspect: str
+    mark: Mark | None = None
+    probes: Path | None = None
+    reference: Path | None = None
+    controls: tuple[Path, ...] = ()
+    prompts: Path | None = None
+    base: Path | None = None
+    planted: int | None = None
+    canaries: Path | None = None
+    keyless: bool = False
+    model: str | None = None
+    budget: int = 50_000
+    seed: int = 0
+    record: Path | None = None
+
+    @property
+    def url(self) -> bool:
+        """Whether the suspect is an endpoint."""
+        return self.suspect.startswith(("http://", "https://"))
+
+    def plan(self, alpha: float) -> Plan:
+        """What will be tested. Reads everything but the suspect.
+
+        Raises:
+            ModelError, InputError: something that is needed cannot be read.
+        """
+        planned = {
+            WEIGHTS: True,
+            SHUFFLED: True,
+            MARK: self.mark is not None,
+            PLANTED: self.planted is not None,
+            CANARIES: self.canaries is not None,
+            AGREEMENT: bool(self.controls),
+        }
+        Weights(self.teacher)
+        named = {"teacher": self.teacher, "reference": self.reference, "base": self.base}
+        named |= {f"control {i}": path for i, path in enumerate(self.controls)}
+        inputs = {name: model_digest(path) for name, path in named.items() if path is not None}
+        texts = {"probes": self.probes, "prompts": self.prompts, "canaries": self.canaries}
+        inputs |= {name: _sha256(path) for name, path in texts.items() if path is not None}
+        if self.mark is not None:
+            inputs["mark"] = self.mark.commitment
+        settings: dict[str, Any] = {"seed": self.seed, "keyless": self.keyless, "planted": self.planted}
+        if self.url:
+            settings |= {"budget_tokens": self.budget, "endpoint": "chat completions"}
+        return Plan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
+
+    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[], Finding | Result]]:
+        """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
+        compared: list[Comparison] = []
+
+        def weights() -> Comparison:
+            if not compared:
+                compared.append(compare(self.teacher, self._folder(), self.seed))
+            if not compared[0].layers and compared[0].embedding is None:
+                raise ModelError("; ".join(compared[0].skipped))
+            return compared[0]
+
+        def shuffled() -> Finding:
+            if not weights().layers:
+                raise ModelError("; ".join(weights().skipped))
+            pairs, source = independent_pairs()
+            more = [compare(self.teacher, control, self.seed) for control in self.controls]
+            pairs += tuple(one.share for one in more if one.layers)
+            return weights().match(pairs, f"{source}; and {len(self.controls)} controls", alpha)
+
+        return {
+            WEIGHTS: lambda: weights().independence(alpha),
+            SHUFFLED: shuffled,
+            MARK: lambda: self._mark(alpha, encode),
+            PLANTED: lambda: planted.ask(self._folder(), self._secret(), self.planted or planted.NUMBER, alpha),
+            CANARIES: lambda: self._canaries(alpha, encode),
+            AGREEMENT: lambda: self._agreement(alpha),
+        }
+
+    def _mark(self, alpha: float, encode: Encode | None) -> Result:
+        mark = self._secret()
+        if self.url:
+            assert self.prompts is not None
+            assert self.record is not None
+            endpoint = Endpoint(self.suspect, self.model or "")
+            log = self.record / "mark.endpoint.jsonl"
+            return mark_at_endpoint(
+                mark,
+                endpoint,
+                read_prompts(self.prompts),
+                load_for(mark),
+                log,
+                self.budget,
+                alpha,
+                keyless=self.keyless,
+            )
+        texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
+        return mark_in_weights(
+            mark, self._folder(), self.reference, texts, alpha, keyless=self.keyless, record=self.record
+        )
+
+    def _canaries(self, alpha: float, encode: Encode | None) -> Finding:
+        mark, candidates = self._secret(), self._texts(self.canaries, encode)
+
+        def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
+            return str(path), canaries.likelihoods(path, mark, candidates, record=self._log(f"canaries.{who}"))
+
+        reference = read("reference", self.reference) if self.reference else None
+        suspect = read("suspect", self._folder())
+        return canaries.canary_test(mark, candidates, suspect, reference, alpha, seed=self.seed)
+
+    def _agreement(self, alpha: float) -> Finding:
+        assert self.prompts is not None
+        asked = agreement.distinct(read_prompts(self.prompts))
+        models = (self.teacher, self._folder(), *self.controls, self.base)
+        agreement.check_tokenizers(asked, [path for path in models if path is not None])
+
+        def read(who: str, path: Path) -> tuple[str, list[str]]:
+            return str(path), agreement.greedy(path, asked, record=self._log(f"agreement.{who}"))
+
+        return agreement.agreement_test(
+            read("teacher", self.teacher),
+            read("suspect", self._folder()),
+            [read(f"control{i}", path) for i, path in enumerate(self.controls)],
+            read("base", self.base) if self.base else None,
+            alpha,
+        )
+
+    def _folder(self) -> Path:
+        if self.url:
+            raise ModelError("the suspect's weights are not at hand, only an endpoint")
+        return Path(self.suspect)
+
+    def _secret(self) -> Mark:
+        assert self.mark is not None
+        return self.mark
+
+    def _texts(self, path: Path | None, encode: Encode | None) -> list[Output]:
+        assert path is not None
+        assert encode is not None
+        return list(read_outputs([path], encode=encode, vocabulary_size=self._secret().vocabulary_size))
+
+    def _log(self, name: str) -> Path | None:
+        return None if self.record is None else self.record / f"{name}.jsonl"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
+
+
+def mark_in_weights(
+    mark: Mark,
+    suspect: Path,
+    reference: Path | None,
+    probes: Sequence[Output],
+    alpha: float,
+    *,
+    keyless: bool,
+    record: Path | None = None,
+    progress: Callable[[str, int], None] = lambda _who, _texts: None,
+) -> WeightedResult:
+    """The mark line where the weights are at hand: `verify.radioactivity.logprob_test` along the probes.
+
+    Raises:
+        ModelError, TokenizerError: a model cannot be loaded, or is not for the mark's tokenizer.
+        InputError: `record`, a folder, cannot be written, or is of another run.
+    """
+
+    def read(who: str, path: Path) -> suspects.Readings:
+        log = record / f"mark.{who}.jsonl" if record else None
+        texts = suspects.read_weights(path, mark, probes, record=log, progress=lambda number: progress(who, number))
+        return suspects.gather(texts, mark.width, keyless=keyless)
+
+    suspected = read("suspect", suspect)
+    return logprob_test(mark, suspected, None if reference is None else read("reference", reference), alpha)
+
+
+def mark_at_endpoint(
+    mark: Mark,
+    endpoint: Endpoint,
+    prompts: list[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    log: Path,
+    budget: int,
+    alpha: float,
+    *,
+    keyless: bool,
+    progress: Callable[[int], None] = lambda _billed: None,
+) -> SequentialResult:
+    """The mark line behind an endpoint: as `stillmark verify api` asks, without a reference.
+
+    Raises:
+        ApiError: the endpoint refuses, fails again and again, or answered nothing that could be used.
+        InputError: the log cannot be written, or is of another run.
+    """
+    tally, test = Tally(), None
+    for wave in interview(endpoint, prompts, mark, tokenizer, log, budget, tally):
+        progress(tally.billed)
+        if test is None and tally.answers:
+            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, keyless=keyless)
+        for answer in wave:
+            if test is not None and len(answer.ids) > answer.start:
+                test.add(answer)
+        if test is not None and test.stopped:
+            break
+    if test is None:
+        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
+    return test.result()
 
 
 def could_be_found(result: Finding | Result | None) -> str:

@@ -71,7 +71,8 @@ def weights(
     with progress("matching", "layers") as update:
         found = module.compare(named, suspect, seed, update)
         pairs, source = module.independent_pairs()
-        pairs += tuple(module.compare(named, control, seed, update).share for control in controls)
+        more = [module.compare(named, control, seed, update) for control in controls]
+        pairs += tuple(one.share for one in more if one.layers)
     source += f"; and {len(controls)} controls" * bool(controls)
     exact, shuffled = found.independence(alpha), found.match(pairs, source, alpha)
     if as_json:
@@ -122,6 +123,7 @@ def agreement(
     named = _one(teacher)
     asked = module.distinct(read_prompts(prompts))
     quiet_transformers()
+    module.check_tokenizers(asked, [path for path in (named, suspect, *controls, base) if path is not None])
     said = _Recorder(record, len(asked), "prompts")
 
     def read(who: str, path: Path) -> tuple[str, list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from verify import statistics
 from verify.fingerprint.finding import Finding
 from verify.outputs import read_records
-from watermark import InputError, StillmarkError
+from watermark import InputError, StillmarkError, TokenizerError, tokenizers
 from watermark.generate import Prompt, encode_prompt
 from watermark.models import load_model, model_digest
 from watermark.records import resume_jsonl
@@ -196,7 +196,27 @@ def agreement_test(
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts, each once: the first of those with the same text or ids."""
-    return list({(one.text, one.ids): one for one in reversed(prompts)}.values())[::-1]
+    found: dict[object, Prompt] = {}
+    for one in prompts:
+        found.setdefault((one.text, one.ids), one)
+    return list(found.values())
+
+
+def check_tokenizers(prompts: Sequence[Prompt], paths: Sequence[Path]) -> None:
+    """Prompts of token ids mean one text only to one tokenizer.
+
+    Raises:
+        TokenizerError: there are such prompts, and two of the models have different tokenizers.
+    """
+    if any(prompt.ids is not None for prompt in prompts):
+        prints = {path: tokenizers.fingerprint(tokenizers.load(path)) for path in paths}
+        for path in paths[1:]:
+            if prints[path] != prints[paths[0]]:
+                raise TokenizerError(
+                    f"{path}: its tokenizer is not that of {paths[0]}, and prompts of token ids are not one text to "
+                    "both",
+                    "give the prompts as text",
+                )
 
 
 def greedy(

@@ -35,7 +35,7 @@ UP: Final = (
 DOWN: Final = ("mlp.down_proj", "mlp.w2", "feed_forward.w2", "mlp.c_proj", "mlp.fc2", "mlp.dense_4h_to_h", "fc2",
                "ffn.down_proj")  # fmt: skip
 FUSED: Final = ("mlp.gate_up_proj",)
-NORM: Final = ("post_attention_layernorm", "ln_2", "ffn_norm", "final_layer_norm", "pre_feedforward_layernorm")
+NORM: Final = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ffn_norm", "final_layer_norm")
 EMBEDDING: Final = (
     "embed_tokens.weight",
     "wte.weight",

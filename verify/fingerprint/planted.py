@@ -178,8 +178,16 @@ class PlantedResult(Finding):
         }
 
 
-def ask(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3, batch_size: int = 16) -> PlantedResult:
-    """Ask a model whose weights are at hand: its answer is the likeliest of the sixteen words.
+def ask(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> PlantedResult:
+    """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
+    asked = questions(mark, number)
+    said = likeliest(path, [one.prompt for one in asked])
+    hits = sum(answer == one.answer for answer, one in zip(said, asked, strict=True))
+    return PlantedResult(alpha, mark, str(path), hits, number, 0)
+
+
+def likeliest(path: Path, prompts: Sequence[str], batch_size: int = 16) -> list[int]:
+    """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
 
     Raises:
         ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
@@ -190,19 +198,17 @@ def ask(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3, batch
     first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
     if len(set(first)) < len(first):
         raise ModelError(f"{path}: its tokenizer begins two of the answers alike", "record its answers, and --answers")
-    asked = questions(mark, number)
-    hits = 0
-    for start in range(0, number, batch_size):
-        batch = asked[start : start + batch_size]
-        rows = [encode_prompt(tokenizer, Prompt(one.id, one.prompt, None), chat=True) for one in batch]
+    said: list[int] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
         padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = torch.tensor(row)
         with torch.inference_mode():
             logits = model(input_ids=padded.to(model.device)).logits
-        for i, (row, one) in enumerate(zip(rows, batch, strict=True)):
-            hits += int(logits[i, len(row) - 1, first].argmax()) == one.answer
-    return PlantedResult(alpha, mark, str(path), hits, number, 0)
+        said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
+    return said
 
 
 def judge(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> PlantedResult:

@@ -33,6 +33,9 @@ MOST: Final = 2048
 """Units of a teacher's layer that are matched; from a wider one so many are drawn."""
 
 SKETCH: Final = 96
+PADDING: Final = 1.05
+"""Vocabularies of sizes within this ratio are taken for one, padded; where they are not one, that costs power only."""
+
 STORED: Final = "as stored"
 ALIGNED: Final = "aligned by the embeddings"
 
@@ -42,8 +45,9 @@ RANDOMNESS: Final = (
     "in each layer on its own, whatever the suspect's weights are."
 )
 BREAKS: Final = (
-    "Wrong if both models grew from the same initial weights (the same code and seed, or a common parent), or if "
-    "somebody sorted the units of both. Blind to a suspect whose units were shuffled: see the matched units."
+    "Wrong if both models grew from the same initial weights (the same code and seed, or a common parent), if "
+    "somebody sorted the units of both, or if the architecture tells units or dimensions apart (as sinusoidal "
+    "positions added to the embedding do). Blind to a suspect whose units were shuffled: see the matched units."
 )
 MATCH_RANDOMNESS: Final = (
     "Calibrated, not exact: the share of units that two views (what a unit reads, what else it reads or writes) match "
@@ -328,8 +332,8 @@ def compare(
 
     Layers are paired by number; where the depths differ, in order, so that the layers' sketches agree best. A sketch
     does not know the order of the units, so that the choice leaves the matching uniform. Rows are compared as they are
-    stored or, where the vocabularies have the same size, in the basis that brings the embeddings closest (which undoes
-    a rotation of the residual stream): whichever makes the first pair of layers more alike, by a measure that does not
+    stored or, where the vocabularies have about the same size, in the basis that brings the embeddings closest (it
+    undoes a rotation of the residual stream): whichever makes the first layers more alike, by a measure that does not
     know the order of the units either.
 
     Args:
@@ -345,8 +349,9 @@ def compare(
     rng = np.random.default_rng(seed)
     skipped: list[str] = []
     embedding, rotation = None, None
-    if ours.vocabulary is not None and ours.vocabulary == theirs.vocabulary:
-        product, cosines = _embeddings(ours, theirs, ours.vocabulary)
+    rows = _common(ours.vocabulary, theirs.vocabulary)
+    if rows:
+        product, cosines = _embeddings(ours, theirs, rows)
         # a whole basis has a sign; so has each column, which is all that a shuffle of the dimensions leaves free
         embedding = _judge(-1, -1, cosines, None, rng)
         rotation = _closest(product)
@@ -387,6 +392,12 @@ def independent_pairs() -> tuple[tuple[float, ...], str]:
     found = json.loads(Path(__file__).with_name("independent.json").read_text())
     shares = [float(share) for share, number in found["share"].items() for _ in range(number)]
     return tuple(shares), str(found["models"])
+
+
+def _common(ours: int | None, theirs: int | None) -> int:
+    """Rows of two embeddings that may mean the same tokens: the first ones, where the sizes differ by padding only."""
+    rows = min(ours or 0, theirs or 0)
+    return rows if rows and max(ours or 0, theirs or 0) <= PADDING * rows else 0
 
 
 def _layer(a: int, b: int, ours: Units, theirs: Units, rotation: F32 | None, rng: np.random.Generator) -> Matching:
@@ -505,7 +516,8 @@ def _pair(ours: Weights, theirs: Weights, rotation: F32 | None) -> list[tuple[in
     probe = rng.normal(size=(theirs.shape[1], SKETCH)).astype(np.float32)
     here = _sketches(ours, probe if rotation is None else rotation @ probe)
     there = _sketches(theirs, probe)
-    similarity = here @ there.T
+    mean = np.concatenate([here, there]).mean(axis=0)
+    similarity = 1 + _unit(here - mean) @ _unit(there - mean).T
     best = np.zeros((ours.depth + 1, theirs.depth + 1))
     for a in range(ours.depth):
         for b in range(theirs.depth):
@@ -523,11 +535,10 @@ def _pair(ours: Weights, theirs: Weights, rotation: F32 | None) -> list[tuple[in
 
 
 def _sketches(model: Weights, probe: F32) -> F32:
-    """For each layer a vector that does not know its units' order: second moments of what they read, less the mean."""
+    """For each layer a vector that does not know its units' order: second moments of what they read."""
     rows = []
     for layer in range(model.depth):
         units = model.units(layer)
         read = _unit(units.up if units.gate is None else units.gate) @ probe
         rows.append((read.T @ read).ravel())
-    sketches: F32 = np.stack(rows)
-    return _unit(sketches - sketches.mean(axis=0))
+    return _unit(np.stack(rows))
