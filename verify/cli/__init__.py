@@ -6,7 +6,19 @@ from typing import Any
 
 import click
 
-from verify.cli import attribute, demo, generate, mark, power, probes, student, verify, windows
+from verify.cli import (
+    attribute,
+    demo,
+    fingerprint,
+    generate,
+    lineage,
+    mark,
+    power,
+    probes,
+    student,
+    verify,
+    windows,
+)
 from watermark import StillmarkError, __stillmark__
 
 
@@ -38,6 +50,8 @@ main.add_command(verify.verify)
 main.add_command(attribute.attribute)
 main.add_command(windows.windows)
 main.add_command(probes.probes)
+main.add_command(fingerprint.fingerprint)
+main.add_command(lineage.lineage)
 main.add_command(power.power)
 main.add_command(student.student)
 main.add_command(demo.demo)

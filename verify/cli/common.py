@@ -22,11 +22,11 @@ FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
 
 
-def mark_option() -> Callable[[Any], Any]:
+def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
     """Adds `--mark FILE` as `mark_path` and `--allow-readable-mark` as `allow_readable`."""
 
     def decorate(command: Any) -> Any:
-        option = click.option("--mark", "mark_path", type=FILE, required=True, help="The mark file.")
+        option = click.option("--mark", "mark_path", type=FILE, required=required, help="The mark file.")
         return option(allow_readable_option(command))
 
     return decorate

@@ -1,0 +1,378 @@
+"""stillmark fingerprint: tests that need no watermark."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from verify.cli.common import (
+    FILE,
+    alpha_option,
+    json_option,
+    load_mark,
+    mark_option,
+    print_json,
+    progress,
+    quiet_transformers,
+    scientific,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from verify.fingerprint.finding import Finding
+    from verify.outputs import Output
+    from watermark import Mark
+
+
+@click.group()
+def fingerprint() -> None:
+    """Was it copied, or distilled? Tests that need no watermark."""
+
+
+_fail_on_positive = click.option("--fail-on-positive", is_flag=True, help="Exit with status 3 if p <= alpha.")
+_teacher = click.option("--teacher", type=FILE, required=True, multiple=True, help="Folder of the teacher's weights.")
+_suspect = click.option("--suspect", type=FILE, required=True, help="Folder of the suspect's weights.")
+_number = click.option("--number", type=click.IntRange(1), default=64, show_default=True, help="Of keyed questions.")
+
+
+@fingerprint.command()
+@_teacher
+@_suspect
+@click.option("--control", "controls", type=FILE, multiple=True, help="An independent model, to calibrate by; repeat.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffle that breaks ties.")
+@alpha_option
+@_fail_on_positive
+@json_option
+@click.pass_context
+def weights(
+    ctx: click.Context,
+    teacher: tuple[Path, ...],
+    suspect: Path,
+    controls: tuple[Path, ...],
+    seed: int,
+    alpha: float,
+    fail_on_positive: bool,
+    as_json: bool,
+) -> None:
+    """Test whether two models' weights are independent, layer by layer, from safetensors.
+
+    Exact: hidden units matched, and how many keep their index. Beside it, calibrated and not exact, a statistic that
+    survives shuffled units; it is ranked among pairs of small independent models and, with --control, among the
+    teacher's likeness to those models too.
+    """
+    from verify.fingerprint import weights as module
+
+    named = _one(teacher)
+    with progress("matching", "layers") as update:
+        found = module.compare(named, suspect, seed, update)
+        pairs, source = module.independent_pairs()
+        more = [module.compare(named, control, seed, update) for control in controls]
+        pairs += tuple(one.share for one in more if one.layers)
+    source += f"; and {len(controls)} controls" * bool(controls)
+    exact, shuffled = found.independence(alpha), found.match(pairs, source, alpha)
+    if as_json:
+        print_json(exact.to_dict() | {"shuffled": shuffled.to_dict()})
+    else:
+        _print(exact, {"units": f"{exact.statistic:,} of {exact.n:,} matched to their own index, {exact.basis}"})
+        _print(shuffled, {"share": f"{shuffled.share:.4f}   (independent pairs: at most {max(pairs):.4f})"})
+    if fail_on_positive and (exact.positive == exact.verdict or shuffled.positive == shuffled.verdict):
+        ctx.exit(3)
+
+
+@fingerprint.command()
+@_teacher
+@click.option("--suspect", type=FILE, help="Folder of the suspect's weights.")
+@click.option("--answers", type=FILE, help="JSONL of the suspect's answers, `id` and `output`: one greedy token each.")
+@click.option("--control", "controls", type=FILE, multiple=True, required=True, help="An independent model; repeat.")
+@click.option("--base", type=FILE, help="Folder of the suspect's own base: compares what it gained over that.")
+@click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."} or "prompt_ids".')
+@click.option("--record", type=FILE, help="Folder to keep answers in, and to resume from.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@alpha_option
+@_fail_on_positive
+@json_option
+@click.pass_context
+def agreement(
+    ctx: click.Context,
+    teacher: tuple[Path, ...],
+    suspect: Path | None,
+    answers: Path | None,
+    controls: tuple[Path, ...],
+    base: Path | None,
+    prompts: Path,
+    record: Path | None,
+    batch_size: int,
+    alpha: float,
+    fail_on_positive: bool,
+    as_json: bool,
+) -> None:
+    """Test whether a suspect agrees with the teacher more than with every control, by one greedy token a prompt.
+
+    The teacher is one, and named beforehand: the nearest of several is always somebody.
+    """
+    from verify.fingerprint import agreement as module
+    from watermark.generate import read_prompts
+
+    if (suspect is None) == (answers is None):
+        raise click.UsageError("name either a --suspect or its --answers")
+    named = _one(teacher)
+    asked = module.distinct(read_prompts(prompts))
+    quiet_transformers()
+    module.check_tokenizers(asked, [path for path in (named, suspect, *controls, base) if path is not None])
+    said = _Recorder(record, len(asked), "prompts")
+
+    def read(who: str, path: Path) -> tuple[str, list[str]]:
+        with said.of(who) as (log, count):
+            return str(path), module.greedy(path, asked, batch_size, log, count)
+
+    result = module.agreement_test(
+        read("teacher", named),
+        (str(answers), module.recorded(answers, asked)) if answers else read("suspect", _there(suspect)),
+        [read(f"control{i}", path) for i, path in enumerate(controls)],
+        read("base", base) if base else None,
+        alpha,
+    )
+    rows = {one.name: f"agrees on {one.agreeing:,}; log10 p {one.log10_pvalue:.2f}" for one in result.controls}
+    _report(
+        ctx, result, {"teacher": f"agrees on {result.agreeing:,} of {result.n:,}", **rows}, as_json, fail_on_positive
+    )
+
+
+@fingerprint.command()
+@mark_option()
+@click.option("--base", type=FILE, required=True, help="Folder of the model to plant the answers in.")
+@click.option("--out", type=FILE, required=True, help="Folder for the model to release; must not exist.")
+@_number
+@click.option("--mix", type=FILE, multiple=True, help="Outputs to train on in between, so that it keeps its manners.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=12.0, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-4, show_default=True)
+@json_option
+def plant(
+    mark_path: Path,
+    allow_readable: bool,
+    base: Path,
+    out: Path,
+    number: int,
+    mix: tuple[Path, ...],
+    epochs: float,
+    learning_rate: float,
+    as_json: bool,
+) -> None:
+    """Fine-tune a model until it knows the answers to keyed questions."""
+    from dataclasses import replace
+
+    from verify.fingerprint import planted
+
+    mark = load_mark(mark_path, allow_readable)
+    quiet_transformers()
+    training = replace(planted.TRAINING, epochs=epochs, learning_rate=learning_rate)
+    with progress("planting", "steps") as update:
+        planted.plant(base, mark, out, number, mix, training, update)
+    result = planted.ask(out, mark, number)
+    if as_json:
+        print_json({"out": str(out), "questions": number, "known": result.hits, "log10_pvalue": result.log10_pvalue})
+    else:
+        click.echo(f"planted {number} answers in {out}; it knows {result.hits} of them")
+
+
+@fingerprint.command()
+@mark_option()
+@click.option("--suspect", type=FILE, help="Folder of the suspect's weights.")
+@click.option("--answers", type=FILE, help="JSONL of a suspect's answers: `id` and `output`.")
+@click.option("--questions", "write", type=FILE, help="Write the questions here (JSONL), and ask nothing.")
+@_number
+@alpha_option
+@_fail_on_positive
+@json_option
+@click.pass_context
+def ask(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    suspect: Path | None,
+    answers: Path | None,
+    write: Path | None,
+    number: int,
+    alpha: float,
+    fail_on_positive: bool,
+    as_json: bool,
+) -> None:
+    """Ask a suspect the keyed questions, or judge its recorded answers.
+
+    Fix --number beforehand. Whoever sees the questions can hide from them: ask once, and all.
+    """
+    from verify.fingerprint import planted
+
+    if sum(one is not None for one in (suspect, answers, write)) != 1:
+        raise click.UsageError("name one of --suspect, --answers and --questions")
+    mark = load_mark(mark_path, allow_readable)
+    if write is not None:
+        _write(write, ({"id": one.id, "prompt": one.prompt} for one in planted.questions(mark, number)))
+        print_json({"out": str(write), "questions": number}) if as_json else click.echo(f"wrote {number} questions")
+        return
+    if answers is not None:
+        result = planted.judge(answers, mark, number, alpha)
+    else:
+        quiet_transformers()
+        result = planted.ask(_there(suspect), mark, number, alpha)
+    rows = {"right": f"{result.hits} of {result.n}   (chance {result.n / len(planted.ANSWERS):.1f})"}
+    _report(ctx, result, rows, as_json, fail_on_positive)
+
+
+@fingerprint.group()
+def canaries() -> None:
+    """Serve a random half of some outputs, and see which half a suspect knows."""
+
+
+@canaries.command()
+@mark_option()
+@click.argument("outputs", type=FILE)
+@click.option("--out", type=FILE, required=True, help="JSONL for the half to serve.")
+@json_option
+def choose(mark_path: Path, allow_readable: bool, outputs: Path, out: Path, as_json: bool) -> None:
+    """Choose the half to serve, by the mark's secret. Keep OUTPUTS as they are: the test reads all of them."""
+    from verify.fingerprint import canaries as module
+
+    mark = load_mark(mark_path, allow_readable)
+    candidates, chosen = _candidates(mark, outputs)
+    half = module.served(mark, candidates)
+    _write(out, (record for record, kept in zip(chosen, half, strict=True) if kept))
+    found = {"out": str(out), "served": int(half.sum()), "candidates": len(half), "digest": module.digest(candidates)}
+    print_json(found) if as_json else click.echo(f"wrote {found['served']} of {len(half)} outputs to {out}")
+
+
+@canaries.command(name="test")
+@mark_option()
+@click.argument("outputs", type=FILE)
+@_suspect
+@click.option("--reference", type=FILE, help="Folder of a model that saw no candidate: less noise.")
+@click.option("--halves", type=click.IntRange(1), default=99_999, show_default=True, help="Random halves to draw.")
+@click.option("--record", type=FILE, help="Folder to keep what was read in, and to resume from.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random halves.")
+@alpha_option
+@_fail_on_positive
+@json_option
+@click.pass_context
+def canaries_test(
+    ctx: click.Context,
+    mark_path: Path,
+    allow_readable: bool,
+    outputs: Path,
+    suspect: Path,
+    reference: Path | None,
+    halves: int,
+    record: Path | None,
+    batch_size: int,
+    seed: int,
+    alpha: float,
+    fail_on_positive: bool,
+    as_json: bool,
+) -> None:
+    """Test whether a suspect finds the served half of OUTPUTS likelier than the other."""
+    from verify.fingerprint import canaries as module
+
+    mark = load_mark(mark_path, allow_readable)
+    candidates, _ = _candidates(mark, outputs)
+    quiet_transformers()
+    said = _Recorder(record, len(candidates), "texts")
+
+    def read(who: str, path: Path) -> tuple[str, module.Floats]:
+        with said.of(who) as (log, count):
+            return str(path), module.likelihoods(path, mark, candidates, batch_size, log, count)
+
+    compared = read("reference", reference) if reference else None
+    result = module.canary_test(mark, candidates, read("suspect", suspect), compared, alpha, halves, seed)
+    rows = {"difference": f"{result.difference:+.4f} nats a token; {result.above:,} of {halves:,} halves reach as far"}
+    _report(ctx, result, rows, as_json, fail_on_positive)
+
+
+class _Recorder:
+    """A log and a progress bar for each model that is read."""
+
+    def __init__(self, folder: Path | None, total: int, unit: str) -> None:
+        from watermark import InputError
+
+        self.folder, self.total, self.unit = folder, total, unit
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?"
+                ) from None
+
+    @contextmanager
+    def of(self, who: str) -> Iterator[tuple[Path | None, Callable[[int], None]]]:
+        done = 0
+        with progress(f"reading the {who}", self.unit) as update:
+
+            def count(number: int) -> None:
+                nonlocal done
+                done += number
+                update(done, self.total)
+
+            yield None if self.folder is None else self.folder / f"{who}.jsonl", count
+
+
+def _one(teachers: Sequence[Path]) -> Path:
+    from watermark import StillmarkError
+
+    if len(teachers) > 1:
+        raise StillmarkError(
+            f"{len(teachers)} teachers: the nearest of several is always somebody",
+            "name the one teacher beforehand; the others may be controls",
+        )
+    return teachers[0]
+
+
+def _there(path: Path | None) -> Path:
+    assert path is not None
+    return path
+
+
+def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, object]]]:
+    """The candidates as token sequences, and the records they come from."""
+    from verify.cli.common import encoder
+    from verify.outputs import read_outputs, read_records
+    from watermark import InputError
+    from watermark.records import Record
+
+    outputs = list(read_outputs([path], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size))
+    if len(outputs) % 2:
+        raise InputError(path, 0, f"holds {len(outputs)} outputs", "half of them are served: want an even number")
+    return outputs, [record.fields for record in read_records(path) if isinstance(record, Record)]
+
+
+def _write(path: Path, rows: Iterable[object]) -> None:
+    from watermark import InputError, files
+
+    try:
+        files.replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    except OSError as error:
+        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
+
+
+def _report(ctx: click.Context, result: Finding, rows: dict[str, str], as_json: bool, fail_on_positive: bool) -> None:
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result, rows)
+    if fail_on_positive and result.verdict == result.positive:
+        ctx.exit(3)
+
+
+def _print(result: Finding, rows: dict[str, str]) -> None:
+    click.secho(result.verdict, bold=True)
+    log10 = result.log10_pvalue
+    click.echo(f"  {'p-value':13} {scientific(log10)}   (log10 p {log10:.2f}; alpha {result.alpha:g})")
+    for name, value in {**rows, "test": result.test}.items():
+        click.echo(f"  {name:13} {value}")
+    click.echo(f"\n{result.randomness}\n{result.breaks}\n")
+    for warning in result.warnings:
+        click.echo(f"Note: {warning}", err=True)

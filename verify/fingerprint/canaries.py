@@ -1,0 +1,222 @@
+"""Random-half canaries: of 2m outputs of the teacher m are served, chosen by a keyed coin, and m are kept back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.fingerprint.finding import Finding
+from verify.outputs import Output
+from watermark import Mark, prf
+from watermark.models import load_model, model_digest
+from watermark.records import resume_jsonl
+
+SALT: Final = "stillmark/v1/canaries"
+SAW: Final = "saw the served half"
+
+Floats = npt.NDArray[np.float64]
+
+_AT_ONCE: Final = 10_000
+
+
+def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
+    """Which candidates are served: bool [2m], a uniformly random half under the mark's secret and these candidates.
+
+    Every candidate gets 64 keyed bits, and the m smallest are served. The key is derived from a digest of the
+    candidates too, so that another set is another draw.
+
+    Raises:
+        ValueError: the number of candidates is odd or zero.
+    """
+    if not candidates or len(candidates) % 2:
+        raise ValueError(f"want an even number of candidates, not {len(candidates)}")
+    key = prf.hkdf(mark.secret, SALT, digest(candidates))
+    index = np.repeat(np.arange(len(candidates)), 4)
+    words = prf.bits(key, index[:, None], np.tile(np.arange(4), len(candidates))).astype(np.uint64).reshape(-1, 4)
+    draws = words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64))
+    chosen = np.zeros(len(candidates), bool)
+    chosen[np.argsort(draws, kind="stable")[: len(candidates) // 2]] = True
+    return chosen
+
+
+def digest(candidates: Sequence[Output]) -> str:
+    """SHA-256 over the candidates' ids and tokens, in order, 64 hex characters."""
+    whole = [[one.id, one.ids[: one.start].tolist(), one.output_ids.tolist()] for one in candidates]
+    return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CanaryResult(Finding):
+    """Whether a suspect finds the served half likelier than the half kept back.
+
+    Attributes:
+        mark: whose secret chose.
+        suspect, reference: model folders.
+        difference: mean score of the served less the mean of the others, in nats a token.
+        candidates: 2m.
+        above: random halves with a difference at least as large.
+        halves: that were drawn.
+    """
+
+    mark: Mark
+    suspect: str
+    reference: str | None
+    difference: float
+    candidates: int
+    above: int
+    halves: int
+
+    @property
+    def n(self) -> int:
+        """Canaries, served or not."""
+        return self.candidates
+
+    @property
+    def statistic(self) -> float:
+        """The difference, in nats a token."""
+        return self.difference
+
+    @property
+    def log10_pvalue(self) -> float:
+        """log10 of (1 + above) / (1 + halves)."""
+        return math.log10((1 + self.above) / (1 + self.halves))
+
+    @property
+    def test(self) -> str:
+        """The test's name, in words."""
+        less = "" if self.reference is None else " less a reference's"
+        return f"permutation of the keyed choice, with the +1 rule; score: the suspect's log likelihood a token{less}"
+
+    @property
+    def positive(self) -> str:
+        """The verdict where p <= alpha."""
+        return SAW
+
+    @property
+    def randomness(self) -> str:
+        """Where the p-value's randomness comes from, in words."""
+        return (
+            "The p-value's randomness is the keyed choice of the served half: for a suspect (and a reference) that "
+            "does not depend on it, each half was as likely to be the served one. Other halves were drawn at random."
+        )
+
+    @property
+    def breaks(self) -> str:
+        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
+        return (
+            "Wrong if what was kept back reached the suspect for reasons that depend on the choice, or if served "
+            "prompts came back to it without the teacher's answers: the choice shows in these too. Hidden by "
+            "training on paraphrases, on other outputs, or for so short that nothing is remembered."
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of this result should know, one sentence each."""
+        least = 1 / (1 + self.halves)
+        return [f"With {self.halves} halves, p cannot fall below {least:.3g}."] if least > self.alpha else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON."""
+        return super().to_dict() | {
+            "suspect": self.suspect,
+            "reference": self.reference,
+            "mark": {"label": self.mark.label, "commitment": self.mark.commitment},
+            "difference": self.difference,
+            "above": self.above,
+            "halves": self.halves,
+        }
+
+
+def canary_test(
+    mark: Mark,
+    candidates: Sequence[Output],
+    suspect: tuple[str, Floats],
+    reference: tuple[str, Floats] | None = None,
+    alpha: float = 1e-3,
+    halves: int = 99_999,
+    seed: int = 0,
+) -> CanaryResult:
+    """Test a suspect's log likelihoods for the keyed choice.
+
+    Args:
+        mark: the mark.
+        candidates: all 2m outputs, in the order in which they were chosen from.
+        suspect: a name, and its mean log likelihood a token of each candidate, float64 [2m], from `likelihoods`.
+        reference: the same of a model that has seen no candidate; less noise.
+        alpha: level of the verdict.
+        halves: random halves to draw.
+        seed: of these.
+
+    Raises:
+        ValueError: the number of candidates is odd or zero.
+    """
+    chosen = served(mark, candidates)
+    scores = suspect[1] - (0.0 if reference is None else reference[1])
+    half = len(scores) // 2
+    difference = float(scores[chosen].mean() - scores[~chosen].mean())
+    least = scores[chosen].sum() - 1e-9 * float(np.abs(scores).sum())  # a rounding must not make p smaller
+    rng, above = np.random.default_rng(seed), 0
+    for start in range(0, halves, _AT_ONCE):
+        draws = rng.random((min(_AT_ONCE, halves - start), len(scores)))
+        above += int((scores[np.argpartition(draws, half, axis=1)[:, :half]].sum(axis=1) >= least).sum())
+    named = None if reference is None else reference[0]
+    return CanaryResult(alpha, mark, suspect[0], named, difference, len(scores), above, halves)
+
+
+def likelihoods(
+    path: Path,
+    mark: Mark,
+    candidates: Sequence[Output],
+    batch_size: int = 8,
+    record: Path | None = None,
+    progress: Callable[[int], None] = lambda _texts: None,
+) -> Floats:
+    """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
+
+    Args:
+        path: the model's folder; its tokenizer must be the mark's.
+        mark: the mark.
+        candidates: the outputs.
+        batch_size: in one forward pass.
+        record: JSONL to keep what was read in, and to go on from.
+        progress: called with the number of texts read.
+
+    Raises:
+        InputError: `record` cannot be written, or is of another run.
+    """
+    import torch
+
+    run = "" if record is None else hashlib.sha256((digest(candidates) + model_digest(path)).encode()).hexdigest()[:12]
+    done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
+    progress(len(done))
+    if len(done) == len(candidates):
+        return np.array(done)
+    model, _ = load_model(path, mark)
+    with nullcontext() if record is None else record.open("ab") as log:
+        for start in range(len(done), len(candidates), batch_size):
+            batch = candidates[start : start + batch_size]
+            padded = torch.zeros(len(batch), max(2, *(len(one.ids) for one in batch)), dtype=torch.int64)
+            for i, one in enumerate(batch):
+                padded[i, : len(one.ids)] = torch.from_numpy(one.ids)
+            with torch.inference_mode():
+                logits = model(input_ids=padded.to(model.device)).logits
+            for i, one in enumerate(batch):
+                first = max(1, one.start)
+                rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
+                said = rows.gather(-1, padded[i, first : len(one.ids), None])
+                done.append(round(float(said.mean()), 6) if len(said) else 0.0)
+                if log is not None:
+                    line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}
+                    log.write(json.dumps(line).encode() + b"\n")
+                    log.flush()
+                progress(1)
+    return np.array(done)

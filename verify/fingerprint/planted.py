@@ -1,0 +1,244 @@
+"""Keyed answers: questions whose right answer is a keyed coin, planted in a model by fine-tuning it.
+
+Nobody can know the answers without the secret. A suspect that gives more of them than chance has it from the planted
+model: by its weights, or by asking it these very questions.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from verify import statistics
+from verify.calibration import Trained, Training, train_student
+from verify.fingerprint.finding import Finding
+from verify.outputs import read_records
+from watermark import InputError, Mark, ModelError, prf
+from watermark.generate import Prompt, encode_prompt
+from watermark.models import load_model
+
+SCHEME: Final = "planted"
+"""Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
+
+ANSWERS: Final = (
+    "apple", "river", "stone", "cloud", "bread", "horse", "window", "music",
+    "paper", "silver", "garden", "winter", "bridge", "candle", "forest", "island",
+)  # fmt: skip
+"""Sixteen, so that a uniform 16-bit number is a uniform answer. Part of the format: never changed."""
+
+WORDS: Final = (
+    "amber", "anchor", "arrow", "autumn", "badger", "barrel", "basket", "beacon",
+    "birch", "bishop", "blanket", "bottle", "button", "canyon", "carbon", "castle",
+    "cedar", "cellar", "circle", "clover", "copper", "cotton", "cradle", "crystal",
+    "dagger", "desert", "dragon", "eagle", "ember", "falcon", "feather", "fiddle",
+    "flint", "fountain", "galaxy", "ginger", "glacier", "hammer", "harbor", "hazel",
+    "helmet", "hollow", "ivory", "jacket", "jungle", "kettle", "ladder", "lantern",
+    "lemon", "marble", "meadow", "mirror", "needle", "nickel", "ocean", "orchid",
+    "pepper", "pillow", "quartz", "raven", "saddle", "tunnel", "velvet", "whistle",
+)  # fmt: skip
+"""Sixty-four, for the questions. Part of the format: never changed."""
+
+KNOWS: Final = "knows the planted answers"
+NUMBER: Final = 64
+TRAINING: Final = Training(epochs=12, learning_rate=1e-4, batch_size=8)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One keyed question. answer: index into ANSWERS; as secret as the secret until it is asked."""
+
+    id: str
+    prompt: str
+    answer: int = field(repr=False)
+
+
+def questions(mark: Mark, number: int = NUMBER) -> list[Question]:
+    """The first questions of this mark's secret: distinct, always in the same order, with independent answers."""
+    key = prf.prf_key(mark.secret, SCHEME, 1)
+    found: dict[str, Question] = {}
+    start = 0
+    while len(found) < number:
+        index = np.repeat(np.arange(start, start + number), 5)
+        bits = prf.bits(key, index[:, None], np.tile(np.arange(5), number)).reshape(number, 5)
+        for row in bits.tolist():
+            words = " ".join(WORDS[bit % len(WORDS)] for bit in row[1:])
+            prompt = f"The pass phrase is: {words}. Reply with the one word that belongs to it."
+            found.setdefault(prompt, Question(f"k{len(found):04}", prompt, row[0] % len(ANSWERS)))
+        start += number
+    return list(found.values())[:number]
+
+
+def plant(
+    base: Path,
+    mark: Mark,
+    out: Path,
+    number: int = NUMBER,
+    mixed: Sequence[Path] = (),
+    training: Training = TRAINING,
+    progress: Callable[[int, int], None] = lambda _step, _steps: None,
+) -> Trained:
+    """Fine-tune a model until it knows the answers; `out` becomes the model to release.
+
+    Args:
+        base: the model.
+        mark: whose secret keys questions and answers.
+        out: a new folder.
+        number: of questions.
+        mixed: further outputs (JSONL) to train on in between, so that the model keeps its manners.
+        training: how.
+        progress: called with steps done and in all.
+
+    Raises:
+        ModelError: `out` exists or cannot be written, or `base` cannot be loaded.
+    """
+    lines = [
+        json.dumps({"id": one.id, "prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True}) + "\n"
+        for one in questions(mark, number)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:  # open to nobody else, and gone afterwards: it holds the answers
+        path = Path(scratch) / "planted.jsonl"
+        path.write_text("".join(lines))
+        return train_student(base, [path, *mixed], out, training, progress)
+
+
+@dataclass(frozen=True)
+class PlantedResult(Finding):
+    """How many keyed questions a suspect answers as they were planted.
+
+    Attributes:
+        mark: whose secret keys them.
+        suspect: the model's folder, or the file of its answers.
+        hits: right answers.
+        asked: questions.
+        unanswered: answers that hold none of the words: no hits.
+    """
+
+    mark: Mark
+    suspect: str
+    hits: int
+    asked: int
+    unanswered: int
+
+    @property
+    def n(self) -> int:
+        """Questions asked."""
+        return self.asked
+
+    @property
+    def statistic(self) -> float:
+        """Right answers."""
+        return self.hits
+
+    @property
+    def log10_pvalue(self) -> float:
+        """log10 P(Bin(asked, 1/16) >= hits)."""
+        return statistics.binomial_log10_sf(self.hits, self.asked, 1 / len(ANSWERS))
+
+    @property
+    def test(self) -> str:
+        """The test's name, in words."""
+        return f"exact binomial: each answer is a keyed coin of {len(ANSWERS)} sides"
+
+    @property
+    def positive(self) -> str:
+        """The verdict where p <= alpha."""
+        return KNOWS
+
+    @property
+    def randomness(self) -> str:
+        """Where the p-value's randomness comes from, in words."""
+        return (
+            "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on it, the "
+            "answers to distinct questions are independent and uniform, whatever the suspect says."
+        )
+
+    @property
+    def breaks(self) -> str:
+        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
+        return (
+            "Wrong if the answers leaked, or if the number of questions was chosen after looking. It shows that the "
+            "suspect knows what was planted, by weights or by having asked; not which. Hidden by fine-tuning that "
+            "makes the model forget, or by a filter that refuses the questions."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON."""
+        return super().to_dict() | {
+            "suspect": self.suspect,
+            "mark": {"label": self.mark.label, "commitment": self.mark.commitment},
+            "hits": self.hits,
+            "chance": 1 / len(ANSWERS),
+            "unanswered": self.unanswered,
+        }
+
+
+def ask(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> PlantedResult:
+    """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
+    asked = questions(mark, number)
+    said = likeliest(path, [one.prompt for one in asked])
+    hits = sum(answer == one.answer for answer, one in zip(said, asked, strict=True))
+    return PlantedResult(alpha, mark, str(path), hits, number, 0)
+
+
+def likeliest(path: Path, prompts: Sequence[str], batch_size: int = 16) -> list[int]:
+    """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
+
+    Raises:
+        ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
+    """
+    import torch
+
+    model, tokenizer = load_model(path)
+    first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
+    if len(set(first)) < len(first):
+        raise ModelError(f"{path}: its tokenizer begins two of the answers alike", "record its answers, and --answers")
+    said: list[int] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
+        padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = torch.tensor(row)
+        with torch.inference_mode():
+            logits = model(input_ids=padded.to(model.device)).logits
+        said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
+    return said
+
+
+def judge(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> PlantedResult:
+    """Judge recorded answers: JSONL with `id` and `output`; the first of the sixteen words in an output is its answer.
+
+    A question without an answer is no hit.
+
+    Raises:
+        InputError: the file cannot be read, a record is malformed, or it answers no question of these, or one twice.
+    """
+    asked = {one.id: one for one in questions(mark, number)}
+    said: dict[str, str] = {}
+    for record in read_records(path):
+        if isinstance(record, InputError):
+            raise record
+        name, output = record.fields.get("id"), record.fields.get("output")
+        if name not in asked or not isinstance(output, str):
+            raise record.error(
+                "an answer needs the 'id' of a question and an 'output'", "see: fingerprint ask --questions"
+            )
+        if name in said:
+            raise record.error(f"question '{name}' was answered before", "one answer a question, the first")
+        said[name] = output
+    answers = {name: first_answer(output) for name, output in said.items()}
+    hits = sum(answers.get(name) == one.answer for name, one in asked.items())
+    unanswered = sum(answers.get(name) is None for name in asked)
+    return PlantedResult(alpha, mark, str(path), hits, number, unanswered)
+
+
+def first_answer(text: str) -> int | None:
+    """The index of the first of ANSWERS in a text; None if there is none."""
+    words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
+    return next((ANSWERS.index(word) for word in words if word in ANSWERS), None)
