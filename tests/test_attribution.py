@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribute
+from verify.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribute, read_labels
 from verify.outputs import Output
 from verify.pairs import Pairs, extract
 from verify.radioactivity import text_test
@@ -74,7 +74,8 @@ def test_many_accounts_that_gave_little_each_are_ambiguous() -> None:
     result = attribute(parent, LABELS, pairs)
     assert result.verdict == AMBIGUOUS
     assert result.found == []
-    assert "names nobody" in result.warnings[0]
+    assert "names nobody" in result.warnings[-1]
+    assert "name no prompt" in result.warnings[0], "as in verify text"
 
 
 def test_without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +103,25 @@ def test_command(tmp_path: Path, mark: Mark, mark_file: Path, jsonl: Callable[..
     assert shown.exit_code == 3
     assert "bob" in shown.stdout
     assert "alice" not in shown.stdout
+
+
+def test_answers_of_a_sequential_run_are_refused(
+    tmp_path: Path, mark_file: Path, jsonl: Callable[..., Path], stillmark: Run
+) -> None:
+    (tmp_path / "labels.txt").write_text("bob\n")
+    file = jsonl({"output_ids": [5, 6], "sequential": True})
+    result = stillmark("attribute", "--mark", mark_file, "--labels", tmp_path / "labels.txt", file)
+    assert result.exit_code == 1
+    assert "until the evidence sufficed" in result.output
+
+
+def test_a_label_is_its_exact_characters(tmp_path: Path, mark_file: Path, stillmark: Run) -> None:
+    (tmp_path / "labels.txt").write_bytes("a b\r\nc\u2028d\n".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["a b", "c\u2028d"]
+    for label in ("", " a", "a\n", "a\nb"):
+        result = stillmark("mark", "derive", mark_file, "--label", label, "--out", tmp_path / "child.mark")
+        assert "one line of text" in result.output
+        assert result.exit_code == 1
 
 
 @pytest.mark.parametrize(

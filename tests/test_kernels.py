@@ -20,8 +20,6 @@ from watermark import Mark, MarkError, Marks, prf
 from watermark.greenlist import Kernel
 from watermark.kernels import native
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECRET = bytes(range(1, 33))
 
@@ -178,12 +176,28 @@ def test_a_kernel_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None
         mark.bias_(logits, contexts, kernel="native")
 
 
+def test_what_would_write_where_it_must_not_is_refused() -> None:
+    mark, contexts = make(1), torch.ones(2, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="contexts on 'meta'"):
+        mark.bias_(torch.zeros(2, 700), contexts.to("meta"))
+    with pytest.raises(ValueError, match="share their memory"):
+        mark.bias_(torch.zeros(1, 700).expand(2, 700), contexts)
+    with pytest.raises(ValueError, match="gradient"):
+        mark.bias_(torch.zeros(2, 700, requires_grad=True), contexts)
+    with pytest.raises(ValueError, match="no kernel 'cuda'"):
+        mark.bias_(torch.zeros(2, 700), contexts, kernel="cuda")  # type: ignore[arg-type]
+
+
 def test_marks_must_fit_together() -> None:
     mark = make(1)
     with pytest.raises(MarkError, match="no mark"):
         Marks(())
     with pytest.raises(MarkError, match="'width'"):
         Marks((mark, make(2)))
+    with pytest.raises(MarkError, match="named twice"):
+        Marks((mark, mark))
+    with pytest.raises(MarkError, match="named twice"):
+        Marks.by_row([[mark, mark]])
     with pytest.raises(MarkError, match="at most 16"):
         Marks(tuple(mark.child(str(i)) for i in range(17)))
     with pytest.raises(ValueError, match="3 rows, and the logits have 4"):

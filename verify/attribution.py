@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from verify import statistics
 from verify.pairs import Pairs
-from verify.radioactivity import NO_EVIDENCE, POWER
+from verify.radioactivity import POWER, text_warnings
 from watermark import InputError, Mark, prf
 from watermark.greenlist import count_green
 from watermark.mark import SCHEME
@@ -66,7 +66,7 @@ class Attribution:
         """Number of distinct pairs."""
         return len(self.pairs.tokens)
 
-    @property
+    @cached_property
     def log10_pvalues(self) -> npt.NDArray[np.float64]:
         """Each label's exact binomial p-value, float64 [labels]."""
         tail = cache(lambda green: statistics.binomial_log10_sf(green, self.n, self.mark.gamma))
@@ -112,7 +112,8 @@ class Attribution:
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
-        found = [] if self.n else [NO_EVIDENCE]
+        seen = self.pairs
+        found = text_warnings(self.n, seen.positions, seen.discarded, seen.prompts, seen.records)
         if self.verdict == AMBIGUOUS:
             found.append(
                 "Somebody's mark is there, by all labels together, and no single label can be told: this names nobody."
@@ -135,6 +136,7 @@ class Attribution:
             "detectable_power": POWER,
             "positions": self.pairs.positions,
             "records": self.pairs.records,
+            "prompts": self.pairs.prompts,
             "discarded": dict(self.pairs.discarded),
             "keyless": self.pairs.keyless,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
@@ -174,7 +176,7 @@ def attribute(
 
 
 def read_labels(path: Path) -> list[str]:
-    """Labels from a text file, one a line; blank lines are left out.
+    """Labels from a text file, one a line, as they were derived, white space and all; blank lines are left out.
 
     Raises:
         InputError: the file cannot be read, is no UTF-8, holds no label, or one twice.
@@ -186,11 +188,11 @@ def read_labels(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(path, 0, "no valid UTF-8", "want one label a line") from None
     lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        label = line.strip()
+    for number, line in enumerate(text.split("\n"), 1):
+        label = line.removesuffix("\r")  # and no more: a label is its exact characters
         if label in lines:
             raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
-        if label:
+        if label.strip():
             lines[label] = number
     if not lines:
         raise InputError(path, 0, "holds no labels", "one a line, as in: mark derive --label")

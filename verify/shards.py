@@ -101,13 +101,12 @@ class Worker:
             "bad": read.reading.bad,
             "first_bad": read.reading.first_bad and str(read.reading.first_bad),
             "files": read.files,
-            "ends": ends,
-            "shown_ends": shown_ends,
         }
         try:
             with files.new_folder(target) as scratch:
                 np.save(scratch / "rows.npy", rows)
                 np.save(scratch / "shown.npy", shown_rows)
+                np.save(scratch / "ends.npy", np.array([ends, shown_ends], np.int64))
                 (scratch / "facts.json").write_text(json.dumps(facts))
                 _write_documents(scratch / "documents.parquet", read, tokens, n, green)
         except OSError:
@@ -120,8 +119,8 @@ class Worker:
         if target.exists():
             return
         names = self._sources[0]
-        rows = self._gather("rows", "ends", part, self.mark.width + 3)
-        shown = self._gather("shown", "shown_ends", part, self.mark.width + 1)
+        rows = self._gather("rows", 0, part, self.mark.width + 3)
+        shown = self._gather("shown", 1, part, self.mark.width + 1)
         source, windows, counts = rows[:, 0], rows[:, 1:-2], rows[:, -1]
         here, anywhere = was_shown(rows[:, :-2], shown), was_shown(windows, shown[:, 1:])
         own = np.flatnonzero(~here)
@@ -153,13 +152,15 @@ class Worker:
         number = {name: i for i, name in enumerate(names)}
         return names, [np.array([number[name] for name in facts["names"]], np.uint32) for facts in self._facts]
 
-    def _gather(self, name: str, ends_name: str, part: int, columns: int) -> U32:
+    def _gather(self, name: str, which: int, part: int, columns: int) -> U32:
         """What all items have for a partition: uint32 [N, columns], the source renumbered."""
         pieces = [np.zeros((0, columns), np.uint32)]
-        for item, (facts, numbers) in enumerate(zip(self._facts, self._sources[1], strict=True)):
-            start, stop = ([0, *facts[ends_name]])[part : part + 2]
+        for item, numbers in enumerate(self._sources[1]):
+            folder = item_path(self.folder, item)
+            ends = np.load(folder / "ends.npy", mmap_mode="r")[which]
+            start, stop = int(ends[part - 1]) if part else 0, int(ends[part])
             if stop > start:
-                piece = np.array(np.load(item_path(self.folder, item) / f"{name}.npy", mmap_mode="r")[start:stop])
+                piece = np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop])
                 piece[:, 0] = numbers[piece[:, 0]]
                 pieces.append(piece)
         return np.concatenate(pieces)

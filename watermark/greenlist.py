@@ -106,7 +106,8 @@ def bias_(
         `logits`. Nothing is copied to the host; the first call for a shape and a device builds some small tensors.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or the kernel asked for is not to be had here.
+        ValueError: a shape, dtype or device does not fit, the logits need a gradient or share memory between rows, or
+            the kernel asked for is not to be had here.
     """
     import torch
 
@@ -118,6 +119,12 @@ def bias_(
         raise ValueError(f"want float32, bfloat16 or float16 logits, got {logits.dtype}")
     if contexts.is_floating_point():
         raise ValueError(f"want integer contexts, got {contexts.dtype}")
+    if contexts.device != logits.device:
+        raise ValueError(f"logits lie on '{logits.device}', contexts on '{contexts.device}'")
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError("logits that need a gradient are not changed in place")
+    if batch > 1 and 0 in logits.stride():
+        raise ValueError("the rows of the logits share their memory: make them contiguous first")
     from watermark.kernels import dispatch, tensors
 
     if batch and columns:

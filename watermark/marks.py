@@ -28,7 +28,7 @@ class Marks:
         rows: for each row of a batch the indices of its marks in `table`; None: every row carries all of them.
 
     Raises:
-        MarkError: there is no mark, the marks do not fit together, or there are too many of them for one row.
+        MarkError: there is no mark, one comes twice, they do not fit together, or they are too many for one row.
     """
 
     table: tuple[Mark, ...]
@@ -43,7 +43,9 @@ class Marks:
                 raise MarkError(
                     f"marks that are embedded together must agree in '{name}'", "derive them from one: mark derive"
                 )
-        rows = ((0,) * len(self.table),) if self.rows is None else self.rows
+        rows = (tuple(range(len(self.table))),) if self.rows is None else self.rows
+        if len(set(self.table)) < len(self.table) or any(len(set(row)) < len(row) for row in rows):
+            raise MarkError("a mark was named twice: its delta would double", "name each mark once")
         if max(map(len, rows), default=0) > MOST_MARKS:
             raise MarkError(f"a row can carry at most {MOST_MARKS} marks")
 

@@ -20,6 +20,7 @@ from verify.cli.common import (
     scientific,
 )
 from verify.cli.results import mention_bad
+from watermark import InputError
 
 if TYPE_CHECKING:
     from verify.attribution import Attribution
@@ -70,7 +71,10 @@ def attribute(
         skip_bad=skip_bad,
         reading=reading,
     )
-    pairs = extract(stream, mark.width, mark.exempt, prompts_keyless=prompts_keyless)
+    written = list(stream)
+    if any(output.sequential for output in written):
+        raise InputError(outputs[0], 0, "holds answers that were collected until the evidence sufficed", "no such text")
+    pairs = extract(written, mark.width, mark.exempt, prompts_keyless=prompts_keyless)
     with progress("trying labels", "labels") as update:
         done = 0
 

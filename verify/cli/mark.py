@@ -87,6 +87,10 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
 @json_option
 def derive(file: Path, label: str, out: Path, delta: float | None, allow_readable: bool, as_json: bool) -> None:
     """Write the child mark for a label: same parameters (perhaps another delta), a secret of its own."""
+    if not label.strip() or label != label.strip() or len(label.splitlines()) > 1:
+        raise MarkError(
+            "a label is one line of text, without white space at its ends", "as `stillmark attribute --labels` reads it"
+        )
     child = load_mark(file, allow_readable).child(label, delta)
     child.save(out)
     _print(child, as_json, f"wrote {out}: keep it as you keep a private key")

@@ -33,6 +33,8 @@ def choose(kernel: Kernel | None, device: torch.device) -> Kernel:
         if device.type == "cpu":
             return "native" if native.available else "torch"
         return "triton" if device.type == "cuda" and has_triton() else "torch"
+    if kernel not in ("native", "triton", "torch"):
+        raise ValueError(f"no kernel '{kernel}'")
     if kernel == "native" and not (native.available and device.type == "cpu"):
         raise ValueError(f"the native kernel is not built here, or the logits lie on '{device.type}', not on a CPU")
     if kernel == "triton" and not has_triton():

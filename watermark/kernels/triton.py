@@ -225,9 +225,10 @@ def _count_green(columns, pairs, keys, threshold, greens, programs, WIDTH: tl.co
     at = (tl.program_id(0) % programs) * PAIRS + tl.arange(0, PAIRS)
     inside = at < pairs
     place = tl.where(inside, at, 0).to(tl.int64)
-    token = tl.load(columns + WIDTH * pairs + place).to(tl.uint32)
+    step = tl.zeros((), tl.int64) + pairs  # its multiples may exceed 32 bits
+    token = tl.load(columns + WIDTH * step + place).to(tl.uint32)
     counter = (token >> 9 << 4) | (token & 15)
-    words = _chacha(keys + number * 8, columns + place, pairs, counter, counter ^ counter, WIDTH)
+    words = _chacha(keys + number * 8, columns + place, step, counter, counter ^ counter, WIDTH)
     chosen = (token >> 4) & 15
     word = counter ^ counter
     for i in tl.static_range(16):
