@@ -163,6 +163,12 @@ def test_an_endpoint(
     assert 1 <= len(seen) <= 3
 
 
+def test_the_command_line_knows_every_verdict() -> None:
+    from verify.cli import lineage as command
+
+    assert command._VERDICTS == lineage.VERDICTS
+
+
 def test_usage(teacher: Path, mark_file: Path, stillmark: Run) -> None:
     run = ("lineage", "--teacher", teacher, "--suspect", teacher)
     assert stillmark(*run, "--planted", 3).exit_code == 2
