@@ -407,13 +407,28 @@ def nulls(folder: Path, keys: int = 500) -> dict[str, Any]:
     return {"keys": keys, "rates": rates}
 
 
+EVASIONS = {
+    "weights": "one pass over the files, same function: hidden units permuted and the residual stream rotated (row "
+    "`disguised`). Units alone do not do: the embedding still tells (row `shuffled`).",
+    "weights, units shuffled": "the same, and token ids shuffled with the tokenizer (`renamed` below).",
+    "mark": "training on the teacher's outputs with the mark averaged out (paraphrase, several keys), or too few of "
+    "them; merging half and half with the teacher leaves most of it (row `diluted`).",
+    "planted answers": "whatever makes the model forget: pruning half of the weights (row `pruned`) or a quarter of "
+    "the units (row `narrowed`), both without repair; or a filter on the questions. A short fine-tune does not do.",
+    "canaries": "paraphrase what was served, or one pass over much other text; an unserved copy of the weights never "
+    "shows (all rows of copies).",
+    "agreement": "being weak: small students agree with nobody (rows `fresh_marked`, `gpt2_marked`); a second teacher.",
+}
+"""For each test the cheapest change that we know, and the row that shows it, or what was reasoned and not run."""
+
+
 def evasion(folder: Path) -> dict[str, Any]:
     """What the cheapest disguise that we know leaves of the weights tests; the table's rows show the others."""
     found = compare(folder / "teacher", renamed(folder))
     exact, match = found.independence(), found.match(*independent_pairs())
     row = {"log10_pvalue": exact.log10_pvalue, "share": found.share, "log10_pvalue_shuffled": match.log10_pvalue}
     print("renamed", row, flush=True)
-    return {"permuted, rescaled, rotated, token ids shuffled": row}
+    return {"cheapest": EVASIONS, "permuted, rescaled, rotated, token ids shuffled": row}
 
 
 def cost(folder: Path) -> dict[str, Any]:
