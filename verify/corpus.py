@@ -235,7 +235,7 @@ def run(
         counts = json.loads((folder / "counts.json").read_bytes())
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     return CorpusResult(
-        mark, alpha, **counts, keyless=keyless, sources=sources, documents=folder / "documents.parquet", work=work
+        alpha, mark, **counts, keyless=keyless, sources=sources, documents=folder / "documents.parquet", work=work
     )
 
 

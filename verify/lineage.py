@@ -8,27 +8,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from verify import suspects
-from verify.api import Endpoint, Tally, interview
+from verify.api import Endpoint, Tally, examine, interview
 from verify.fingerprint import agreement, canaries, planted
 from verify.fingerprint.finding import Finding
 from verify.fingerprint.layers import Weights
 from verify.fingerprint.weights import Comparison, compare, independent_pairs
 from verify.outputs import Encode, Output, read_outputs
 from verify.radioactivity import Result, TextResult, WeightedResult, logprob_test
-from verify.sequential import SequentialResult, SequentialTest
+from verify.sequential import SequentialResult
 from verify.statistics import holm
+from verify.verdicts import Answer
 from watermark import ApiError, InputError, Mark, ModelError, TokenizerError, files
-from watermark.generate import Prompt, read_prompts
+from watermark.generate import read_prompts
 from watermark.models import model_digest
 from watermark.tokenizers import load_for
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 COPIED: Final = "copied"
 DISTILLED: Final = "distilled"
@@ -117,7 +115,7 @@ class Line:
     """
 
     name: str
-    result: Finding | Result | None
+    result: Answer | None
     unavailable: str | None = None
     log10_adjusted: float = 0.0
 
@@ -217,7 +215,7 @@ def conclude(teacher: str, suspect: str, plan: Plan, lines: Sequence[Line]) -> L
 
 def run(
     plan: Plan,
-    tests: dict[str, Callable[[], Finding | Result]],
+    tests: dict[str, Callable[[], Answer]],
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> list[Line]:
     """Make the planned tests in order. One that the suspect does not allow becomes a line that says why."""
@@ -293,7 +291,7 @@ class Access:
             settings |= {"budget_tokens": self.budget, "endpoint": "chat completions"}
         return Plan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
 
-    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[], Finding | Result]]:
+    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[], Answer]]:
         """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
         compared: list[Comparison] = []
 
@@ -328,16 +326,9 @@ class Access:
             assert self.record is not None
             endpoint = Endpoint(self.suspect, self.model or "")
             log = self.record / "mark.endpoint.jsonl"
-            return mark_at_endpoint(
-                mark,
-                endpoint,
-                read_prompts(self.prompts),
-                load_for(mark),
-                log,
-                self.budget,
-                alpha,
-                keyless=self.keyless,
-            )
+            tally = Tally()
+            waves = interview(endpoint, read_prompts(self.prompts), mark, load_for(mark), log, self.budget, tally)
+            return examine(waves, tally, mark, log, alpha, keyless=self.keyless)
         texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
         return mark_in_weights(
             mark, self._folder(), self.reference, texts, alpha, keyless=self.keyless, record=self.record
@@ -422,40 +413,7 @@ def mark_in_weights(
     return logprob_test(mark, suspected, None if reference is None else read("reference", reference), alpha)
 
 
-def mark_at_endpoint(
-    mark: Mark,
-    endpoint: Endpoint,
-    prompts: list[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    log: Path,
-    budget: int,
-    alpha: float,
-    *,
-    keyless: bool,
-    progress: Callable[[int], None] = lambda _billed: None,
-) -> SequentialResult:
-    """The mark line behind an endpoint: as `stillmark verify api` asks, without a reference.
-
-    Raises:
-        ApiError: the endpoint refuses, fails again and again, or answered nothing that could be used.
-        InputError: the log cannot be written, or is of another run.
-    """
-    tally, test = Tally(), None
-    for wave in interview(endpoint, prompts, mark, tokenizer, log, budget, tally):
-        progress(tally.billed)
-        if test is None and tally.answers:
-            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, keyless=keyless)
-        for answer in wave:
-            if test is not None and len(answer.ids) > answer.start:
-                test.add(answer)
-        if test is not None and test.stopped:
-            break
-    if test is None:
-        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
-    return test.result()
-
-
-def could_be_found(result: Finding | Result | None) -> str:
+def could_be_found(result: Answer | None) -> str:
     """What a negative answer of this test rules out, in words."""
     if isinstance(result, WeightedResult):
         if not result.n:
@@ -473,7 +431,7 @@ def could_be_found(result: Finding | Result | None) -> str:
     return "a suspect changed as its `breaks` says would not have been found." if result else ""
 
 
-def breaks(result: Finding | Result) -> str:
+def breaks(result: Answer) -> str:
     """What would make this p-value wrong, and what would hide a guilty suspect, in words."""
     if isinstance(result, Finding):
         return result.breaks

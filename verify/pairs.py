@@ -125,18 +125,18 @@ def scorable(
 
     discard(SHORT_CONTEXT, place < width)
     discard(SPECIAL_TOKEN, np.isin(ids, np.fromiter(exempt, np.uint32)))
-    if prompts_keyless:
-        discarded[PROMPT_WINDOW] = 0
-    else:
-        where, seen = np.flatnonzero(scored), np.zeros_like(scored)
-        shown = contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width)
-        seen[where] = was_shown(contexts_before(ids, where, width), shown)
-        discard(PROMPT_WINDOW, seen)
+    where = np.flatnonzero(scored)
+    contexts = contexts_before(ids, where, width)
+    discarded[PROMPT_WINDOW] = 0
+    if not prompts_keyless:
+        shown = was_shown(contexts, contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width))
+        discarded[PROMPT_WINDOW] = int(shown.sum())
+        where, contexts = where[~shown], contexts[~shown]
     return Positions(
-        contexts=contexts_before(ids, np.flatnonzero(scored), width),
-        tokens=ids[scored],
-        record=record[scored],
-        place=place[scored],
+        contexts=contexts,
+        tokens=ids[where],
+        record=record[where],
+        place=place[where],
         looked_at=looked_at,
         discarded=discarded,
         prompts=prompts,

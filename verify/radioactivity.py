@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -16,7 +15,7 @@ from verify import statistics, weighted
 from verify.pairs import PROMPT_WINDOW, Pairs, Positions, WeightedPairs, find, weigh
 from verify.statistics import Interval
 from verify.suspects import LIKELY, Readings
-from verify.verdicts import CARRIES, INSUFFICIENT
+from verify.verdicts import CARRIES, Answer
 from verify.windows import Windows
 from watermark import Mark
 from watermark.mark import new_secret
@@ -50,40 +49,15 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Result(ABC):
-    """What every test answers. mark: the mark tested; alpha: level of the verdict, fixed before looking."""
+class Result(Answer):
+    """What every test for a mark answers. mark: the mark tested."""
 
     mark: Mark
-    alpha: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must lie between 0 and 1, not {self.alpha}")
 
     @property
-    @abstractmethod
-    def log10_pvalue(self) -> float:
-        """log10 of the p-value; finite however small it is."""
-
-    @property
-    @abstractmethod
-    def test(self) -> str:
-        """The test's name, in words."""
-
-    @property
-    def pvalue(self) -> float:
-        """The p-value; 0.0 once it is below what a double holds (see `log10_pvalue`)."""
-        return float(10**self.log10_pvalue)
-
-    @property
-    def verdict(self) -> str:
-        """`carries the mark` if the p-value is at most alpha, else `insufficient evidence`."""
-        return CARRIES if self.log10_pvalue <= math.log10(self.alpha) else INSUFFICIENT
-
-    @property
-    @abstractmethod
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
+    def positive(self) -> str:
+        """The verdict where p <= alpha."""
+        return CARRIES
 
     @property
     def randomness(self) -> str:
@@ -92,16 +66,9 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
-        return {
-            "verdict": self.verdict,
-            "pvalue": self.pvalue,
-            "log10_pvalue": self.log10_pvalue,
-            "alpha": self.alpha,
-            "test": self.test,
+        return super().to_dict() | {
             "gamma": self.mark.gamma,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
-            "randomness": self.randomness,
-            "warnings": self.warnings,
         }
 
 
@@ -386,7 +353,15 @@ def text_test(
     weights = np.ones(len(green)) if method == BINOMIAL else counts.astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != SURPRISE else surprise
     assert scored is not None
-    return TextResult(mark, alpha, pairs, int(green.sum()), method, tests, _decoys(mark, scored, decoys))
+    return TextResult(
+        mark=mark,
+        alpha=alpha,
+        pairs=pairs,
+        green=int(green.sum()),
+        method=method,
+        tests=tests,
+        decoys=_decoys(mark, scored, decoys),
+    )
 
 
 def surprise(positions: Positions, expected: Readings, exempt: tuple[int, ...] = ()) -> WeightedPairs:

@@ -14,7 +14,8 @@ nothing waits for the disk.)
     run.json           the plan: settings, input files, work items, number of partitions
     items/000017/      rows.npy    uint32 [N, width + 3]: source, context, token, how often; sorted by partition
                        shown.npy   uint32 [M, width + 1]: source, window of a prompt; sorted by partition
-                       facts.json  where the partitions end, the sources' names, and what was read
+                       ends.npy    int64 [2, partitions]: where each partition ends, in rows and in shown
+                       facts.json  the sources' names, and what was read
                        documents.parquet    each record with its own n and green
     parts/000003.npy   int64 [1 + sources, 4]: n, green, prompt_window, repeated_pair; of all, and of each source
 """

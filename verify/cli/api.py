@@ -123,7 +123,6 @@ def api(
         raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
     compared = load_model(reference, mark)[0] if reference else None
     tally = endpoints.Tally()
-    test: sequential.SequentialTest | None = None
     compared_log = log.with_name(log.stem + ".reference.jsonl")
     notes: list[str] = []
 
@@ -138,27 +137,20 @@ def api(
         return read
 
     with progress("asking", "billed tokens") as update:
-        for wave in endpoints.interview(where, asked, mark, loaded, log, budget_tokens, tally):
+
+        def judged() -> None:
             update(tally.billed, budget_tokens)
-            if test is None and tally.answers:
-                if access == "logprobs" and not tally.logprobs:
-                    raise ApiError("the endpoint gives no log probabilities", "--access text tests what it writes")
-                test = sequential.SequentialTest(
-                    mark, "logprobs" if tally.logprobs else "text", alpha, keyless=prompts_keyless, least=least
-                )
-            for answer in wave:
-                if test is not None and len(answer.ids) > answer.start:
-                    test.add(answer, along(answer))
             if notes:
                 try:
                     files.replace(compared_log, "".join(notes).encode())
                 except OSError as error:
                     raise ApiError(f"{compared_log}: cannot write: {error.strerror}", "the log is whole") from None
-            if test is not None and test.stopped:
-                break
-    if test is None:
-        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
-    result = test.result()
+
+        waves = endpoints.interview(where, asked, mark, loaded, log, budget_tokens, tally)
+        result = endpoints.examine(
+            waves, tally, mark, log, alpha, keyless=prompts_keyless, access=access, least=least, along=along,
+            judged=judged,
+        )  # fmt: skip
     more = {
         "stopped": result.stopped or ("budget" if tally.billed >= budget_tokens else "prompts"),
         "billed_tokens": tally.billed,

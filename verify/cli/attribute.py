@@ -18,6 +18,8 @@ from verify.cli.common import (
     progress,
     prompts_keyless_option,
     scientific,
+    skip_bad_option,
+    tokenizer_option,
 )
 from verify.cli.results import mention_bad
 from watermark import InputError
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 @click.option("--labels", "labels_path", type=FILE, required=True, help="Text file: a label a line.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @prompts_keyless_option
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@tokenizer_option
 @alpha_option
-@click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
+@skip_bad_option
 @click.option("--fail-on", type=click.Choice(["attributed", "none", "ambiguous"]), help="Exit with status 3 if so.")
 @json_option
 @click.pass_context

@@ -48,6 +48,12 @@ fail_on_option = click.option(
 prompts_keyless_option = click.option(
     "--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them."
 )
+tokenizer_option = click.option(
+    "--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids."
+)
+skip_bad_option = click.option(
+    "--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first."
+)
 
 
 def json_option(command: Any) -> Any:

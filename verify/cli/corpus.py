@@ -20,6 +20,8 @@ from verify.cli.common import (
     progress,
     prompts_keyless_option,
     scientific,
+    skip_bad_option,
+    tokenizer_option,
 )
 from verify.cli.results import mention_bad, print_rows
 
@@ -37,9 +39,9 @@ _UNITS: Final = {"reading": "work items", "testing": "partitions"}
 @click.option("--source-column", default="source", show_default=True, help="The field that names a record's source.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="More than one: by Ray.")
 @prompts_keyless_option
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@tokenizer_option
 @alpha_option
-@click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at one.")
+@skip_bad_option
 @fail_on_option
 @json_option
 @click.pass_context

@@ -16,6 +16,7 @@ from verify.cli.common import (
     print_json,
     progress,
     quiet_transformers,
+    tokenizer_option,
 )
 
 
@@ -30,7 +31,7 @@ from verify.cli.common import (
 @click.option("--length", type=click.IntRange(2), default=128, show_default=True, help="Tokens of a probe.")
 @click.option("--windows", "windows_path", type=FILE, help="Take the positions whose windows were emitted most often.")
 @click.option("--positions", type=click.IntRange(1), default=300, show_default=True, help="How many, with --windows.")
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@tokenizer_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 def probes(

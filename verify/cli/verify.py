@@ -19,6 +19,8 @@ from verify.cli.common import (
     progress,
     prompts_keyless_option,
     quiet_transformers,
+    skip_bad_option,
+    tokenizer_option,
 )
 from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
@@ -39,8 +41,6 @@ def verify() -> None:
     """Test a suspect for a mark, with exact p-values."""
 
 
-_skip_bad = click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")
-_tokenizer = click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
 _keyless = click.option(
     "--probes-keyless", is_flag=True, help="The probes cannot carry the mark: keep windows that come again in them."
 )
@@ -64,11 +64,11 @@ _windows = click.option(
 @click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
 @click.option("--test", type=click.Choice(["binomial", "counts", "surprise"]), help="See below.")
 @prompts_keyless_option
-@_tokenizer
+@tokenizer_option
 @_batch_size
 @_decoys
 @alpha_option
-@_skip_bad
+@skip_bad_option
 @fail_on_option
 @json_option
 @click.pass_context
@@ -155,11 +155,11 @@ def text(
 @_keyless
 @_windows
 @click.option("--record", type=FILE, help="Folder to keep what was read in, for `verify logprobs`, and to resume from.")
-@_tokenizer
+@tokenizer_option
 @_batch_size
 @_decoys
 @alpha_option
-@_skip_bad
+@skip_bad_option
 @fail_on_option
 @json_option
 @click.pass_context

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, print_json
+from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, print_json, tokenizer_option
 
 
 @click.command()
 @mark_option()
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="Parquet: each window and how often it was emitted.")
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids.")
+@tokenizer_option
 @json_option
 def windows(
     mark_path: Path, allow_readable: bool, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from verify.verdicts import INSUFFICIENT
+from verify.verdicts import Answer
 
 
 @dataclass(frozen=True)
-class Finding(ABC):
-    """The result of one fingerprint. alpha: level of the verdict, fixed before looking."""
-
-    alpha: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must lie between 0 and 1, not {self.alpha}")
-
-    @property
-    @abstractmethod
-    def log10_pvalue(self) -> float:
-        """log10 of the p-value; finite however small it is."""
+class Finding(Answer):
+    """The result of one fingerprint."""
 
     @property
     @abstractmethod
@@ -37,21 +25,6 @@ class Finding(ABC):
 
     @property
     @abstractmethod
-    def test(self) -> str:
-        """The test's name, in words."""
-
-    @property
-    @abstractmethod
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-
-    @property
-    @abstractmethod
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-
-    @property
-    @abstractmethod
     def breaks(self) -> str:
         """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
 
@@ -60,27 +33,6 @@ class Finding(ABC):
         """What a reader of this result should know, one sentence each."""
         return []
 
-    @property
-    def pvalue(self) -> float:
-        """The p-value; 0.0 once it is below what a double holds (see `log10_pvalue`)."""
-        return float(10**self.log10_pvalue)
-
-    @property
-    def verdict(self) -> str:
-        """`positive` if the p-value is at most alpha, else `insufficient evidence`."""
-        return self.positive if self.log10_pvalue <= math.log10(self.alpha) else INSUFFICIENT
-
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never a secret."""
-        return {
-            "verdict": self.verdict,
-            "pvalue": self.pvalue,
-            "log10_pvalue": self.log10_pvalue,
-            "alpha": self.alpha,
-            "test": self.test,
-            "statistic": self.statistic,
-            "n": self.n,
-            "randomness": self.randomness,
-            "breaks": self.breaks,
-            "warnings": self.warnings,
-        }
+        return super().to_dict() | {"statistic": self.statistic, "n": self.n, "breaks": self.breaks}
