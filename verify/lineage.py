@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from verify import suspects
-from verify.api import Endpoint, Tally, examine, interview
+from verify.api import Tally, examine, interview
+from verify.endpoints import Endpoint
 from verify.fingerprint import agreement, canaries, planted
 from verify.fingerprint.finding import Finding
 from verify.fingerprint.layers import Weights

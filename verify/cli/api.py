@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,10 +20,6 @@ from verify.cli.common import (
     quiet_transformers,
 )
 from verify.cli.results import report
-
-if TYPE_CHECKING:
-    from verify.suspects import ReadText
-
 
 _OURS = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
 
@@ -104,52 +99,26 @@ def api(
 
     The key is read from OPENAI_API_KEY. `verify logprobs` or `verify text` on the log give the same number.
     """
-    from verify import api as endpoints
-    from verify import sequential
-    from verify.suspects import as_output, read_batch, to_record, top_of_text
-    from watermark import ApiError, files, tokenizers
+    from verify.api import Compared, Tally, examine, interview
+    from verify.endpoints import Endpoint
+    from watermark import tokenizers
     from watermark.generate import read_prompts
-    from watermark.models import load_model
 
     mark = load_mark(mark_path, allow_readable)
     asked = read_prompts(prompts)
     quiet_transformers()
-    where = endpoints.Endpoint(
+    where = Endpoint(
         base_url, model, endpoint == "chat", max_tokens, temperature, top_logprobs if access != "text" else 0,
         extra, timeout, retries, concurrency,
     )  # fmt: skip
     loaded = tokenizers.load_for(mark, tokenizer)
-    if where.chat and any(prompt.ids is not None for prompt in asked):
-        raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
-    compared = load_model(reference, mark)[0] if reference else None
-    tally = endpoints.Tally()
-    compared_log = log.with_name(log.stem + ".reference.jsonl")
-    notes: list[str] = []
-
-    def along(answer: ReadText) -> ReadText | None:
-        """What the reference says along an answer."""
-        if compared is None:
-            return None
-        read = read_batch(compared, [as_output(answer)])[0]
-        if tally.logprobs:
-            read = replace(top_of_text(read, sequential.TOP), sampled=True)
-        notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
-        return read
-
+    tally = Tally()
+    compared = Compared(reference, mark, tally, log) if reference else None
     with progress("asking", "billed tokens") as update:
-
-        def judged() -> None:
-            update(tally.billed, budget_tokens)
-            if notes:
-                try:
-                    files.replace(compared_log, "".join(notes).encode())
-                except OSError as error:
-                    raise ApiError(f"{compared_log}: cannot write: {error.strerror}", "the log is whole") from None
-
-        waves = endpoints.interview(where, asked, mark, loaded, log, budget_tokens, tally)
-        result = endpoints.examine(
-            waves, tally, mark, log, alpha, keyless=prompts_keyless, access=access, least=least, along=along,
-            judged=judged,
+        waves = interview(where, asked, mark, loaded, log, budget_tokens, tally)
+        result = examine(
+            waves, tally, mark, log, alpha, keyless=prompts_keyless, access=access, least=least, compared=compared,
+            judged=lambda: update(tally.billed, budget_tokens),
         )  # fmt: skip
     more = {
         "stopped": result.stopped or ("budget" if tally.billed >= budget_tokens else "prompts"),

@@ -1,0 +1,295 @@
+"""Asking a suspect behind an OpenAI-compatible endpoint: requests, and a log of every answer as it came.
+
+Nothing that a server answers can make a test unsound: whatever it says is a choice of the suspect's, and the suspect
+does not know the key. What cannot be understood is left out, logged, and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from verify.suspects import is_logprob
+from watermark import ApiError
+from watermark.generate import Prompt
+from watermark.records import resume_jsonl
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+GIVE_UP: Final = 5
+"""Failed requests in a row after which it makes no sense to go on."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask. The key is read from the environment by the client, and never kept.
+
+    Attributes:
+        base_url: such as http://127.0.0.1:8000/v1.
+        model: the name to ask for.
+        chat: chat completions; otherwise plain completions.
+        max_tokens: of one answer.
+        temperature: of sampling.
+        top_logprobs: how many to ask for; 0: text only.
+        extra: further fields of each request.
+        timeout: seconds.
+        retries: of one request, for broken connections, time-outs, 408, 409, 429 and 5xx, with growing pauses or
+            those that the server names.
+        concurrency: requests under way at once.
+    """
+
+    base_url: str
+    model: str
+    chat: bool = True
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_logprobs: int = 20
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 120.0
+    retries: int = 5
+    concurrency: int = 4
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ApiError for prompts of token ids, which no chat takes."""
+        if self.chat and any(prompt.ids is not None for prompt in prompts):
+            raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
+
+    def digest(self, prompts: Sequence[Prompt], *more: str) -> str:
+        """Twelve hex digits for all that shapes the answers; the address may change, and so may patience."""
+        how = asdict(self)
+        for name in ("base_url", "timeout", "retries", "concurrency"):
+            del how[name]
+        whole = [how, [asdict(prompt) for prompt in prompts], *more]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer: its text, and the first token's likeliest alternatives as the server spells them, if it told any."""
+
+    text: str
+    top: tuple[str, ...]
+
+
+def collect(
+    endpoint: Endpoint,
+    prompts: Sequence[Prompt],
+    log: Path,
+    progress: Callable[[int], None] = lambda _prompts: None,
+) -> list[Said | None]:
+    """Ask every prompt once; None where no answer came. Those of an earlier run are taken from the log.
+
+    The log is JSONL, appended and flushed: `id`, `prompt`, the `request`, the server's `answer` as it came, and an
+    `error`, or null. A prompt that failed is asked anew by the next run.
+
+    Args:
+        endpoint: where and how to ask.
+        prompts: what to ask.
+        log: the file.
+        progress: called with the number of prompts answered.
+
+    Raises:
+        ApiError: the endpoint refuses, fails again and again, answers nothing at all, or is not one model throughout.
+        InputError: the log cannot be written, or is of another run.
+    """
+    endpoint.check(prompts)
+    run = endpoint.digest(prompts)
+    said: dict[str, Said] = {}
+    served: str | None = None
+
+    def take(line: Mapping[str, Any]) -> None:
+        nonlocal served
+        served = same_model(served, line["answer"])
+        if line["error"] is None:
+            said[line["id"]] = _said(line["answer"], endpoint.chat)
+
+    for record in resume_jsonl(log, run):
+        take(record.fields)
+    progress(len(said))
+    waiting = [prompt for prompt in prompts if prompt.id not in said]
+
+    def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
+        if fields["error"] is None and text_of(fields["answer"], endpoint.chat) is None:
+            fields["error"] = "the answer holds no text"
+        return {"id": prompt.id, "prompt": prompt.text, **fields, "run": run}
+
+    logprobs = endpoint.top_logprobs > 0
+    for lines in exchange(endpoint, waiting, log, line_of, lambda: endpoint.concurrency, lambda: logprobs):
+        for line in lines:
+            take(line)
+        progress(len(lines))
+    if not said:
+        raise ApiError("the endpoint answered no prompt", f"the log is {log}")
+    return [said.get(prompt.id) for prompt in prompts]
+
+
+def exchange(
+    endpoint: Endpoint,
+    waiting: Sequence[Prompt],
+    log: Path,
+    line_of: Callable[[Prompt, dict[str, Any]], dict[str, Any]],
+    most: Callable[[], int],
+    logprobs: Callable[[], bool],
+) -> Iterator[list[dict[str, Any]]]:
+    """Ask prompts in order, wave by wave; each wave's lines are in the log before they are yielded.
+
+    Args:
+        endpoint: where and how to ask.
+        waiting: what to ask.
+        log: JSONL to append to.
+        line_of: a line for the log, from a prompt and the fields `request`, `answer` and `error`, which it may set.
+        most: how many requests the next wave may have; 0 ends the asking.
+        logprobs: whether the next wave asks for log probabilities.
+
+    Raises:
+        ApiError: no client or key, a refusal that asking again cannot mend, or `GIVE_UP` failures in a row.
+    """
+    client = _client(endpoint)
+    in_a_row = 0
+    with log.open("ab") as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
+        while waiting and (size := most()) > 0:
+            wave, waiting = waiting[:size], waiting[size:]
+            lines, refusals = [], []
+            wanted = logprobs()
+            answers = pool.map(lambda prompt, wanted=wanted: _ask(client, endpoint, prompt, wanted), wave)
+            for prompt, (fields, refusal) in zip(wave, answers, strict=True):
+                line = line_of(prompt, _plain(fields, client.api_key))
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                lines.append(line)
+                refusals += [refusal] if refusal else []
+                in_a_row = in_a_row + 1 if line["error"] is not None else 0
+            file.flush()
+            if refusals:
+                raise refusals[0]
+            yield lines
+            if in_a_row >= GIVE_UP:
+                raise ApiError(
+                    f"the last {in_a_row} requests failed; the last one: {lines[-1]['error']}",
+                    f"nothing is lost: the same command goes on from {log}",
+                )
+
+
+def same_model(before: str | None, answer: Any) -> str | None:
+    """The name under which a server answered, if it gives one. Raises ApiError if it gave another before."""
+    served = dig(answer, "model")
+    if not isinstance(served, str):
+        return before
+    served = "".join(c for c in served if c.isprintable())[:200]
+    if before not in (None, served):
+        raise ApiError(
+            f"the server answered as '{before}' before, and now as '{served}'",
+            "evidence must come from one model: test each under its own name, with a log of its own",
+        )
+    return served
+
+
+def text_of(answer: Any, chat: bool) -> str | None:
+    """An answer's text, if it holds one."""
+    choice = dig(answer, "choices", 0)
+    text = dig(choice, "message", "content") if chat else dig(choice, "text")
+    return text if isinstance(text, str) else None
+
+
+def entries_of(answer: Any, chat: bool) -> list[tuple[Any, list[tuple[Any, float]]]]:
+    """(token, [(token, log probability), ...]) for each sampled token of an answer, as the server spells them."""
+    choice = dig(answer, "choices", 0)
+    return _chat_entries(choice) if chat else _plain_entries(choice)
+
+
+def dig(value: Any, *path: str | int) -> Any:
+    """value[path[0]][path[1]]...; None where that leads nowhere."""
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _said(answer: Any, chat: bool) -> Said:
+    entries = entries_of(answer, chat)
+    top = sorted(entries[0][1], key=lambda one: -one[1]) if entries else []
+    return Said(text_of(answer, chat) or "", tuple(token for token, _ in top if isinstance(token, str)))
+
+
+def _chat_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
+    """(token, [(token, log probability), ...]) for each sampled token of a chat completion."""
+    content = dig(choice, "logprobs", "content")
+    found = []
+    for entry in content if isinstance(content, list) else []:
+        tops = dig(entry, "top_logprobs")
+        rows = [(dig(top, "token"), dig(top, "logprob")) for top in (tops if isinstance(tops, list) else [])]
+        found.append((dig(entry, "token"), [(token, p) for token, p in rows if is_logprob(p)]))
+    return found
+
+
+def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
+    """The same of a plain completion."""
+    tokens, tops = dig(choice, "logprobs", "tokens"), dig(choice, "logprobs", "top_logprobs")
+    if not isinstance(tokens, list) or not isinstance(tops, list) or len(tokens) != len(tops):
+        return []
+    rows = [top if isinstance(top, dict) else {} for top in tops]
+    return [(token, [(t, p) for t, p in row.items() if is_logprob(p)]) for token, row in zip(tokens, rows, strict=True)]
+
+
+def _client(endpoint: Endpoint) -> OpenAI:
+    try:
+        import openai
+    except ImportError:
+        raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
+    try:
+        return openai.OpenAI(base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries)
+    except openai.OpenAIError:
+        raise ApiError(
+            "no API key in the environment", "set OPENAI_API_KEY; a local server takes any value, such as 'none'"
+        ) from None
+
+
+def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> tuple[dict[str, Any], ApiError | None]:
+    """One request: `request`, the `answer` as it came, and `error`; and a refusal that asking again cannot mend."""
+    import openai
+
+    request: dict[str, Any] = {"model": endpoint.model, "max_tokens": endpoint.max_tokens}
+    request["temperature"] = endpoint.temperature
+    path = "/chat/completions" if endpoint.chat else "/completions"
+    if endpoint.chat:
+        request["messages"] = [{"role": "user", "content": prompt.text}]
+        request |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs} if logprobs else {}
+    else:
+        request["prompt"] = prompt.text if prompt.ids is None else list(prompt.ids)
+        request |= {"logprobs": endpoint.top_logprobs} if logprobs else {}
+    request |= endpoint.extra
+    try:
+        # as it comes, and not through the client's types: they would drop what they do not know
+        return {"request": request, "answer": client.post(path, body=request, cast_to=object), "error": None}, None
+    except openai.APIStatusError as error:
+        code = error.status_code
+        if code in (400, 422) and logprobs:
+            return _ask(client, endpoint, prompt, False)
+        reason = f"HTTP {code} from {path}: {_clean(error.message, client)}"
+        refusal = None
+        if code in (401, 403, 404):  # no matter of this one prompt
+            hint = "is the key right?" if code != 404 else "are URL and model right?"
+            refusal = ApiError(f"the endpoint refuses: {reason}", hint)
+        return {"request": request, "answer": None, "error": reason}, refusal
+    except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is no JSON, or deeper than a well
+        return {"request": request, "answer": None, "error": type(error).__name__}, None
+
+
+def _clean(message: str, client: OpenAI) -> str:
+    """One line of a server's words: without the key, if it repeats it, and without control characters."""
+    words = " ".join(message.replace(client.api_key or "\0", "[key]").split())
+    return "".join(c for c in words if c.isprintable())[:200]
+
+
+def _plain(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    """As it can be logged: without the key, and with a question mark for half a surrogate pair, which is no text."""
+    line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace").decode()
+    plain: dict[str, Any] = json.loads(line.replace(json.dumps(key)[1:-1], "[key]") if key else line)
+    return plain
