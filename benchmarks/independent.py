@@ -1,10 +1,11 @@
-"""Pairs of independently trained models: false positives of the weights tests, and the calibration of the second one.
+"""Small independent models: false positives of the tests that need no mark, and the calibration of one of them.
 
-    .venv/bin/python benchmarks/independent.py [MODELS]
+    .venv/bin/python -m benchmarks.independent [MODELS]
 
-Trains 1000 small gated networks (default) on one and the same language, each from weights of its own, and compares
-disjoint pairs (for the exact test) and ten thousand pairs (for the calibrated one). About four minutes on one core.
-Writes benchmarks/results/independent.json and verify/fingerprint/independent.json.
+Trains small networks on one and the same language, each from weights of its own: 1000 (default) for disjoint pairs
+under the exact tests, 400 with a gate and 400 without one, trained five times as long, for the calibration; 1000 that
+read two tokens for agreement with controls; and 500 pairs of siblings, which grew from one parent, for the keyed order.
+About twenty minutes on one core. Writes benchmarks/results/independent.json and verify/fingerprint/independent.json.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,126 +27,229 @@ from torch import Tensor
 from torch.nn import functional
 
 from verify.fingerprint import weights
+from verify.fingerprint.agreement import Likely, agreement_test
 from verify.statistics import binomial_log10_sf
+from watermark import Mark
 
 VOCABULARY, WIDTH, UNITS, LAYERS = 64, 24, 48, 2
-STEPS, BATCH, NEIGHBOURS = 400, 128, 10
+STEPS, LONGER, BATCH, NEIGHBOURS = 400, 2000, 128, 10
+CONTROLS = (1, 4, 19)
 LEVELS = (0.05, 0.01, 0.001)
 
+Tensors = dict[str, Tensor]
 
-def language(seed: int) -> Tensor:
+
+def language(seed: int, context: int = 1) -> Tensor:
     """A Markov chain over tokens, the same for all: what is alike in independent models, it teaches them."""
-    rows = np.random.default_rng(seed).dirichlet(np.full(VOCABULARY, 0.05), VOCABULARY)
-    return torch.from_numpy(rows).float()
+    rows = np.random.default_rng(seed).dirichlet(np.full(VOCABULARY, 0.05), (context, VOCABULARY))
+    mixed = rows[0]
+    for more in rows[1:]:
+        mixed = (mixed[None] + more[:, None]).reshape(-1, VOCABULARY) / 2
+    return torch.from_numpy(mixed).float()
 
 
-def train(models: int, seed: int, steps: int = STEPS) -> tuple[list[dict[str, Tensor]], float]:
-    """Trains many networks at once, each from its own initial weights; returns their tensors and the mean loss."""
-    torch.manual_seed(seed)
-    chain = language(0)
+def parameters(models: int, gated: bool = True) -> Tensors:
+    """Random weights of many networks at once, [models, ...] each."""
 
-    def parameter(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.nn.Parameter(torch.randn(models, *shape) / shape[-1] ** 0.5)
 
-    tensors = {"model.embed_tokens.weight": parameter(VOCABULARY, WIDTH)}
+    tensors = {"model.embed_tokens.weight": draw(VOCABULARY, WIDTH)}
     for layer in range(LAYERS):
-        tensors |= {
-            f"model.layers.{layer}.mlp.gate_proj.weight": parameter(UNITS, WIDTH),
-            f"model.layers.{layer}.mlp.up_proj.weight": parameter(UNITS, WIDTH),
-            f"model.layers.{layer}.mlp.down_proj.weight": parameter(WIDTH, UNITS),
-        }
+        mlp = f"model.layers.{layer}.mlp"
+        if gated:
+            tensors[f"{mlp}.gate_proj.weight"] = draw(UNITS, WIDTH)
+        tensors |= {f"{mlp}.up_proj.weight": draw(UNITS, WIDTH), f"{mlp}.down_proj.weight": draw(WIDTH, UNITS)}
+    return tensors
+
+
+def logits(tensors: Mapping[str, Tensor], asked: Tensor) -> Tensor:
+    """What the networks say comes next, [models, batch, vocabulary], after contexts [batch, tokens]."""
+    embedding = tensors["model.embed_tokens.weight"]
+    x = sum((embedding[:, tokens].roll(i, dims=-1) for i, tokens in enumerate(asked.T)), torch.zeros(()))
+    for layer in range(LAYERS):
+        gate, up, down = (
+            tensors.get(f"model.layers.{layer}.mlp.{name}_proj.weight") for name in ("gate", "up", "down")
+        )
+        assert up is not None
+        assert down is not None
+        normal = functional.rms_norm(x, (WIDTH,))
+        read = normal @ up.mT
+        x = x + (functional.gelu(read) if gate is None else functional.silu(normal @ gate.mT) * read) @ down.mT
+    return functional.rms_norm(x, (WIDTH,)) @ embedding.mT
+
+
+def fit(tensors: Mapping[str, Tensor], steps: int, seed: int, spoken: int = 0, context: int = 1) -> float:
+    """Trains many networks at once; returns the mean loss of the last step."""
+    torch.manual_seed(seed)
+    chain = language(spoken, context)
     optimizer = torch.optim.AdamW(tensors.values(), lr=1e-2)
+    models = len(next(iter(tensors.values())))
+    places = VOCABULARY ** torch.arange(context)
     loss = torch.zeros(())
     for _ in range(steps):
-        asked = torch.randint(VOCABULARY, (BATCH,))
-        answer = torch.multinomial(chain[asked], 1).squeeze(1)
-        x = tensors["model.embed_tokens.weight"][:, asked]
-        for layer in range(LAYERS):
-            gate, up, down = (
-                tensors[f"model.layers.{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")
-            )
-            normal = functional.rms_norm(x, (WIDTH,))
-            x = x + (functional.silu(normal @ gate.mT) * (normal @ up.mT)) @ down.mT
-        logits = functional.rms_norm(x, (WIDTH,)) @ tensors["model.embed_tokens.weight"].mT
-        loss = functional.cross_entropy(logits.reshape(-1, VOCABULARY), answer.repeat(models))
+        asked = torch.randint(VOCABULARY, (BATCH, context))
+        answer = torch.multinomial(chain[asked @ places], 1).squeeze(1)
+        loss = functional.cross_entropy(logits(tensors, asked).reshape(-1, VOCABULARY), answer.repeat(models))
         optimizer.zero_grad()
         (loss * models).backward()
         optimizer.step()
-    return [{name: t[i].detach().clone() for name, t in tensors.items()} for i in range(models)], float(loss.detach())
+    return float(loss.detach())
 
 
-def save(networks: list[dict[str, Tensor]], folder: Path) -> list[Path]:
+def train(models: int, seed: int, steps: int = STEPS, gated: bool = True) -> tuple[list[Tensors], float]:
+    """Many networks, each from its own initial weights: their tensors and the mean loss."""
+    torch.manual_seed(seed)
+    tensors = parameters(models, gated)
+    loss = fit(tensors, steps, seed)
+    return apart(tensors), loss
+
+
+def apart(tensors: Mapping[str, Tensor]) -> list[Tensors]:
+    """The networks one by one."""
+    models = len(next(iter(tensors.values())))
+    return [{name: t[i].detach().clone() for name, t in tensors.items()} for i in range(models)]
+
+
+def save(networks: list[Tensors], folder: Path) -> list[Path]:
     paths = [folder / f"m{i:04}" for i in range(len(networks))]
     for path, tensors in zip(paths, networks, strict=True):
-        path.mkdir()
+        path.mkdir(parents=True)
         save_file(tensors, path / "model.safetensors")
     return paths
 
 
-def main(models: int = 1000) -> None:
-    start = time.monotonic()
-    torch.set_num_threads(1)
+def rates(log10_pvalues: Sequence[float]) -> dict[str, Any]:
+    """How often a test fired at each level, and how likely so many are for a valid one."""
+    fired = {level: int(sum(value <= np.log10(level) for value in log10_pvalues)) for level in LEVELS}
+    return {
+        str(level): {"fired": number, "log10_tail": binomial_log10_sf(number, len(log10_pvalues), level)}
+        for level, number in fired.items()
+    }
+
+
+def exact(models: int) -> dict[str, Any]:
+    """Disjoint pairs under the exact test, and under Spearman's rho beside it."""
     networks, loss = train(models, seed=1)
-    trained = time.monotonic() - start
-    print(f"trained {models} networks in {trained:.0f} s, mean loss {loss:.3f}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        paths = save(networks, Path(scratch))
-        exact = [weights.compare(a, b, seed=i) for i, (a, b) in enumerate(zip(paths[::2], paths[1::2], strict=True))]
+        paths = save(networks, Path(scratch) / "n")
+        found = [
+            weights.compare(a, b, seed=i).independence()
+            for i, (a, b) in enumerate(zip(paths[::2], paths[1::2], strict=True))
+        ]
+    return {
+        "pairs": len(found),
+        "mean_loss": loss,
+        "uniform_loss": float(np.log(VOCABULARY)),
+        "exact": rates([one.log10_pvalue for one in found]),
+        "spearman_bound": rates([one.comparisons["spearman_bound"] for one in found]),
+        "spearman_t": rates([one.comparisons["spearman_t"] for one in found]),
+    }
+
+
+def calibrate(models: int, gated: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Each network against its neighbours: what is shipped, and how it does on pairs that it was not made from."""
+    networks, loss = train(models, seed=2 + gated, steps=LONGER, gated=gated)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = save(networks, Path(scratch) / "n")
         shares = [
             weights.compare(paths[i], paths[(i + k) % models], seed=i).share
             for i in range(models)
             for k in range(1, NEIGHBOURS + 1)
         ]
-        same = weights.compare(paths[0], paths[0])
-    found = [one.independence() for one in exact]
-    tests = {
-        "exact": [one.log10_pvalue for one in found],
-        "spearman_bound": [one.comparisons["spearman_bound"] for one in found],
-        "spearman_t": [one.comparisons["spearman_t"] for one in found],
-    }
-    largest = float(np.max(shares))
-    rates = {}
-    for name, values in tests.items():
-        fired = {level: int(sum(value <= np.log10(level) for value in values)) for level in LEVELS}
-        rates[name] = {
-            str(level): {"fired": number, "log10_tail": binomial_log10_sf(number, len(values), level)}
-            for level, number in fired.items()
-        }
-    # the calibrated test on pairs that it was not calibrated on: disjoint from the calibration by model
     half = [share for i, share in enumerate(shares) if i // NEIGHBOURS < models // 2]
     rest = [
-        weights_rank(share, half)
+        np.log10((1 + sum(other >= share for other in half)) / (1 + len(half)))
         for i, share in enumerate(shares)
         if models // 2 + NEIGHBOURS <= i // NEIGHBOURS < models - NEIGHBOURS
     ]
-    rates["match, half against half"] = {str(level): {"fired": int(sum(p <= level for p in rest))} for level in LEVELS}
-    result = {
+    about = {
+        "models": models,
+        "pairs": len(shares),
+        "mean_loss": loss,
+        "share": {"mean": float(np.mean(shares)), "largest": max(shares)},
+        "other pairs": len(rest),
+        "half against half": rates(rest),
+    }
+    shipped = {
+        "models": f"{models} {'gated' if gated else 'ungated'} networks of {LAYERS} layers, {UNITS} units and width "
+        f"{WIDTH}, trained independently on one language; benchmarks/independent.py",
+        "units": UNITS,
+        "share": dict(sorted(Counter(f"{share:.6f}" for share in shares).items())),
+    }
+    return about, shipped
+
+
+def agreement(models: int, prompts: int = 300) -> dict[str, Any]:
+    """Teacher and suspect of each disjoint pair are like the controls: how often does the test name them anyway?"""
+    torch.manual_seed(4)
+    tensors = parameters(models)
+    loss = fit(tensors, STEPS, seed=4, context=2)
+    whole = torch.cartesian_prod(torch.arange(VOCABULARY), torch.arange(VOCABULARY))
+    with torch.inference_mode():
+        best = torch.cat([logits(tensors, part).topk(5).indices for part in whole.split(512)], dim=1).numpy()
+    rng = np.random.default_rng(4)
+    found: dict[str, list[float]] = {}
+    for i in range(0, models - 1, 2):
+        asked = rng.choice(len(whole), prompts, replace=False)
+        others = [j for j in rng.permutation(models)[: max(CONTROLS) + 2].tolist() if j not in (i, i + 1)]
+
+        for top in (1, 5):
+
+            def said(model: int, asked: Any = asked, top: int = top) -> tuple[str, list[Likely]]:
+                return str(model), [frozenset(map(str, row)) for row in best[model, asked, :top].tolist()]
+
+            for controls in CONTROLS:
+                named = [said(j) for j in others[:controls]]
+                result = agreement_test(said(i), said(i + 1), named, top=top)
+                found.setdefault(f"top {top}, {controls} controls", []).append(result.log10_pvalue)
+                found.setdefault(f"top {top}, {controls} controls, rank", []).append(
+                    float(np.log10(result.rank_pvalue))
+                )
+    return {"mean_loss": loss, "prompts": prompts} | {name: rates(values) for name, values in found.items()}
+
+
+def siblings(pairs: int) -> dict[str, Any]:
+    """Two fine-tunes of one parent: dependent by their weights, and not by the order in which one was released."""
+    torch.manual_seed(5)
+    parents = parameters(pairs)
+    fit(parents, STEPS, seed=5)
+    children = []
+    for child in (1, 2):
+        tensors = {name: torch.nn.Parameter(t.detach().clone()) for name, t in parents.items()}
+        fit(tensors, STEPS // 8, seed=5 + child, spoken=child)
+        children.append(apart(tensors))
+    rng = np.random.default_rng(5)
+    found: dict[str, list[float]] = {"weights": [], "keyed order": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        teachers, suspects = (save(one, Path(scratch) / str(i)) for i, one in enumerate(children))
+        for i, (teacher, suspect) in enumerate(zip(teachers, suspects, strict=True)):
+            mark = Mark(rng.bytes(32))
+            found["weights"].append(weights.compare(teacher, suspect, seed=i).independence().log10_pvalue)
+            keyed = weights.compare(teacher, suspect, seed=i, order=mark).independence()
+            found["keyed order"].append(keyed.log10_pvalue)
+    return {"pairs": pairs} | {name: rates(values) for name, values in found.items()}
+
+
+def main(models: int = 1000) -> None:
+    start = time.monotonic()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "models": models,
-        "pairs": len(exact),
-        "mean_loss": loss,
-        "uniform_loss": float(np.log(VOCABULARY)),
-        "rates": rates,
-        "match_pairs": len(rest),
-        "share": {"mean": float(np.mean(shares)), "largest": largest, "a model with itself": same.share},
-        "seconds": {"training": trained, "all": time.monotonic() - start},
+        "weights": exact(models),
     }
+    shipped = {}
+    for name, gated in (("gated", True), ("ungated", False)):
+        result[name], shipped[name] = calibrate(2 * models // 5, gated)
+    result["agreement"] = agreement(models)
+    result["siblings"] = siblings(models // 2)
+    result["seconds"] = time.monotonic() - start
     Path("benchmarks/results").mkdir(exist_ok=True)
     Path("benchmarks/results/independent.json").write_text(json.dumps(result, indent=1) + "\n")
-    counts = Counter(f"{share:.6f}" for share in shares)
-    shipped = {
-        "models": f"{models} gated networks of {LAYERS} layers, {UNITS} units and width {WIDTH}, trained independently "
-        "on one language; benchmarks/independent.py",
-        "share": dict(sorted(counts.items())),
-    }
     Path("verify/fingerprint/independent.json").write_text(json.dumps(shipped, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-
-
-def weights_rank(share: float, calibration: list[float]) -> float:
-    return (1 + sum(other >= share for other in calibration)) / (1 + len(calibration))
 
 
 if __name__ == "__main__":

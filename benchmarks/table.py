@@ -1,6 +1,6 @@
-"""The README's table of speed, made of what benchmarks/speed.py and benchmarks/corpus.py left in benchmarks/results.
+"""The README's tables, made of what the benchmarks left in benchmarks/results.
 
-.venv/bin/python -m benchmarks.table          # write it into README.md
+.venv/bin/python -m benchmarks.table          # write them into README.md
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
+MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
 def milliseconds(value: float) -> str:
@@ -85,16 +86,57 @@ def table(results: dict[str, Any], corpora: list[dict[str, Any]]) -> str:
     )
 
 
+def number(log10: float | None) -> str:
+    """log10 p as one reads it."""
+    return (
+        "-"
+        if log10 is None
+        else f"{log10:,.0f}"
+        if log10 <= -10
+        else f"{log10:.1f}".replace("-0.0", "0").removesuffix(".0")
+    )
+
+
+def fingerprints(results: dict[str, Any]) -> str:
+    """The matrix of models, and what defeats each test."""
+    columns = ("weights", "weights, units shuffled", "mark", "planted answers", "canaries", "agreement")
+    lines = [
+        "| model | weights | shuffled | mark | planted | canaries | agreement (rank) | verdict |",
+        "|---|" + "--:|" * len(columns) + "---|",
+    ]
+    for row in results["table"]:
+        cells = [number(row["log10_pvalue"].get(name)) for name in columns]
+        rank = round(row["agreement_rank"] * 20)
+        verdict = row["verdict"].removesuffix(" so far as this access can see")
+        wrong = "" if row["right"] else f" - wrong: {row['why'] or 'see the note'}"
+        lines.append(f"| {row['what']} | {' | '.join(cells)} ({rank}) | {verdict}{wrong} |")
+    lines += [
+        "",
+        "The cheapest change to a suspect that we know to defeat each test:",
+        "",
+        "| test | change | left |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {one['test']} | {one['change']} | {one['left']} |" for one in results["evasion"]]
+    return "\n".join(lines) + "\n"
+
+
 def recorded() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `table` takes, from benchmarks/results."""
     folder = HERE / "results"
     return json.loads((folder / "speed.json").read_text()), json.loads((folder / "corpus.json").read_text())["runs"]
 
 
+def between(text: str, marks: tuple[str, str], made: str) -> str:
+    """The text with something else between two marks."""
+    begin, end = marks
+    return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + made + end, text, flags=re.DOTALL)
+
+
 def main() -> None:
-    made = table(*recorded())
-    text = README.read_text()
-    README.write_text(re.sub(f"{re.escape(BEGIN)}.*?{END}", lambda _: BEGIN + made + END, text, flags=re.DOTALL))
+    text = between(README.read_text(), (BEGIN, END), table(*recorded()))
+    found = json.loads((HERE / "results" / "fingerprints.json").read_text())
+    README.write_text(between(text, MODELS, fingerprints(found)))
 
 
 if __name__ == "__main__":

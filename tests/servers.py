@@ -79,8 +79,9 @@ def real_model(folder: Path) -> Answer:
         ids = encode_prompt(tokenizer, Prompt("", body["messages"][0]["content"], None), chat=True)
         with lock, torch.inference_mode():
             torch.manual_seed(sum(ids))
+            how = {"do_sample": True, "top_k": 0} if body.get("temperature", 1) else {"do_sample": False}
             done = model.generate(
-                torch.tensor([ids]), do_sample=True, top_k=0, max_new_tokens=body["max_tokens"], output_logits=True,
+                torch.tensor([ids]), **how, max_new_tokens=body["max_tokens"], output_logits=True,
                 return_dict_in_generate=True, attention_mask=torch.ones(1, len(ids), dtype=torch.int64), pad_token_id=2,
             )  # fmt: skip
         new = done.sequences[0, len(ids) :].tolist()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from click.testing import Result
 
 from benchmarks.fingerprints import fresh
+from tests.servers import Handler, chat, real_model, serve
 from verify.fingerprint import agreement
 from verify.fingerprint.agreement import AGREES, agreement_test
 from verify.verdicts import INSUFFICIENT
-from watermark import StillmarkError, TokenizerError
+from watermark import ModelError, StillmarkError, TokenizerError
 from watermark.generate import Prompt
 from watermark.models import load_model
 
@@ -24,54 +26,95 @@ Run = Callable[..., Result]
 Write = Callable[..., Path]
 
 
+def tokens(answers: Iterable[str]) -> list[frozenset[str]]:
+    """One answer a prompt; a text of several characters is as many tokens, and a blank is no answer."""
+    return [frozenset(answer.strip()) for answer in answers]
+
+
 def test_counts_by_hand() -> None:
-    teacher, suspect = list("aaaabbbb"), list("aaaabbcc")
-    controls = [("one", list("aabbbbcc")), ("two", list("xaaaxxxx"))]
+    teacher, suspect = tokens("aaaabbbb"), tokens("aaaabbcc")
+    controls = [("one", tokens("aabbbbcc")), ("two", tokens("xaaaxxxx"))]
     found = agreement_test(("t", teacher), ("s", suspect), controls)
     assert (found.agreeing, found.n, found.statistic) == (6, 8, 0.75)
     assert [(c.agreeing, c.teacher_only, c.control_only) for c in found.controls] == [(6, 2, 2), (3, 3, 0)]
     expected = scipy.stats.binomtest(2, 4, 0.5, alternative="greater").pvalue
     assert found.pvalue == pytest.approx(expected), "the largest over the controls"
     assert found.rank_pvalue == pytest.approx(2 / 3)
-    shifted = agreement_test(("t", teacher), ("s", suspect), controls, base=("b", list("aaaaxxcc")))
+    shifted = agreement_test(("t", teacher), ("s", suspect), controls, base=("b", tokens("aaaaxxcc")))
     # gains over the base lie where the suspect says b: with the teacher and the first control, not the second
     assert [(c.teacher_only, c.control_only) for c in shifted.controls] == [(0, 0), (2, 0)]
     assert shifted.base_agreeing == 4
     assert shifted.log10_pvalue == 0
 
 
+def test_several_tokens_by_hand() -> None:
+    teacher, suspect = tokens(["abc", "abc", "abc", "abc"]), tokens(["abd", "xyz", "abc", " "])
+    found = agreement_test(("t", teacher), ("s", suspect), [("c", tokens(["bde", "xya", "abc", "abc"]))], top=3)
+    # in common with the teacher 2, 0, 3, 0; with the control 2, 2, 3, 0
+    assert (found.agreeing, found.n, found.statistic, found.unanswered) == (5, 4, 5 / 12, 1)
+    assert [(c.agreeing, c.teacher_only, c.control_only) for c in found.controls] == [(7, 0, 1)]
+    assert "1 prompts were not answered" in found.warnings[-1]
+    base = ("b", tokens(["abd", "xya", "x", "x"]))
+    # the base has 2, 1, 0, 0 of the teacher's and 2, 3, 0, 0 of the control's: gains of 0, -1, 3, 0 and 0, -1, 3, 0
+    assert [
+        (c.teacher_only, c.control_only)
+        for c in agreement_test(
+            ("t", teacher), ("s", suspect), [("c", tokens(["bde", "xya", "abc", "abc"]))], base, top=3
+        ).controls
+    ] == [(0, 0)]
+
+
 def test_it_needs_controls_and_takes_no_teacher_for_one() -> None:
     with pytest.raises(StillmarkError, match="shows nothing by itself"):
-        agreement_test(("t", ["a"]), ("s", ["a"]), [])
-    with pytest.raises(StillmarkError, match="exactly as the teacher"):
-        agreement_test(("t", ["a", "b"]), ("s", ["a", "c"]), [("c", ["a", "b"])])
+        agreement_test(("t", tokens("a")), ("s", tokens("a")), [])
+    with pytest.raises(ModelError, match="exactly as the teacher"):
+        agreement_test(("t", tokens("ab")), ("s", tokens("ac")), [("c", tokens("ab"))])
 
 
-def test_null_with_many_controls() -> None:
-    """The suspect is as close to the teacher as to twenty controls: 500 draws of the prompts, with and without base."""
+def drawn(rng: np.random.Generator, truth: np.ndarray, share: float = 0.5) -> list[frozenset[str]]:
+    """A model that says the truth on a share of the prompts, and else anything."""
+    said = np.where(rng.random(len(truth)) < share, truth, rng.integers(50, size=len(truth)))
+    return [frozenset([str(v)]) for v in said]
+
+
+def test_null_with_one_control() -> None:
+    """The suspect is as close to the teacher as to the one control: 2,000 draws of the prompts, with and without base.
+
+    With one control the p-value is that of a single exact sign test, and fires nearly as often as it may.
+    """
     rng = np.random.default_rng(0)
     fired = {True: 0, False: 0}
-    for _ in range(500):
+    for _ in range(2000):
         truth = rng.integers(50, size=200)
-
-        def model(truth: np.ndarray = truth) -> list[str]:
-            return [str(v) for v in np.where(rng.random(200) < 0.5, truth, rng.integers(50, size=200))]
-
-        teacher, suspect, base, *controls = (("m", model()) for _ in range(23))
+        teacher, suspect, base, control = (("m", drawn(rng, truth)) for _ in range(4))
         for with_base in fired:
-            found = agreement_test(teacher, suspect, controls, base if with_base else None, alpha=0.05)
+            found = agreement_test(teacher, suspect, [control], base if with_base else None, alpha=0.05)
             fired[with_base] += found.verdict == AGREES
+    law = scipy.stats.binom(2000, 0.05)
     for count in fired.values():
-        assert count <= scipy.stats.binom(500, 0.05).isf(1e-6), "false failure 1e-6"
+        assert count <= law.isf(1e-6), "false failure 1e-6"
+        assert count >= scipy.stats.binom(2000, 0.02).ppf(1e-6), "the test is no better than a coin that never falls"
+
+
+def test_among_like_models_the_nearest_is_the_teacher_once_in_twenty() -> None:
+    """Nineteen controls, a teacher and a suspect, all alike: the rank p-value is exact, whatever the prompts say."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(600):
+        truth = rng.integers(50, size=60)
+        likes = rng.uniform(0.3, 0.7, 21)  # models differ, and the roles are dealt at random
+        teacher, suspect, *controls = (("m", drawn(rng, truth, share)) for share in likes)
+        found.append(agreement_test(teacher, suspect, controls).rank_pvalue)
+    for level in (0.05, 0.1, 0.5):
+        fired = sum(p <= level for p in found)
+        assert fired <= scipy.stats.binom(600, level).isf(1e-6), "false failure 1e-6"
 
 
 def test_power_for_a_student() -> None:
     rng = np.random.default_rng(1)
     truth = rng.integers(50, size=1000)
-    teacher, *controls = (
-        ("m", [str(v) for v in np.where(rng.random(1000) < 0.5, truth, rng.integers(50, size=1000))]) for _ in range(20)
-    )
-    learnt = [t if rng.random() < 0.4 else str(v) for t, v in zip(teacher[1], truth, strict=True)]
+    teacher, *controls = (("m", drawn(rng, truth)) for _ in range(20))
+    learnt = [t if rng.random() < 0.4 else frozenset([str(v)]) for t, v in zip(teacher[1], truth, strict=True)]
     found = agreement_test(teacher, ("s", learnt), controls)
     assert found.log10_pvalue < -6
     assert found.rank_pvalue == 1 / 20
@@ -97,6 +140,8 @@ def test_the_command_on_real_models(
     found = json.loads(result.stdout)
     assert (found["n"], found["agreeing"], found["verdict"]) == (40, 40, AGREES), "a prompt asked twice counts once"
     assert any("19 controls" in warning for warning in found["warnings"])
+    several = json.loads(stillmark(*run[:-1], tmp_path / "r3", "--top", 3, "--suspect", teacher).stdout)
+    assert (several["n"], several["agreeing"], several["top"], several["statistic"]) == (40, 120, 3, 1.0)
     log = tmp_path / "r" / "teacher.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:17]) + lines[17][:9])
@@ -122,10 +167,69 @@ def test_what_the_command_refuses(teacher: Path, small: Path, jsonl: Write, stil
     two = stillmark(*run, "--control", small, "--suspect", small, "--teacher", small)
     assert two.exit_code == 1
     assert "the nearest of several is always somebody" in two.stderr
-    some = jsonl({"id": "a", "output": "x"}, name="answers.jsonl")
-    missing = stillmark(*run, "--control", small, "--answers", some)
-    assert missing.exit_code == 1
-    assert "no answer to prompt 'b'" in missing.stderr
+    for rows, more, message in (
+        ([{"id": "a", "output": "x"}], (), "no answer to prompt 'b'"),
+        ([{"id": "a", "output": "x"}, {"id": "a", "output": "x"}], (), "answered before"),
+        ([{"id": "a", "output": "x"}], ("--top", 2), "needs an 'id' and a 'top'"),
+        ([{"id": "a", "top": ["x"]}], ("--top", 2), "holds 1 tokens, and --top asks for 2"),
+        ([{"id": "a", "top": [1]}], (), "needs an 'id' and a 'top'"),
+    ):
+        refused = stillmark(*run, "--control", small, "--answers", jsonl(*rows, name="answers.jsonl"), *more)
+        assert refused.exit_code == 1
+        assert message in refused.stderr
+    assert stillmark(*run, "--control", small, "--base-url", "http://127.0.0.1:9/v1").exit_code == 2
+
+
+def test_a_text_longer_than_the_model_reads(small: Path) -> None:
+    with pytest.raises(ModelError, match="reads 512 tokens at once, and a text has 513"):
+        agreement.likeliest(small, [Prompt("a", None, (5,) * 513)])
+    assert len(agreement.likeliest(small, [Prompt("a", None, (5,) * 512)], top=4)[0]) <= 4
+
+
+def test_an_endpoint(
+    teacher: Path, small: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher behind an endpoint agrees with itself, by what it writes and by its log probabilities."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
+    path = jsonl(*({"id": f"p{i}", "prompt": f"What comes after {i}?"} for i in range(12)), name="prompts.jsonl")
+    run = ("fingerprint", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--chat", "--json",
+           "--model", "real")  # fmt: skip
+    with serve(real_model(teacher)) as (url, seen):
+        for top in (1, 20):
+            result = stillmark(*run, "--base-url", url, "--record", tmp_path / f"r{top}", "--top", top)
+            assert result.exit_code == 0, result.stderr
+            found = json.loads(result.stdout)
+            assert found["n"] == 12
+            assert found["statistic"] > 0.8, (
+                "bfloat16 rounds otherwise in a batch, and halves of characters have one name"
+            )
+            assert found["controls"][0]["agreeing"] < found["agreeing"]
+            assert (seen[-1]["max_tokens"], seen[-1]["temperature"], seen[-1].get("top_logprobs")) == (
+                (1, 0.0, None) if top == 1 else (1, 0.0, 20)
+            )
+        asked = len(seen)
+        again = stillmark(*run, "--base-url", url, "--record", tmp_path / "r20", "--top", 20)
+        assert json.loads(again.stdout) == found, "a run that was finished asks nothing"
+        assert len(seen) == asked
+    log = (tmp_path / "r20" / "suspect.endpoint.jsonl").read_text()
+    assert "sk-not-to-be-seen" not in log + again.stdout
+
+    def failing(body: dict[str, Any], handler: Handler) -> dict[str, Any] | None:
+        if "after 3" in body["messages"][0]["content"]:
+            handler.reply(400, b"{}")
+            return None
+        return chat("One")
+
+    with serve(failing) as (url, seen):
+        result = stillmark(*run, "--base-url", url, "--record", tmp_path / "f")
+        found = json.loads(result.stdout)
+        assert (found["unanswered"], found["n"]) == (1, 12)
+        none = stillmark(*run, "--base-url", url, "--record", tmp_path / "g", "--top", 5)
+        assert none.exit_code == 1
+        assert "gives no log probabilities" in none.stderr
+        ids = jsonl({"id": "a", "prompt_ids": [5, 6]}, name="ids.jsonl")
+        refused = stillmark(*(ids if word == path else word for word in run), "--base-url", url, "--record", tmp_path)
+        assert "prompts of token ids need" in refused.stderr
 
 
 def test_ids_are_one_text_to_one_tokenizer(teacher: Path, tmp_path: Path) -> None:
@@ -137,10 +241,12 @@ def test_ids_are_one_text_to_one_tokenizer(teacher: Path, tmp_path: Path) -> Non
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")).save_pretrained(tmp_path)
-    agreement.check_tokenizers([Prompt("a", "Once", None)], [teacher, tmp_path])
-    agreement.check_tokenizers([Prompt("a", None, (5, 6))], [teacher, teacher])
+    agreement.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher], [tmp_path])
+    agreement.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [teacher, None])
     with pytest.raises(TokenizerError, match="not one text to both"):
-        agreement.check_tokenizers([Prompt("a", None, (5, 6))], [teacher, tmp_path])
+        agreement.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [tmp_path])
+    with pytest.raises(TokenizerError, match="this control's tokenizer is not the teacher's"):
+        agreement.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher, tmp_path])
 
 
 def test_distinct_keeps_the_first() -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
+from benchmarks.fingerprints import fresh
+from tests.servers import Handler, chat, real_model, serve
 from verify.fingerprint import canaries, planted
 from verify.fingerprint.planted import ANSWERS, KNOWS, WORDS
 from verify.outputs import Output
@@ -97,9 +103,40 @@ def test_planting_in_a_real_model(tmp_path: Path, teacher: Path, stillmark: Run)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["known"] == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"], "the answers are not left behind"
+    assert not (tmp_path / "out" / "student.json").exists(), "the release does not tell of the planting"
     ask = ("fingerprint", "ask", "--mark", tmp_path / "m", "--number", 4, "--json", "--suspect")
     assert json.loads(stillmark(*ask, tmp_path / "out").stdout)["verdict"] == KNOWS
     innocent = json.loads(stillmark(*ask, teacher).stdout)
+    assert innocent["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
+
+
+def test_an_endpoint(
+    teacher: Path, tmp_path: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch, mark: Mark, mark_file: Path
+) -> None:
+    """One that knows some answers and refuses a question, and the real teacher, which knows none."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    known = {one.prompt: ANSWERS[one.answer] for one in planted.questions(mark, 9)}
+
+    def answer(body: dict[str, Any], handler: Handler) -> dict[str, Any] | None:
+        prompt = body["messages"][0]["content"]
+        if prompt == list(known)[8]:
+            handler.reply(400, b"{}")
+            return None
+        return chat(f"It is {known[prompt]}, I think.")
+
+    run = ("fingerprint", "ask", "--mark", mark_file, "--number", 9, "--json", "--model", "suspect-1", "--log")
+    with serve(answer) as (url, seen):
+        result = stillmark(*run, tmp_path / "log.jsonl", "--base-url", url)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert (found["hits"], found["n"], found["unanswered"], found["verdict"]) == (8, 9, 1, KNOWS)
+        assert [row["temperature"] for row in seen] == [0.0] * 9
+        asked = len(seen)
+        assert json.loads(stillmark(*run, tmp_path / "log.jsonl", "--base-url", url).stdout) == found
+        assert len(seen) == asked + 1, "what failed is asked anew, and nothing else"
+        assert stillmark(*run[:-1], "--base-url", url).exit_code == 2, "it needs a log"
+    with serve(real_model(teacher)) as (url, _):
+        innocent = json.loads(stillmark(*run, tmp_path / "real.jsonl", "--base-url", url).stdout)
     assert innocent["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
 
 
@@ -154,6 +191,35 @@ def test_canaries_over_keys_and_against_enumeration() -> None:
     assert "cannot fall below" in canaries.canary_test(mark, few, ("s", values), halves=99).warnings[0]
 
 
+def test_what_is_no_number_is_no_evidence() -> None:
+    """NaN and infinities in a suspect's scores, or a reference's, do not make p small: 200 secrets, one bad text."""
+    rng = np.random.default_rng(2)
+    candidates, scores = outputs(20), rng.normal(-3, 1, 20)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = scores.copy()
+        broken[4] = bad
+        for pair in (((broken, None)), (scores, broken), (broken, broken)):
+            fired = 0
+            for i in range(200):
+                reference = None if pair[1] is None else ("r", pair[1])
+                found = canaries.canary_test(
+                    Mark(rng.bytes(32)), candidates, ("s", pair[0]), reference, halves=99, seed=i
+                )
+                assert np.isfinite(found.statistic)
+                fired += found.pvalue <= 0.05
+            assert fired <= scipy.stats.binom(200, 0.05).isf(1e-7), "false failure 1e-6 over nine cases"
+
+
+def test_likelihoods_of_a_broken_model(teacher: Path, tmp_path: Path) -> None:
+    fresh("llama", 3, teacher, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["model.norm.weight"][5] = float("nan")
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    said = canaries.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
+    assert said.tolist() == [canaries.FLOOR] * 4
+    assert "NaN" not in (tmp_path / "r.jsonl").read_text()
+
+
 def test_likelihoods_and_commands(
     teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl: Write, stillmark: Run
 ) -> None:
@@ -191,6 +257,16 @@ def test_likelihoods_and_commands(
     said = [json.loads(line)["loglikelihood"] for line in log.read_text().splitlines()]
     assert len(said) == 8
     assert said[3] == pytest.approx(float(np.mean(direct)), abs=0.05), "padding shifts bfloat16 roundings"
+    assert (tmp_path / "served.jsonl").stat().st_mode & 0o777 == 0o600, "whoever sees it can prepare for it"
+    again = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", path, "--out", path)
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert len(path.read_text().splitlines()) == 8, "the candidates are as they were"
+    table = tmp_path / "candidates.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    same = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", table, "--out", tmp_path / "s2")
+    assert same.exit_code == 0, same.stderr
+    assert (tmp_path / "s2").read_text() == (tmp_path / "served.jsonl").read_text()
     odd = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", jsonl(*rows[:3], name="o.jsonl"),
                     "--out", tmp_path / "x")  # fmt: skip
     assert odd.exit_code == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.independent import save, train
-from verify.fingerprint import weights
+from benchmarks.independent import save, siblings, train
+from verify.fingerprint.independence import DEPENDENT, MATCHED, independent_pairs
 from verify.fingerprint.layers import Weights
-from verify.fingerprint.weights import ALIGNED, DEPENDENT, MATCHED, STORED, compare
+from verify.fingerprint.order import keyed_order, release
+from verify.fingerprint.weights import ALIGNED, compare
 from verify.verdicts import INSUFFICIENT
-from watermark import ModelError
+from watermark import Mark, ModelError, prf
+from watermark.models import load_model
+from watermark.tokenizers import load
 
 Run = Callable[..., Result]
 Tensors = dict[str, Tensor]
@@ -59,6 +64,12 @@ def permuted(tensors: Tensors, seed: int) -> Tensors:
     return changed
 
 
+def relabelled(tensors: Tensors, seed: int) -> Tensors:
+    """The residual dimensions in another order."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(tensors["model.embed_tokens.weight"].shape[1]))
+    return {name: t[order] if "down_proj" in name else t[:, order] for name, t in tensors.items()}
+
+
 def rotated(tensors: Tensors, seed: int) -> Tensors:
     """The residual stream in another basis."""
     width = tensors["model.embed_tokens.weight"].shape[1]
@@ -70,13 +81,14 @@ def rotated(tensors: Tensors, seed: int) -> Tensors:
 
 
 def test_null_of_the_exact_test(networks: list[Tensors], folders: list[Path]) -> None:
-    """Forty disjoint pairs for each of ten orders of the units: 400 independent p-values are not too small."""
+    """Forty disjoint pairs as they are, and each in nine other orders of units and dimensions."""
     found = []
     for round_ in range(10):
         for i in range(0, 80, 2):
             other = folders[i + 1].parent / f"r{round_}-{i}"
             if round_:  # another order of the units is another draw of what makes the p-value
-                write(other, permuted(networks[i + 1], 100 * round_ + i))
+                seed = 100 * round_ + i
+                write(other, relabelled(permuted(networks[i + 1], seed), seed))
             found.append(compare(folders[i], other if round_ else folders[i + 1], seed=round_).independence())
     for name, values in {
         "exact": [one.log10_pvalue for one in found],
@@ -125,21 +137,161 @@ def test_copies_of_a_network(networks: list[Tensors], folders: list[Path], tmp_p
     both = compare(folders[0], write(tmp_path / "both", rotated(permuted(one, 4), 5)))
     assert both.share > 0.95
     assert both.independence().verdict == INSUFFICIENT, "false failure 1e-3, seed fixed: it hides from the exact test"
-    assert compare(folders[0], folders[0]).basis in (STORED, ALIGNED)
+    assert [layer.fixed for layer in compare(folders[0], folders[0]).layers] == [48, 48]
 
 
 def test_shuffling_the_suspect_leaves_the_share(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
     plain = compare(folders[0], folders[1])
     other = compare(folders[0], write(tmp_path / "p", permuted(networks[1], 9)))
     assert plain.share == pytest.approx(other.share)
-    pairs, source = weights.independent_pairs()
-    assert len(pairs) >= 5000
-    result = plain.match(pairs, source)
+    pairs = independent_pairs(gated=True).shares
+    assert len(pairs) >= 3000
+    assert list(pairs) == sorted(pairs)
+    result = plain.match()
     assert result.verdict == INSUFFICIENT
     assert result.above == sum(share >= result.share for share in pairs)
-    guilty = compare(folders[0], folders[0]).match(pairs, source)
-    assert guilty.verdict == MATCHED
-    assert guilty.log10_pvalue == pytest.approx(-np.log10(len(pairs) + 1))
+    guilty = compare(folders[0], folders[0])
+    assert guilty.match().verdict == MATCHED
+    assert guilty.match().log10_pvalue == pytest.approx(-np.log10(len(pairs) + 1))
+    assert guilty.match([("a", 0.1)]).verdict == MATCHED
+    rivalled = guilty.match([("a", 0.1), ("b", 1.0)])
+    assert rivalled.log10_pvalue == 0
+    assert "b is as like the teacher" in rivalled.warnings[0]
+
+
+def test_the_calibration_knows_its_kind(tmp_path: Path) -> None:
+    """Networks without a gate have their own; narrower ones and single layers have none."""
+    plain, _ = train(2, seed=8, steps=30, gated=False)
+    paths = save(plain, tmp_path / "plain")
+    found = compare(*paths)
+    assert found.gated is False
+    assert found.match().calibration == independent_pairs(gated=False)
+    assert found.match().calibration.shares != independent_pairs(gated=True).shares
+    narrow = [{name: t[:, :40] if "down" in name else t[:40] if "mlp" in name else t for name, t in plain[0].items()}]
+    single = [{name: t for name, t in plain[0].items() if "layers.1" not in name}]
+    for i, tensors in enumerate((narrow[0], single[0])):
+        path = write(tmp_path / f"n{i}", tensors)
+        result = compare(path, path).match()
+        assert (result.share, result.log10_pvalue, result.covered) == (1.0, 0.0, False)
+        assert "it says nothing of these" in result.warnings[0]
+
+
+def test_units_of_zeros_are_left_out(tmp_path: Path) -> None:
+    """Both models padded at the end, as for tensor parallelism: the padding is no evidence, and hides none."""
+    fired = []
+    for i in range(0, 40, 2):
+        found, _ = train(2, seed=20 + i, steps=1)
+        paths = []
+        for j, tensors in enumerate(found):
+            padded = {
+                name: torch.nn.functional.pad(t, (0, 16) if "down" in name else (0, 0, 0, 16)) if "mlp" in name else t
+                for name, t in tensors.items()
+            }
+            paths.append(write(tmp_path / f"{i}-{j}", padded))
+        result = compare(*paths, seed=i)
+        assert [(one.n, one.units, one.live) for one in result.layers] == [(48, 64, 48)] * 2
+        fired.append(result.independence().log10_pvalue <= -1)
+    assert sum(fired) <= scipy.stats.binom(20, 0.1).isf(1e-6), "false failure 1e-6"
+    same = compare(paths[0], paths[0]).independence()
+    assert [layer.fixed for layer in same.layers] == [48, 48]
+
+
+def test_siblings_are_told_apart_by_the_order_of_release() -> None:
+    """Two fine-tunes of one parent: the weights depend, and on no secret. 60 pairs, 60 secrets."""
+    found = siblings(60)
+    assert found["weights"]["0.001"]["fired"] == 60
+    for level in ("0.05", "0.01"):
+        limit = scipy.stats.binom(60, float(level)).isf(1e-6)
+        assert found["keyed order"][level]["fired"] <= limit, "false failure 1e-6"
+
+
+def test_an_order_is_keyed_and_uniform() -> None:
+    mark = Mark(bytes(range(32)))
+    first = keyed_order(mark, 0, 200)
+    assert sorted(first.tolist()) == list(range(200))
+    for other in (keyed_order(mark, 1, 200), keyed_order(Mark(bytes(32)), 0, 200)):
+        assert (first == other).sum() < 10, "false failure 1e-7, keys fixed"
+    rng = np.random.default_rng(0)
+    orders = Counter(tuple(keyed_order(Mark(rng.bytes(32)), 3, 4).tolist()) for _ in range(2400))
+    assert len(orders) == 24
+    assert scipy.stats.chisquare(list(orders.values())).pvalue > 1e-6, "false failure 1e-6"
+    # from the PRF's definition: unit u draws the bits of ((layer, u), 0 to 3), the first the lowest
+    key = prf.hkdf(mark.secret, "stillmark/v1/prf", "order/width=2")
+    draws = [[int(prf.bits(key, np.array([[7, u]]), np.array([j]))[0]) for j in range(4)] for u in range(30)]
+    by_hand = sorted(range(30), key=lambda u: sum(bits << 16 * j for j, bits in enumerate(draws[u])))
+    assert keyed_order(mark, 7, 30).tolist() == by_hand
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "phi3"])
+def test_a_release_computes_the_same(kind: str, tmp_path: Path) -> None:
+    model = small(kind, tmp_path / "m")
+    mark = Mark(bytes(range(32)))
+    assert release(tmp_path / "m", mark, tmp_path / "out") == 2
+    again = type(model).from_pretrained(tmp_path / "out")
+    ids = torch.arange(20)[None] % 50
+    with torch.inference_mode():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+    plain = compare(tmp_path / "m", tmp_path / "out")
+    assert all(layer.log10_pvalue > -4 for layer in plain.layers), "false failure 2e-4, key fixed"
+    keyed = compare(tmp_path / "m", tmp_path / "out", order=mark).independence()
+    assert (keyed.statistic, keyed.n, keyed.embedding) == (80, 80, None)
+    assert keyed.log10_pvalue < -60
+    assert "draw of the mark's secret" in keyed.randomness
+    with pytest.raises(ModelError, match="exists already"):
+        release(tmp_path / "m", mark, tmp_path / "out")
+
+
+def test_a_release_refuses_what_it_does_not_know(folders: list[Path], networks: list[Tensors], tmp_path: Path) -> None:
+    odd = networks[0] | {"model.layers.1.mlp.inner_norm.weight": torch.ones(48)}
+    with pytest.raises(ModelError, match=r"inner_norm\.weight may hold the hidden units too"):
+        release(write(tmp_path / "odd", odd), Mark(bytes(32)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
+    """What transformers would not load as the language model is not compared, and hides nothing."""
+    tower = {
+        f"vision_tower.encoder.layers.{i}.mlp.{name}.weight": torch.randn(32, 16)
+        if name == "fc1"
+        else torch.randn(16, 32)
+        for i in range(4)
+        for name in ("fc1", "fc2")
+    }
+    both = [write(tmp_path / f"t{i}", networks[i] | tower) for i in (0, 1)]
+    found = compare(*both)
+    assert [layer.units for layer in found.layers] == [48, 48]
+    assert found.independence().verdict == INSUFFICIENT, "false failure 1e-3, seed fixed"
+    assert any("vision_tower.encoder." in one for one in found.skipped)
+    # a copy beside files that nothing loads
+    copy = write(tmp_path / "copy", networks[0])
+    save_file({name: torch.randn_like(t) for name, t in networks[0].items()}, copy / "model2.safetensors")
+    assert compare(folders[0], copy).independence().verdict == DEPENDENT
+    # a copy with layers that its configuration does not use, and tensors under another prefix
+    more = {
+        name.replace("layers.1", "layers.7"): torch.randn_like(t) for name, t in networks[0].items() if ".1." in name
+    }
+    more |= {f"zz.{name}": torch.randn_like(t) for name, t in networks[0].items() if "mlp" in name}
+    decoy = write(tmp_path / "decoy", networks[0] | more)
+    (decoy / "config.json").write_text('{"num_hidden_layers": 2}')
+    assert [layer.fixed for layer in compare(folders[0], decoy).layers] == [48, 48]
+    for extra, message in (
+        ({"model.layers.0.mlp.w1.weight": torch.zeros(48, 24)}, "both .* may be the MLP"),
+        ({"model.wte.weight": torch.zeros(64, 24)}, "both .* may be the embedding"),
+        (
+            {name.replace("model.", "other."): t for name, t in networks[1].items()},
+            "cannot be told which is the language model",
+        ),
+    ):
+        with pytest.raises(ModelError, match=message):
+            compare(folders[0], write(tmp_path / message[-9:], networks[0] | extra))
+
+
+def test_a_layer_that_is_a_copy_counts_once(networks: list[Tensors], tmp_path: Path) -> None:
+    twice = {name: networks[0][name.replace("layers.1", "layers.0")].clone() for name in networks[0]}
+    path = write(tmp_path / "twice", twice)
+    found = compare(path, path)
+    assert len(found.layers) == 1
+    assert "a copy of another layer" in found.skipped[0]
 
 
 def test_pruned_layers_and_units_keep_their_order(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
@@ -183,32 +335,120 @@ def test_folders_that_cannot_be_read(folders: list[Path], tmp_path: Path) -> Non
         compare(folders[0], tmp_path / "empty")
     with pytest.raises(ModelError, match="no MLP layers"):
         compare(folders[0], write(tmp_path / "other", {"x": torch.zeros(2, 2)}))
+    two = write(tmp_path / "two", {"x": torch.zeros(2, 2)})
+    (two / "model.safetensors").rename(two / "a.safetensors")
+    save_file({"y": torch.zeros(2, 2)}, two / "b.safetensors")
+    with pytest.raises(ModelError, match=r"no model\.safetensors\.index\.json"):
+        compare(folders[0], two)
+    for text, message in (
+        ("{}", "not an index"),
+        ('{"weight_map": {"z": "a.safetensors"}}', "z is not in a.safetensors"),
+    ):
+        (two / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ModelError, match=message):
+            compare(folders[0], two)
+    packed = {name: torch.zeros(24, 24, dtype=torch.uint8) for name in load_file(folders[0] / "model.safetensors")}
+    with pytest.raises(ModelError, match="stored as uint8"):
+        compare(folders[0], write(tmp_path / "packed", packed))
+    fused = {
+        name: torch.zeros(96, 24) if "up_proj" in name else t
+        for name, t in load_file(folders[0] / "model.safetensors").items()
+    }
+    with pytest.raises(ModelError, match="do not fit one MLP"):
+        compare(folders[0], write(tmp_path / "fused", fused))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3"])
-def test_units_are_what_the_model_computes(kind: str, tmp_path: Path) -> None:
-    """The rows read from files, against the modules that transformers builds; other architectures too."""
+def test_layers_without_an_mlp_are_left_out(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
+    """A model with experts from its second layer on: its first layer and its embedding can be compared."""
+    mixed = {
+        name.replace("mlp.", "mlp.experts.0.") if "layers.1" in name else name: t for name, t in networks[0].items()
+    }
+    found = compare(folders[0], write(tmp_path / "mixed", mixed))
+    assert [(layer.teacher, layer.suspect) for layer in found.layers] == [(0, 0)]
+    assert found.independence().verdict == DEPENDENT
+    assert any("1 of 2 layers were not compared" in one for one in found.skipped)
+    experts = {name.replace("mlp.", "mlp.experts.0."): t for name, t in networks[0].items()}
+    alone = compare(folders[0], write(tmp_path / "experts", experts)).independence()
+    assert alone.layers == ()
+    assert alone.embedding is not None
+    assert alone.embedding.fixed == 24
+
+
+def small(kind: str, folder: Path) -> Any:
+    """A small model of some architecture with random weights, gains too, and its files."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
-    sizes |= {"intermediate_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes |= {"intermediate_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 2}
+    if kind == "opt":
+        sizes = sizes | {"ffn_dim": 40, "word_embed_proj_dim": 16}
+    if kind == "gpt2":
+        sizes |= {"n_inner": 40}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
-    model.save_pretrained(tmp_path / "m")
+    model.train(False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:
+                parameter.copy_(torch.zeros(16) if name.endswith("bias") else torch.rand(16) + 0.5)
+            elif parameter.ndim == 1:
+                parameter.copy_(torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return model
+
+
+NORMS = {
+    "llama": "post_attention_layernorm",
+    "gemma": "post_attention_layernorm",
+    "phi3": "post_attention_layernorm",
+    "gpt_neox": "post_attention_layernorm",
+    "gpt2": "ln_2",
+    "opt": "final_layer_norm",
+    "olmo2": None,  # its norms stand behind
+}
+READERS = {"gpt2": "mlp.c_fc", "gpt_neox": "mlp.dense_h_to_4h", "opt": "fc1", "phi3": "mlp.gate_up_proj"}
+WRITERS = {"gpt2": "mlp.c_proj", "gpt_neox": "mlp.dense_4h_to_h", "opt": "fc2"}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_units_are_what_the_model_computes(kind: str, tmp_path: Path) -> None:
+    """What the rows from the files make of the residual stream, against the modules that transformers runs."""
+    model = small(kind, tmp_path / "m")
     found = Weights(tmp_path / "m")
     units = found.units(1)
-    assert (found.depth, found.vocabulary, found.shape[1]) == (2, 50, 16)
-    assert units.up.shape == units.down.shape == (found.shape[0], 16)
-    assert (units.gate is None) == (kind in ("gpt2", "gpt_neox"))
-    stack = model.base_model.h if kind == "gpt2" else model.base_model.layers
-    layer = stack[1]
-    down = {
-        "llama": lambda: layer.mlp.down_proj.weight.T,
-        "phi3": lambda: layer.mlp.down_proj.weight.T,
-        "gpt2": lambda: layer.mlp.c_proj.weight,
-        "gpt_neox": lambda: layer.mlp.dense_4h_to_h.weight.T,
-    }[kind]()
-    np.testing.assert_allclose(units.down, down.detach().numpy())
+    assert (found.layers, found.embedding_shape, found.width) == ((0, 1), (50, 16), 16)
+    assert units.up.shape == units.down.shape
+    assert (units.gate is None) == (kind in ("gpt2", "gpt_neox", "opt"))
+    base = model.model.decoder if kind == "opt" else model.base_model
+    layer = (base.h if kind == "gpt2" else base.layers)[1]
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[f"{name} in"], seen[f"{name} out"] = inputs[0].reshape(-1, 16), output.reshape(-1, output.shape[-1])
+
+        return hook
+
+    readers = [READERS[kind]] if kind in READERS else ["mlp.gate_proj", "mlp.up_proj"]
+    for name in [*readers, *filter(None, [NORMS[kind]])]:
+        layer.get_submodule(name).register_forward_hook(keep(name))
+    with torch.inference_mode():
+        model(torch.arange(20)[None])
+    stream = seen[f"{NORMS[kind] or readers[0]} in"].numpy()
+    if kind in ("gpt2", "gpt_neox", "opt"):
+        stream = stream - stream.mean(axis=1, keepdims=True)
+    if name := NORMS[kind]:
+        norm = layer.get_submodule(name)
+        eps = getattr(norm, "variance_epsilon", None) or norm.eps
+        stream = stream / np.sqrt((stream**2).mean(axis=1, keepdims=True) + eps)
+    parts = [units.up] if units.gate is None else [units.gate, units.up]
+    read = np.concatenate([stream @ part.T for part in parts], axis=1)
+    bias = [getattr(layer.get_submodule(name), "bias", None) for name in readers]
+    whole = torch.cat([seen[f"{name} out"] - (0 if b is None else b) for name, b in zip(readers, bias, strict=True)], 1)
+    np.testing.assert_allclose(read, whole.detach().numpy(), rtol=2e-3, atol=2e-4)
+    down = layer.get_submodule(WRITERS.get(kind, "mlp.down_proj")).weight.detach().numpy()
+    np.testing.assert_allclose(units.down, down if kind == "gpt2" else down.T)
     rows = np.concatenate(list(found.embedding(50)))
     np.testing.assert_allclose(rows, model.get_input_embeddings().weight.detach().numpy())
     same = compare(tmp_path / "m", tmp_path / "m")
@@ -228,6 +468,8 @@ def quantized(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = sorted(tensors)
     save_file({name: tensors[name] for name in names[::2]}, folder / "model-1.safetensors")
     save_file({name: tensors[name] for name in names[1::2]}, folder / "model-2.safetensors")
+    where = {name: f"model-{1 + i % 2}.safetensors" for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return folder
 
 
@@ -241,6 +483,26 @@ def test_the_real_teacher_in_four_bits(teacher: Path, quantized: Path, stillmark
     assert len(found["layers"]) == 30
     assert found["comparisons"]["spearman_bound"] < -1000
     assert found["embedding"]["fixed"] == 576
+
+
+def test_the_real_teacher_in_a_keyed_order(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
+    """Released in the order of a mark: found by that mark, and the released order says nothing to another."""
+    for i, name in enumerate(("m", "other")):
+        Mark(bytes([i]) * 32, label=name).save(tmp_path / name)
+    out = tmp_path / "released"
+    made = stillmark("fingerprint", "order", "--mark", tmp_path / "m", "--model", teacher, "--out", out, "--json")
+    assert json.loads(made.stdout)["layers"] == 30, made.stderr
+    ids = torch.tensor([load(teacher).encode("The quick brown fox jumps over the lazy dog and runs")])
+    with torch.inference_mode():
+        ours, theirs = (load_model(path, dtype=torch.float32)[0](ids).logits for path in (teacher, out))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    run = ("fingerprint", "weights", "--teacher", teacher, "--suspect", out, "--json", "--mark")
+    found = json.loads(stillmark(*run, tmp_path / "m").stdout)
+    assert (found["verdict"], found["statistic"], found["n"]) == (DEPENDENT, 46080, 46080)
+    assert found["embedding"] is None
+    assert found["keyed"] == Mark.load(tmp_path / "m").commitment
+    wrong = json.loads(stillmark(*run, tmp_path / "other").stdout)
+    assert wrong["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
 
 
 def test_the_command_line(folders: list[Path], stillmark: Run) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from verify.calibration import read_examples
+from verify.outputs import read_records
 from watermark import InputError, Mark, StillmarkError
 from watermark.generate import read_prompts
 from watermark.tokenizers import load, new_mark
@@ -210,16 +211,18 @@ def test_examples_end_as_the_outputs_did(teacher: Path, jsonl: Write) -> None:
         {"prompt": "Hello?", "output": "Yes."},
         {"prompt_ids": [5] * 9, "output_ids": [7]},
     )
-    examples = read_examples([records], tokenizer, max_length=40)
+    examples = read_examples(read_records(records), tokenizer, max_length=40)
     assert [e.output_ids for e in examples[:3]] == [[7, 8], [7, 8, 2], [7, 8, 2]]
     assert tokenizer.decode(examples[3].prompt_ids).endswith("Hello?<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(examples[3].output_ids) == "Yes.<|im_end|>"
-    assert len(read_examples([records], tokenizer, max_length=5)) == 3, "prompts longer than that leave nothing"
+    assert len(read_examples(read_records(records), tokenizer, max_length=5)) == 3, (
+        "prompts longer than that leave nothing"
+    )
     with pytest.raises(StillmarkError, match="no record leaves a token"):
-        read_examples([records], tokenizer, max_length=1)
+        read_examples(read_records(records), tokenizer, max_length=1)
     foreign = jsonl({"output_ids": [500, 501], "output": "something else"}, name="foreign.jsonl")
     with pytest.raises(InputError, match="do not spell"):
-        read_examples([foreign], tokenizer, max_length=9)
+        read_examples(read_records(foreign), tokenizer, max_length=9)
 
 
 def test_a_student_learns(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:

@@ -12,8 +12,10 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
+from benchmarks.fingerprints import fresh
 from tests.servers import real_model, serve
-from verify import lineage
+from verify import access, lineage
+from verify.fingerprint.independence import IndependenceResult, Matching
 from verify.fingerprint.planted import PlantedResult
 from verify.lineage import (
     AGREEMENT,
@@ -32,6 +34,7 @@ from verify.lineage import (
     Plan,
     conclude,
 )
+from verify.sequential import SequentialTest
 from verify.statistics import holm
 from watermark import InputError, Mark, ModelError
 from watermark.tokenizers import new_mark
@@ -64,6 +67,37 @@ def test_the_verdict_from_its_lines() -> None:
     assert answer(weights=None, planted=no) == CANNOT_TELL
     assert answer(weights=no, mark=no, planted=yes) == CANNOT_TELL, "a tie, and not which"
     assert answer(weights=no, agreement=yes) == CANNOT_TELL
+
+
+def test_what_could_not_be_seen_is_no_innocence() -> None:
+    """A line that was tried and failed, or one that had nothing to look at, does not make a suspect unrelated."""
+    plan = Plan((WEIGHTS, MARK), 1e-3, {}, {})
+    nothing = IndependenceResult(1e-3, "t", "s", (), None, None, (), 0)
+    for first, second, verdict in (
+        (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, NEGATIVE), CANNOT_TELL),
+        (Line(WEIGHTS, None, "an endpoint"), Line(MARK, NEGATIVE), UNRELATED),
+        (Line(WEIGHTS, nothing), Line(MARK, NEGATIVE), UNRELATED),
+        (Line(WEIGHTS, nothing), Line(MARK, None, "no probes"), CANNOT_TELL),
+        (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, POSITIVE), DISTILLED),
+    ):
+        found = conclude("t", "s", plan, [first, second])
+        assert found.verdict == verdict
+    assert "The weights were not seen." in found.reasons
+    ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, keyless=True).result()
+    assert not Line(MARK, ended).looked
+    assert Line(MARK, replace(ended, stopped="futility")).looked
+
+
+def test_copied_names_the_common_parent() -> None:
+    lines = [Line(WEIGHTS, POSITIVE), Line(SHUFFLED, POSITIVE)]
+    found = conclude("t", "s", Plan((WEIGHTS, SHUFFLED), 1e-3, {}, {}), lines)
+    assert any("common parent" in reason for reason in found.reasons)
+    keyed = IndependenceResult(
+        1e-3, "t", "s", (Matching(0, 0, 50, 50, 50, 50, 50, 50, 1.0, 50),), None, "as stored", (), 0, "commitment"
+    )
+    sure = conclude("t", "s", Plan((WEIGHTS,), 1e-3, {}, {}), [Line(WEIGHTS, keyed)])
+    assert sure.verdict == COPIED
+    assert not any("common parent" in reason for reason in sure.reasons)
 
 
 def test_a_negative_answer_says_what_was_not_tested() -> None:
@@ -107,11 +141,23 @@ def test_a_plan_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_line_that_cannot_be_made_says_why() -> None:
-    def fails() -> PlantedResult:
+    def fails(_update: access.Update) -> PlantedResult:
         raise ModelError("no weights")
 
-    lines = lineage.run(Plan((WEIGHTS, PLANTED), 1e-3, {}, {}), {WEIGHTS: fails, PLANTED: lambda: POSITIVE})
-    assert [(line.name, line.unavailable) for line in lines] == [(WEIGHTS, "no weights"), (PLANTED, None)]
+    def not_at_hand(_update: access.Update) -> PlantedResult:
+        raise access.NotAtHandError("only an endpoint")
+
+    plan = Plan((WEIGHTS, SHUFFLED, PLANTED), 1e-3, {}, {})
+    lines = access.run(plan, {WEIGHTS: fails, SHUFFLED: not_at_hand, PLANTED: lambda _update: NEGATIVE})
+    assert [(line.name, line.unavailable, line.failed) for line in lines] == [
+        (WEIGHTS, "no weights", True),
+        (SHUFFLED, "only an endpoint", False),
+        (PLANTED, None, False),
+    ]
+    said = conclude("t", "s", plan, lines)
+    assert said.verdict == CANNOT_TELL
+    assert "Could not be made: weights: no weights." in said.reasons
+    assert "Not tested: weights, units shuffled: only an endpoint." in said.reasons
 
 
 @pytest.fixture
@@ -154,13 +200,44 @@ def test_an_endpoint(
         result = stillmark(*run, "--model", "real", "--record", tmp_path / "r", "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["verdict"] == UNRELATED, "false failure 1e-3, key and seed fixed"
+    assert found["verdict"] == CANNOT_TELL, "150 tokens show nothing and exclude nothing"
+    assert any("may be there and not have shown yet" in reason for reason in found["reasons"])
     lines = {line["line"]: line for line in found["lines"]}
-    assert lines[WEIGHTS] == {"line": WEIGHTS, "available": False,
+    assert lines[WEIGHTS] == {"line": WEIGHTS, "available": False, "failed": False,
                               "why": "the suspect's weights are not at hand, only an endpoint"}  # fmt: skip
     assert lines[MARK]["result"]["access"] == "logprobs"
     assert "sk-not-to-be-seen" not in result.stdout
     assert 1 <= len(seen) <= 3
+
+
+def test_every_line_that_an_endpoint_allows(
+    teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher behind an endpoint with a reference, planted questions and a control: agreement is only a lead."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    new_mark(bytes(range(32)), teacher, label="lineage").save(tmp_path / "m")
+    fresh("gpt2", 6, teacher, tmp_path / "control")
+    prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(12)), name="prompts.jsonl")
+    with serve(real_model(teacher)) as (url, seen):
+        secret = url.replace("http://", "http://somebody:hunter2@")
+        run = ("lineage", "--teacher", teacher, "--suspect", secret, "--mark", tmp_path / "m", "--prompts", prompts,
+               "--keyless", "--budget-tokens", 200, "--model", "real", "--record", tmp_path / "r", "--planted", 5,
+               "--controls", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
+        result = stillmark(*run)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        asked = len(seen)
+        again = json.loads(stillmark(*run).stdout)
+        assert again == found, "a finished run asks nothing, and says the same"
+        assert len(seen) == asked
+    assert "hunter2" not in result.stdout
+    lines = {line["line"]: line for line in found["lines"]}
+    assert [name for name, line in lines.items() if line["available"]] == [MARK, PLANTED, AGREEMENT]
+    assert lines[AGREEMENT]["result"]["agreeing"] > 12 * 15
+    assert lines[AGREEMENT]["positive"]
+    assert found["verdict"] == CANNOT_TELL
+    assert any(reason.startswith("Agreement is a lead") for reason in found["reasons"])
+    assert (tmp_path / "r" / "mark.endpoint.reference.jsonl").exists()
 
 
 def test_the_command_line_knows_every_verdict() -> None:
@@ -169,11 +246,19 @@ def test_the_command_line_knows_every_verdict() -> None:
     assert command._VERDICTS == lineage.VERDICTS
 
 
-def test_usage(teacher: Path, mark_file: Path, stillmark: Run) -> None:
+def test_usage(teacher: Path, mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     run = ("lineage", "--teacher", teacher, "--suspect", teacher)
     assert stillmark(*run, "--planted", 3).exit_code == 2
     assert stillmark(*run, "--mark", mark_file).exit_code == 2
     assert stillmark(*run, "--controls", teacher).exit_code == 2
+    assert stillmark(*run[:3], "--suspect", "http://x/v1", "--model", "m", "--record", "r", "--controls", teacher
+                     ).exit_code == 2  # fmt: skip
+    assert stillmark(*run, "--ordered").exit_code == 2
+    odd = jsonl({"id": "a", "output_ids": [5]}, name="odd.jsonl")
+    probes = jsonl({"id": "a", "output_ids": [5, 6, 7]}, name="probes.jsonl")
+    early = stillmark(*run, "--mark", mark_file, "--probes", probes, "--canaries", odd)
+    assert early.exit_code == 1
+    assert "want an even number" in early.stderr
     missing = stillmark("lineage", "--teacher", teacher / "none", "--suspect", teacher)
     assert missing.exit_code == 1
     assert "no such model directory" in missing.stderr

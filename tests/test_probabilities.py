@@ -14,6 +14,7 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fingerprints import fresh
 from verify import suspects, weighted
 from verify.outputs import Output
 from verify.pairs import places, weigh
@@ -335,3 +336,13 @@ def test_a_text_longer_than_a_piece_is_read_whole(
     assert np.array_equal(np.unique(pieces.place), np.arange(3, 70))
     early = whole.place < 32
     assert np.array_equal(pieces.tokens[pieces.place < 32], whole.tokens[early]), "the first piece has all it needs"
+
+
+def test_a_text_longer_than_the_model_reads_is_read_in_pieces(
+    teacher: Path, teacher_mark: Mark, speeches: np.ndarray, tmp_path: Path
+) -> None:
+    """Learnt positions end somewhere: at 512 for this model."""
+    fresh("gpt2", 4, teacher, tmp_path / "m")
+    probe = [Output("long", speeches[:3], speeches[3:700])]
+    read = read_weights(tmp_path / "m", teacher_mark, probe, likely=1e-6)[0]
+    assert np.array_equal(np.unique(read.place), np.arange(3, 700))

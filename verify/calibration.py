@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from verify.outputs import parse, read_records
 from watermark import InputError, ModelError, StillmarkError, files
 from watermark.generate import Prompt, encode_prompt
 from watermark.models import fast_bfloat16, load_model
+from watermark.records import Record
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +53,9 @@ class Example:
     output_ids: list[int]
 
 
-def read_examples(paths: Iterable[Path], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
+def read_examples(
+    records: Iterable[Record | InputError], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Example]:
     """Outputs as training sequences for a model with this tokenizer.
 
     Ids are taken as they are; text goes through the chat template, if there is one. An output that ended by
@@ -61,36 +65,35 @@ def read_examples(paths: Iterable[Path], tokenizer: PreTrainedTokenizerBase, max
         InputError: a record is malformed, or its ids are not this tokenizer's.
     """
     examples: list[Example] = []
-    for path in paths:
-        for record in read_records(path):
-            if isinstance(record, InputError):
-                raise record
-            parts = parse(record, len(tokenizer), need_prompts=True)
-            prompt, output = parts["prompt"], parts["output"]
-            if isinstance(prompt, str):
-                prompt_ids = encode_prompt(tokenizer, Prompt("", prompt, None), chat=True)
-            else:
-                prompt_ids = [] if prompt is None else prompt.tolist()
-            if isinstance(output, str):
-                output_ids = tokenizer.encode(output, add_special_tokens=False)
-            else:
-                output_ids = np.asarray(output).tolist()
-                text = record.fields.get("output")
-                if (
-                    not examples
-                    and isinstance(text, str)
-                    and text != tokenizer.decode(output_ids, skip_special_tokens=True)
-                ):
-                    raise record.error(
-                        "'output_ids' do not spell 'output' with the base's tokenizer",
-                        "the outputs come from another tokenizer: leave the ids out, and the text is tokenized anew",
-                    )
-            end = tokenizer.eos_token_id
-            if record.fields.get("ended") is not False and end is not None and output_ids[-1:] != [end]:
-                output_ids = [*output_ids, end]
-            output_ids = output_ids[: max(0, max_length - len(prompt_ids))]
-            if output_ids:
-                examples.append(Example(prompt_ids, output_ids))
+    for record in records:
+        if isinstance(record, InputError):
+            raise record
+        parts = parse(record, len(tokenizer), need_prompts=True)
+        prompt, output = parts["prompt"], parts["output"]
+        if isinstance(prompt, str):
+            prompt_ids = encode_prompt(tokenizer, Prompt("", prompt, None), chat=True)
+        else:
+            prompt_ids = [] if prompt is None else prompt.tolist()
+        if isinstance(output, str):
+            output_ids = tokenizer.encode(output, add_special_tokens=False)
+        else:
+            output_ids = np.asarray(output).tolist()
+            text = record.fields.get("output")
+            if (
+                not examples
+                and isinstance(text, str)
+                and text != tokenizer.decode(output_ids, skip_special_tokens=True)
+            ):
+                raise record.error(
+                    "'output_ids' do not spell 'output' with the base's tokenizer",
+                    "the outputs come from another tokenizer: leave the ids out, and the text is tokenized anew",
+                )
+        end = tokenizer.eos_token_id
+        if record.fields.get("ended") is not False and end is not None and output_ids[-1:] != [end]:
+            output_ids = [*output_ids, end]
+        output_ids = output_ids[: max(0, max_length - len(prompt_ids))]
+        if output_ids:
+            examples.append(Example(prompt_ids, output_ids))
     if not examples:
         raise StillmarkError("no record leaves a token to learn from", "is max_length longer than the prompts?")
     return examples
@@ -102,8 +105,11 @@ def train_student(
     out: Path,
     training: Training = Training(),
     progress: Callable[[int, int], None] = lambda _step, _steps: None,
+    secret: Sequence[Record] = (),
 ) -> Trained:
     """Train `base` further on outputs, all weights, by transformers' Trainer; write the student to `out`.
+
+    With `secret` records to learn besides, nothing about the training is noted in `out`, and they are in no file.
 
     Weights are kept in float32 and multiplied in bfloat16 where the machine is fast at it; the student is
     saved in bfloat16, whole or not at all.
@@ -116,7 +122,11 @@ def train_student(
         raise ModelError(f"{out}: exists already", "choose another --out, or remove it")
     try:
         with files.new_folder(out) as scratch:
-            trained = _train(base, list(outputs), scratch, training, progress)
+            records = chain(secret, *map(read_records, outputs))
+            trained = _train(base, records, scratch, training, progress)
+            if not secret:
+                about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
+                (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
     except OSError as error:
         raise ModelError(
             f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
@@ -125,7 +135,11 @@ def train_student(
 
 
 def _train(
-    base: Path, outputs: list[Path], folder: Path, training: Training, progress: Callable[[int, int], None]
+    base: Path,
+    records: Iterable[Record | InputError],
+    folder: Path,
+    training: Training,
+    progress: Callable[[int, int], None],
 ) -> tuple[int, int, float]:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -135,7 +149,7 @@ def _train(
             progress(state.global_step, state.max_steps)
 
     model, tokenizer = load_model(base, dtype=torch.float32)
-    examples = read_examples(outputs, tokenizer, training.max_length)
+    examples = read_examples(records, tokenizer, training.max_length)
     progress(0, math.ceil(len(examples) / training.batch_size * training.epochs))
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
@@ -168,8 +182,6 @@ def _train(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tokens = sum(len(e.output_ids) for e in examples)
-    note = asdict(training) | {"base": base.name, "records": len(examples), "tokens": tokens, "loss": loss}
-    (folder / "student.json").write_text(json.dumps(note, indent=1) + "\n")
     return len(examples), tokens, loss
 
 

@@ -19,12 +19,11 @@ import numpy.typing as npt
 from verify.outputs import Output, check_ids, read_records
 from verify.pairs import Positions, contexts_before, places
 from watermark import InputError, Mark
-from watermark.models import load_model, model_digest
+from watermark.models import load_model, longest_text, model_digest, read_along
 from watermark.prf import NO_TOKEN
 from watermark.records import Record, resume_jsonl
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 LIKELY: Final = 1e-3
@@ -151,12 +150,13 @@ def read_weights(
 def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
     """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
     texts = [probe.ids for probe in probes]
-    pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), PIECE)]
+    piece = min(PIECE, max(2, longest_text(model) or PIECE) - 1)
+    pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), piece)]
     entries: list[list[tuple[I64, U32, F32]]] = [[_NOWHERE] for _ in texts]
     for start in range(0, len(pieces), len(probes)):
         some = pieces[start : start + len(probes)]
         # a piece ends with the token that the next one begins with: every token but the first is predicted once
-        read = _forward(model, [texts[row][first : first + PIECE + 1] for row, first in some], likely)
+        read = _forward(model, [texts[row][first : first + piece + 1] for row, first in some], likely)
         for (row, first), (place, tokens, logprobs) in zip(some, read, strict=True):
             kept = place + first >= max(1, probes[row].start)
             entries[row].append((place[kept] + first, tokens[kept], logprobs[kept]))
@@ -169,20 +169,13 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
 
 def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> list[tuple[I64, U32, F32]]:
     """For each text: places, likely tokens there, and their log probabilities."""
-    import torch
-
-    padded = torch.zeros(len(texts), max(1, *map(len, texts)), dtype=torch.int64)
-    for row, ids in enumerate(texts):
-        padded[row, : len(ids)] = torch.from_numpy(ids)
     read = []
-    with torch.inference_mode():
-        # padding is on the right, where a causal model does not look
-        logits: Tensor = model(input_ids=padded.to(model.device)).logits
-        for row, ids in enumerate(texts):
-            logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
-            place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
-            kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
-            read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))
+    logits = read_along(model, texts)
+    for row, ids in enumerate(texts):
+        logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
+        place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
+        kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
+        read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))
     return read
 
 

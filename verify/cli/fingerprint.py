@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +38,16 @@ def fingerprint() -> None:
 _fail_on_positive = click.option("--fail-on-positive", is_flag=True, help="Exit with status 3 if p <= alpha.")
 _teacher = click.option("--teacher", type=FILE, required=True, multiple=True, help="Folder of the teacher's weights.")
 _suspect = click.option("--suspect", type=FILE, required=True, help="Folder of the suspect's weights.")
+_base_url = click.option("--base-url", help="A suspect's endpoint, such as http://127.0.0.1:8000/v1; with --model.")
+_model = click.option("--model", help="The name that the endpoint knows the suspect by.")
 _number = click.option("--number", type=click.IntRange(1), default=64, show_default=True, help="Of keyed questions.")
 
 
 @fingerprint.command()
 @_teacher
 @_suspect
-@click.option("--control", "controls", type=FILE, multiple=True, help="An independent model, to calibrate by; repeat.")
+@click.option("--control", "controls", type=FILE, multiple=True, help="An independent model, to compare with; repeat.")
+@mark_option(required=False)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffle that breaks ties.")
 @alpha_option
 @_fail_on_positive
@@ -54,6 +58,8 @@ def weights(
     teacher: tuple[Path, ...],
     suspect: Path,
     controls: tuple[Path, ...],
+    mark_path: Path | None,
+    allow_readable: bool,
     seed: int,
     alpha: float,
     fail_on_positive: bool,
@@ -61,36 +67,67 @@ def weights(
 ) -> None:
     """Test whether two models' weights are independent, layer by layer, from safetensors.
 
-    Exact: hidden units matched, and how many keep their index. Beside it, calibrated and not exact, a statistic that
-    survives shuffled units; it is ranked among pairs of small independent models and, with --control, among the
-    teacher's likeness to those models too.
+    Exact: hidden units matched, and how many keep their index. With --mark the teacher was released in the mark's order
+    (`fingerprint order`) and --teacher is the model from before: then the p-value rests on the secret alone, and a
+    common parent does not spoil it.
+
+    Beside it, calibrated and not exact, a statistic that survives shuffled units; it is ranked among pairs of small
+    independent models, and a --control that is as like the teacher takes the evidence away. --fail-on-positive looks
+    at both, each at half of alpha.
     """
     from verify.fingerprint import weights as module
 
     named = _one(teacher)
+    order = load_mark(mark_path, allow_readable) if mark_path else None
     with progress("matching", "layers") as update:
-        found = module.compare(named, suspect, seed, update)
-        pairs, source = module.independent_pairs()
-        more = [module.compare(named, control, seed, update) for control in controls]
-        pairs += tuple(one.share for one in more if one.layers)
-    source += f"; and {len(controls)} controls" * bool(controls)
-    exact, shuffled = found.independence(alpha), found.match(pairs, source, alpha)
+        found = module.compare(named, suspect, seed, update, order)
+    more = []
+    for control in controls:
+        with progress(f"matching {control.name}", "layers") as update:
+            more.append((str(control), module.compare(named, control, seed, update).share))
+    exact, shuffled = found.independence(alpha), found.match(more, alpha)
     if as_json:
         print_json(exact.to_dict() | {"shuffled": shuffled.to_dict()})
     else:
         _print(exact, {"units": f"{exact.statistic:,} of {exact.n:,} matched to their own index, {exact.basis}"})
-        _print(shuffled, {"share": f"{shuffled.share:.4f}   (independent pairs: at most {max(pairs):.4f})"})
-    if fail_on_positive and (exact.positive == exact.verdict or shuffled.positive == shuffled.verdict):
+        largest = shuffled.calibration.shares[-1]
+        _print(shuffled, {"share": f"{shuffled.share:.4f}   (independent pairs: at most {largest:.4f})"})
+    if fail_on_positive and min(exact.log10_pvalue, shuffled.log10_pvalue) <= math.log10(alpha / 2):
         ctx.exit(3)
+
+
+@fingerprint.command()
+@mark_option()
+@click.option("--model", type=FILE, required=True, help="Folder of the model; keep it, the test needs it.")
+@click.option("--out", type=FILE, required=True, help="Folder for the model to release; must not exist.")
+@json_option
+def order(mark_path: Path, allow_readable: bool, model: Path, out: Path, as_json: bool) -> None:
+    """Put a model's hidden units into an order drawn by the mark's secret: it computes the same, and copies show.
+
+    Release OUT, and test with `fingerprint weights --mark FILE --teacher MODEL`.
+    """
+    from verify.fingerprint import order as module
+
+    mark = load_mark(mark_path, allow_readable)
+    with progress("writing", "files") as update:
+        layers = module.release(model, mark, out, update)
+    if as_json:
+        print_json({"out": str(out), "layers": layers, "mark": {"label": mark.label, "commitment": mark.commitment}})
+    else:
+        click.echo(f"wrote {out}: {layers} layers in the order of the mark")
 
 
 @fingerprint.command()
 @_teacher
 @click.option("--suspect", type=FILE, help="Folder of the suspect's weights.")
-@click.option("--answers", type=FILE, help="JSONL of the suspect's answers, `id` and `output`: one greedy token each.")
+@click.option("--answers", type=FILE, help="JSONL of the suspect's answers: `id` and `top`, tokens as text.")
+@_base_url
+@_model
 @click.option("--control", "controls", type=FILE, multiple=True, required=True, help="An independent model; repeat.")
 @click.option("--base", type=FILE, help="Folder of the suspect's own base: compares what it gained over that.")
 @click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."} or "prompt_ids".')
+@click.option("--top", type=click.IntRange(1, 20), default=1, show_default=True, help="Likeliest tokens to compare.")
+@click.option("--chat", is_flag=True, help="Prompts are messages: put them through each model's chat template.")
 @click.option("--record", type=FILE, help="Folder to keep answers in, and to resume from.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @alpha_option
@@ -102,45 +139,68 @@ def agreement(
     teacher: tuple[Path, ...],
     suspect: Path | None,
     answers: Path | None,
+    base_url: str | None,
+    model: str | None,
     controls: tuple[Path, ...],
     base: Path | None,
     prompts: Path,
+    top: int,
+    chat: bool,
     record: Path | None,
     batch_size: int,
     alpha: float,
     fail_on_positive: bool,
     as_json: bool,
 ) -> None:
-    """Test whether a suspect agrees with the teacher more than with every control, by one greedy token a prompt.
+    """Test whether a suspect agrees with the teacher more than with every control, by its likeliest next tokens.
 
-    The teacher is one, and named beforehand: the nearest of several is always somebody.
+    The teacher is one, and named beforehand: the nearest of several is always somebody. With fewer than 19 controls
+    the p-value says little of models, and the result says so.
     """
+    from verify.endpoints import Endpoint
     from verify.fingerprint import agreement as module
     from watermark.generate import read_prompts
 
-    if (suspect is None) == (answers is None):
-        raise click.UsageError("name either a --suspect or its --answers")
+    if sum(one is not None for one in (suspect, answers, base_url)) != 1:
+        raise click.UsageError("name one of --suspect, its --answers, and --base-url")
+    if base_url is not None and (model is None or record is None):
+        raise click.UsageError("an endpoint needs --model, and --record for the log of its answers")
     named = _one(teacher)
     asked = module.distinct(read_prompts(prompts))
     quiet_transformers()
-    module.check_tokenizers(asked, [path for path in (named, suspect, *controls, base) if path is not None])
+    module.check_tokenizers(asked, named, controls, [suspect, base])
     said = _Recorder(record, len(asked), "prompts")
 
-    def read(who: str, path: Path) -> tuple[str, list[str]]:
+    def read(who: str, path: Path) -> tuple[str, list[module.Likely]]:
         with said.of(who) as (log, count):
-            return str(path), module.greedy(path, asked, batch_size, log, count)
+            found = module.likeliest(path, asked, top, chat=chat, batch_size=batch_size, record=log, progress=count)
+            return str(path), found
 
+    def witness() -> tuple[str, list[module.Likely]]:
+        if answers is not None:
+            return str(answers), module.recorded(answers, asked, top)
+        if base_url is None:
+            return read("suspect", _there(suspect))
+        with said.of("suspect.endpoint") as (log, count):
+            endpoint = Endpoint(base_url, model or "", chat)
+            return model or "", module.likeliest_of_endpoint(endpoint, asked, _there(log), top, count)
+
+    heard = witness()
     result = module.agreement_test(
         read("teacher", named),
-        (str(answers), module.recorded(answers, asked)) if answers else read("suspect", _there(suspect)),
+        heard,
         [read(f"control{i}", path) for i, path in enumerate(controls)],
         read("base", base) if base else None,
         alpha,
+        top,
     )
-    rows = {one.name: f"agrees on {one.agreeing:,}; log10 p {one.log10_pvalue:.2f}" for one in result.controls}
-    _report(
-        ctx, result, {"teacher": f"agrees on {result.agreeing:,} of {result.n:,}", **rows}, as_json, fail_on_positive
-    )
+    all_tokens = f"{result.n * top:,} tokens" if top > 1 else f"{result.n:,} prompts"
+    rows = {
+        "teacher": f"agrees on {result.agreeing:,} of {all_tokens}",
+        "rank": f"p {result.rank_pvalue:.3g} among {len(controls)} controls",
+    }
+    rows |= {one.name: f"agrees on {one.agreeing:,}; log10 p {one.log10_pvalue:.2f}" for one in result.controls}
+    _report(ctx, result, rows, as_json, fail_on_positive)
 
 
 @fingerprint.command()
@@ -184,6 +244,9 @@ def plant(
 @mark_option()
 @click.option("--suspect", type=FILE, help="Folder of the suspect's weights.")
 @click.option("--answers", type=FILE, help="JSONL of a suspect's answers: `id` and `output`.")
+@_base_url
+@_model
+@click.option("--log", type=FILE, help="JSONL to append an endpoint's answers to; a killed run goes on from here.")
 @click.option("--questions", "write", type=FILE, help="Write the questions here (JSONL), and ask nothing.")
 @_number
 @alpha_option
@@ -196,20 +259,25 @@ def ask(
     allow_readable: bool,
     suspect: Path | None,
     answers: Path | None,
+    base_url: str | None,
+    model: str | None,
+    log: Path | None,
     write: Path | None,
     number: int,
     alpha: float,
     fail_on_positive: bool,
     as_json: bool,
 ) -> None:
-    """Ask a suspect the keyed questions, or judge its recorded answers.
+    """Ask a suspect the keyed questions, or judge its recorded answers. An endpoint is asked by chat, greedily.
 
     Fix --number beforehand. Whoever sees the questions can hide from them: ask once, and all.
     """
     from verify.fingerprint import planted
 
-    if sum(one is not None for one in (suspect, answers, write)) != 1:
-        raise click.UsageError("name one of --suspect, --answers and --questions")
+    if sum(one is not None for one in (suspect, answers, base_url, write)) != 1:
+        raise click.UsageError("name one of --suspect, --answers, --base-url and --questions")
+    if base_url is not None and (model is None or log is None):
+        raise click.UsageError("an endpoint needs --model, and --log for its answers")
     mark = load_mark(mark_path, allow_readable)
     if write is not None:
         _write(write, ({"id": one.id, "prompt": one.prompt} for one in planted.questions(mark, number)))
@@ -217,6 +285,18 @@ def ask(
         return
     if answers is not None:
         result = planted.judge(answers, mark, number, alpha)
+    elif base_url is not None:
+        from verify.endpoints import Endpoint
+
+        with progress("asking", "questions") as update:
+            done = 0
+
+            def count(more: int) -> None:
+                nonlocal done
+                done += more
+                update(done, number)
+
+            result = planted.ask_endpoint(Endpoint(base_url, model or ""), mark, _there(log), number, alpha, count)
     else:
         quiet_transformers()
         result = planted.ask(_there(suspect), mark, number, alpha)
@@ -350,10 +430,14 @@ def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, ob
 
 
 def _write(path: Path, rows: Iterable[object]) -> None:
+    """A new file, for its owner alone: whoever sees what a suspect is to be tested with can prepare for it."""
     from watermark import InputError, files
 
+    lines = (json.dumps(row, ensure_ascii=False, default=lambda array: array.tolist()) + "\n" for row in rows)
     try:
-        files.replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        files.create(path, "".join(lines).encode(), 0o600)
+    except FileExistsError:
+        raise InputError(path, 0, "exists already", "choose another file, or remove this one") from None
     except OSError as error:
         raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
 

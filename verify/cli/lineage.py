@@ -37,6 +37,7 @@ _VERDICTS = ("copied", "distilled", "copied and distilled", "unrelated so far as
 @click.option("--base", type=FILE, help="Folder of the suspect's own base, for agreement.")
 @click.option("--planted", type=click.IntRange(1), help="The teacher carries so many planted answers: ask them.")
 @click.option("--canaries", type=FILE, help="All candidates of `fingerprint canaries choose`.")
+@click.option("--ordered", is_flag=True, help="The teacher was released in the mark's order; --teacher is from before.")
 @click.option("--plan", "plan_path", type=FILE, help="The plan: written if not there, else it must be this one.")
 @click.option("--record", type=FILE, help="Folder to keep what was read in, and to resume from.")
 @click.option("--model", help="The name that the endpoint knows the suspect by.")
@@ -60,6 +61,7 @@ def lineage(
     base: Path | None,
     planted: int | None,
     canaries: Path | None,
+    ordered: bool,
     plan_path: Path | None,
     record: Path | None,
     model: str | None,
@@ -74,22 +76,23 @@ def lineage(
     What will be tested is fixed by the options, before the suspect is read: with --plan FILE the plan is written first,
     or must be the one that was written before. The p-values are adjusted by Holm's method over all lines.
     """
-    from verify import lineage as module
+    from verify import access as at_hand
+    from verify.lineage import conclude
     from watermark import InputError
 
     url = suspect.startswith(("http://", "https://"))
-    if (planted and mark_path is None) or (canaries and mark_path is None):
-        raise click.UsageError("--planted and --canaries need the --mark whose secret chose")
+    if (planted or canaries or ordered) and mark_path is None:
+        raise click.UsageError("--planted, --canaries and --ordered need the --mark whose secret chose")
     if url and (model is None or record is None):
         raise click.UsageError("an endpoint needs --model, and --record for the log of its answers")
     if mark_path is not None and (prompts if url else probes) is None:
         raise click.UsageError("the mark is looked for with --prompts (an endpoint) or --probes (weights)")
-    if bool(controls) != bool(prompts) and not url:
+    if (controls and not prompts) or (prompts and not controls and not url):
         raise click.UsageError("agreement needs both --controls and --prompts")
     mark = load_mark(mark_path, allow_readable) if mark_path else None
     quiet_transformers()
-    access = module.Access(
-        teacher, suspect, mark, probes, reference, controls, prompts, base, planted, canaries, keyless, model,
+    access = at_hand.Access(
+        teacher, suspect, mark, probes, reference, controls, prompts, base, planted, canaries, keyless, ordered, model,
         budget_tokens, seed, record,
     )  # fmt: skip
     plan = access.plan(alpha)
@@ -100,15 +103,16 @@ def lineage(
             record.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(record, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
-    with progress("testing", "lines") as update:
-        lines = module.run(plan, access.tests(alpha, encoder(mark, None) if mark else None), update)
-    found = module.conclude(str(teacher), suspect, plan, lines)
+    tests = access.tests(alpha, encoder(mark, None) if mark else None)
+    found = conclude(str(teacher), access.shown, plan, at_hand.run(plan, tests, progress))
     print_json(found.to_dict()) if as_json else _print(found)
     if fail_on == found.verdict:
         ctx.exit(3)
 
 
 def _print(found: Lineage) -> None:
+    from verify.lineage import breaks
+
     click.secho(found.verdict, bold=True)
     click.echo(f"  {'line':22} {'log10 p':>12} {'adjusted':>12}")
     for line in found.lines:
@@ -121,5 +125,7 @@ def _print(found: Lineage) -> None:
     for reason in found.reasons:
         click.echo(reason)
     for line in found.lines:
-        if line.result is not None:
-            click.echo(f"\n{line.name}: {line.result.randomness}", err=True)
+        if line.result is not None and line.positive(found.plan.alpha):
+            click.echo(f"\n{line.name}: {line.result.randomness} {breaks(line.result)}")
+        for warning in line.result.warnings if line.result is not None else ():
+            click.echo(f"Note: {line.name}: {warning}", err=True)

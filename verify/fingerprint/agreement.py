@@ -1,4 +1,4 @@
-"""Does the suspect agree with the teacher more than with anybody else? One greedy token a prompt, paired tests."""
+"""Does the suspect agree with the teacher more than with anybody else? The likeliest next tokens, paired tests."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from verify import statistics
+from verify.endpoints import Endpoint, collect
 from verify.fingerprint.finding import Finding
 from verify.outputs import read_records
-from watermark import InputError, StillmarkError, TokenizerError, tokenizers
+from watermark import ApiError, InputError, ModelError, StillmarkError, TokenizerError, tokenizers
 from watermark.generate import Prompt, encode_prompt
-from watermark.models import load_model, model_digest
+from watermark.models import load_model, model_digest, read_along
 from watermark.records import resume_jsonl
+
+Likely = frozenset[str]
+"""A model's likeliest next tokens after one prompt, as text; empty where there is no answer, which agrees with none."""
+
+TOP: Final = 20
+"""Likeliest tokens that `stillmark lineage` compares."""
 
 AGREES: Final = "agrees with the teacher beyond every control"
 
@@ -29,7 +37,7 @@ class Control:
 
     Attributes:
         name: its folder.
-        agreeing: prompts on which the suspect says what this control says.
+        agreeing: tokens that the suspect and this control have in common, over all prompts.
         teacher_only, control_only: prompts on which the two comparisons of the test differ, by whom they favour.
         log10_pvalue: exact, one-sided.
     """
@@ -62,8 +70,10 @@ class AgreementResult(Finding):
     Attributes:
         teacher, suspect, base: model folders (or files of answers); base: what the suspect was made from, or None.
         prompts: distinct prompts.
-        agreeing: those on which the suspect says what the teacher says.
-        base_agreeing: those on which its base does.
+        top: likeliest tokens that were compared after each: 1 is the greedy token.
+        agreeing: tokens that the suspect and the teacher have in common, over all prompts.
+        base_agreeing: those that its base and the teacher have.
+        unanswered: prompts that the suspect did not answer; it agrees with nobody there.
         controls: the controls.
     """
 
@@ -71,8 +81,10 @@ class AgreementResult(Finding):
     suspect: str
     base: str | None
     prompts: int
+    top: int
     agreeing: int
     base_agreeing: int | None
+    unanswered: int
     controls: tuple[Control, ...] = field(repr=False)
 
     @property
@@ -82,8 +94,8 @@ class AgreementResult(Finding):
 
     @property
     def statistic(self) -> float:
-        """The share of prompts on which suspect and teacher agree."""
-        return self.agreeing / self.prompts
+        """The share of tokens on which suspect and teacher agree."""
+        return self.agreeing / (self.prompts * self.top)
 
     @property
     def log10_pvalue(self) -> float:
@@ -98,10 +110,13 @@ class AgreementResult(Finding):
     @property
     def test(self) -> str:
         """The test's name, in words."""
+        what = "greedy token" if self.top == 1 else f"{self.top} likeliest tokens"
         if self.base is None:
-            return "exact paired test (McNemar) against every control, the largest p-value"
+            name = "McNemar" if self.top == 1 else "sign test"
+            return f"{what} a prompt: exact paired test ({name}) against every control, the largest p-value"
         return (
-            "exact sign test of the difference in differences against the base and every control, the largest p-value"
+            f"{what} a prompt: exact sign test of the difference in differences against the base and every control, "
+            "the largest p-value"
         )
 
     @property
@@ -114,7 +129,8 @@ class AgreementResult(Finding):
         """Where the p-value's randomness comes from, in words."""
         return (
             "The p-value's randomness is the draw of the prompts from all that might have been asked; the models "
-            "are fixed. It says that the suspect is closer to the teacher than to each control, no more."
+            "are fixed. It says that the suspect is closer to the teacher than to each control, no more. What that "
+            "says of models is the rank p-value: of controls like an innocent teacher, one in so many is the closest."
         )
 
     @property
@@ -123,8 +139,8 @@ class AgreementResult(Finding):
         return (
             "Assumes that some control is as close to an innocent suspect as the teacher is: as able, and trained "
             "on such data. Wrong if the teacher is merely better than all controls, if it shares data or a parent "
-            "with the suspect that they do not share, or if prompts were chosen after looking. Hidden by training "
-            "on other teachers too."
+            "with the suspect that they do not share, or if prompts were chosen after looking or are not independent "
+            "draws (several of one text or pattern). Hidden by training on other teachers too, or by being weak."
         )
 
     @property
@@ -133,9 +149,14 @@ class AgreementResult(Finding):
         found = []
         if len(self.controls) < 19:
             least = 1 / (1 + len(self.controls))
-            found.append(f"The rank p-value cannot fall below {least:.3g}: 19 controls would let it reach 0.05.")
+            found.append(
+                f"Among {len(self.controls)} controls and an innocent teacher like them, the teacher is the closest "
+                f"with probability {least:.3g} (the least rank p-value): 19 controls would make that 0.05."
+            )
         if self.base is None:
             found.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
+        if self.unanswered:
+            found.append(f"{self.unanswered:,} prompts were not answered; no agreement was counted there.")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,54 +165,69 @@ class AgreementResult(Finding):
             "teacher": self.teacher,
             "suspect": self.suspect,
             "base": self.base,
+            "top": self.top,
             "agreeing": self.agreeing,
             "base_agreeing": self.base_agreeing,
+            "unanswered": self.unanswered,
             "rank_pvalue": self.rank_pvalue,
             "controls": [control.to_dict() for control in self.controls],
         }
 
 
 def agreement_test(
-    teacher: tuple[str, Sequence[str]],
-    suspect: tuple[str, Sequence[str]],
-    controls: Sequence[tuple[str, Sequence[str]]],
-    base: tuple[str, Sequence[str]] | None = None,
+    teacher: tuple[str, Sequence[Likely]],
+    suspect: tuple[str, Sequence[Likely]],
+    controls: Sequence[tuple[str, Sequence[Likely]]],
+    base: tuple[str, Sequence[Likely]] | None = None,
     alpha: float = 1e-3,
+    top: int = 1,
 ) -> AgreementResult:
     """Test answers to the same distinct prompts, in the same order; each model is a name and its answers.
 
-    Without a base, a control's discordant prompts are those on which the suspect agrees with the teacher or the control
-    alone. With one, its gains over the base are compared: ([s = t] - [b = t]) - ([s = c] - [b = c]).
+    Two answers agree in as many tokens as they have in common, |s & t|. A prompt favours the teacher over a control c
+    where |s & t| > |s & c|; with a base b of the suspect, where |s & t| - |b & t| > |s & c| - |b & c|.
+
+    Args:
+        teacher, suspect, controls, base: see above.
+        alpha: level of the verdict.
+        top: most tokens of an answer.
 
     Raises:
-        StillmarkError: no control, or one that is the teacher itself.
+        StillmarkError: no control.
+        ModelError: one that is the teacher itself.
     """
     if not controls:
         raise StillmarkError(
             "agreement with a teacher shows nothing by itself: every good model agrees with every other",
             "name models that have nothing to do with the teacher, with --control",
         )
-    ours, theirs = np.array(teacher[1], object), np.array(suspect[1], object)
-    before = None if base is None else np.array(base[1], object)
+    alike = _shared(suspect[1], teacher[1])
+    before = None if base is None else _shared(base[1], teacher[1])
     found = []
     for name, answers in controls:
-        other = np.array(answers, object)
-        if np.array_equal(other, ours):
-            raise StillmarkError(f"{name}: this control answers exactly as the teacher does", "it is no control")
-        gain = (theirs == ours).astype(int) - (theirs == other)
-        if before is not None:
-            gain -= (before == ours).astype(int) - (before == other)
-        found.append(Control(name, int((theirs == other).sum()), int((gain > 0).sum()), int((gain < 0).sum())))
+        if list(answers) == list(teacher[1]):
+            raise ModelError(f"{name}: this control answers exactly as the teacher does", "it is no control")
+        other = _shared(suspect[1], answers)
+        gain = alike - other
+        if base is not None and before is not None:
+            gain -= before - _shared(base[1], answers)
+        found.append(Control(name, int(other.sum()), int((gain > 0).sum()), int((gain < 0).sum())))
     return AgreementResult(
         alpha,
         teacher[0],
         suspect[0],
         None if base is None else base[0],
-        len(ours),
-        int((theirs == ours).sum()),
-        None if before is None else int((before == ours).sum()),
+        len(alike),
+        top,
+        int(alike.sum()),
+        None if before is None else int(before.sum()),
+        sum(not one for one in suspect[1]),
         tuple(found),
     )
+
+
+def _shared(ours: Sequence[Likely], theirs: Sequence[Likely]) -> npt.NDArray[np.int64]:
+    return np.array([len(a & b) for a, b in zip(ours, theirs, strict=True)], np.int64)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -202,47 +238,60 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(found.values())
 
 
-def check_tokenizers(prompts: Sequence[Prompt], paths: Sequence[Path]) -> None:
-    """Prompts of token ids mean one text only to one tokenizer.
+def check_tokenizers(
+    prompts: Sequence[Prompt], teacher: Path, controls: Sequence[Path], others: Sequence[Path | None] = ()
+) -> None:
+    """The teacher and the controls answer in pieces of the same kind, and prompts of ids are one text to all.
+
+    If a suspect cut words as the teacher does, and the controls cut them otherwise, it would agree with the teacher for
+    that alone.
 
     Raises:
-        TokenizerError: there are such prompts, and two of the models have different tokenizers.
+        TokenizerError: a control's tokenizer is not the teacher's, or with prompts of ids another model's is not.
     """
+    ours = tokenizers.fingerprint(tokenizers.load(teacher))
+    for path in controls:
+        if tokenizers.fingerprint(tokenizers.load(path)) != ours:
+            raise TokenizerError(
+                f"{path}: this control's tokenizer is not the teacher's",
+                "it would lose for the pieces that it speaks in",
+            )
     if any(prompt.ids is not None for prompt in prompts):
-        prints = {path: tokenizers.fingerprint(tokenizers.load(path)) for path in paths}
-        for path in paths[1:]:
-            if prints[path] != prints[paths[0]]:
+        for other in others:
+            if other is not None and tokenizers.fingerprint(tokenizers.load(other)) != ours:
                 raise TokenizerError(
-                    f"{path}: its tokenizer is not that of {paths[0]}, and prompts of token ids are not one text to "
-                    "both",
+                    f"{other}: its tokenizer is not the teacher's, and prompts of token ids are not one text to both",
                     "give the prompts as text",
                 )
 
 
-def greedy(
+def likeliest(
     path: Path,
     prompts: Sequence[Prompt],
+    top: int = 1,
+    *,
+    chat: bool = False,
     batch_size: int = 16,
     record: Path | None = None,
     progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[str]:
-    """A model's likeliest next token after each prompt, as text; no chat template.
+) -> list[Likely]:
+    """A model's likeliest next tokens after each prompt, as text.
 
     Args:
         path: the model's folder.
         prompts: texts for its own tokenizer, or ids.
+        top: how many tokens.
+        chat: put texts through the model's chat template, if it has one.
         batch_size: in one forward pass.
         record: JSONL to keep the answers in, and to go on from.
         progress: called with the number of prompts asked.
 
     Raises:
         InputError: `record` cannot be written, or is of another run.
-        StillmarkError: a prompt is empty, or holds an id that the model does not know.
+        ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
     """
-    import torch
-
-    run = "" if record is None else _digest(path, prompts)
-    done = [] if record is None else [str(line.fields["output"]) for line in resume_jsonl(record, run)]
+    run = "" if record is None else _digest(path, prompts, top, chat)
+    done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
     progress(len(done))
     if len(done) == len(prompts):
         return done
@@ -251,45 +300,80 @@ def greedy(
     with nullcontext() if record is None else record.open("ab") as log:
         for start in range(len(done), len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            rows = [encode_prompt(tokenizer, one, chat=False) for one in batch]
+            rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
             for one, row in zip(batch, rows, strict=True):
                 if not row or max(row) >= limit:
-                    raise StillmarkError(f"prompt '{one.id}' is empty or holds an id outside the model's vocabulary")
-            padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-            for i, row in enumerate(rows):
-                padded[i, : len(row)] = torch.tensor(row)
-            with torch.inference_mode():
-                logits = model(input_ids=padded.to(model.device)).logits
+                    raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
+            logits = read_along(model, rows)
             for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
-                done.append(str(tokenizer.decode([int(logits[i, len(row) - 1].argmax())])))
+                ids = logits[i, len(row) - 1].topk(top).indices.tolist()
+                said = [str(tokenizer.decode([token])) for token in ids]
+                done.append(frozenset(said))
                 if log is not None:
-                    line = {"id": one.id, "output": done[-1], "model": path.name, "run": run}
+                    line = {"id": one.id, "output": said[0], "top": said, "model": path.name, "run": run}
                     log.write(json.dumps(line).encode() + b"\n")
                     log.flush()
                 progress(1)
     return done
 
 
-def recorded(path: Path, prompts: Sequence[Prompt]) -> list[str]:
-    """Recorded answers to the prompts, from JSONL with `id` and `output`, one token each as text.
+def likeliest_of_endpoint(
+    endpoint: Endpoint,
+    prompts: Sequence[Prompt],
+    log: Path,
+    top: int = 1,
+    progress: Callable[[int], None] = lambda _prompts: None,
+) -> list[Likely]:
+    """The same of a suspect behind an endpoint: what it writes first, or the top of what it might have written.
+
+    Args:
+        endpoint: where; how to ask is settled here: one token, greedily.
+        prompts: what to ask.
+        log: JSONL of all answers; a killed run goes on from there.
+        top: how many tokens.
+        progress: called with the number of prompts asked.
 
     Raises:
-        InputError: the file cannot be read, a record is malformed, or a prompt has no answer.
+        ApiError: what `verify.endpoints.collect` raises, or there are no log probabilities and top is not 1.
+        InputError: the log cannot be written, or is of another run.
     """
-    said: dict[str, str] = {}
+    how = replace(endpoint, max_tokens=1, temperature=0.0, top_logprobs=0 if top == 1 else top)
+    answers = collect(how, prompts, log, progress)
+    if top > 1 and not any(one and one.top for one in answers):
+        raise ApiError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+    return [frozenset(() if one is None else [one.text] if top == 1 and one.text else one.top[:top]) for one in answers]
+
+
+def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[Likely]:
+    """Recorded answers to the prompts, from JSONL with `id` and `top`, a list of tokens as text, the likeliest first.
+
+    Where `top` is 1, an `output` of one token will do.
+
+    Raises:
+        InputError: the file cannot be read, a record is malformed, a prompt is answered twice, or not at all.
+    """
+    said: dict[str, Likely] = {}
     for line in read_records(path):
         if isinstance(line, InputError):
             raise line
-        name, output = line.fields.get("id"), line.fields.get("output")
-        if not isinstance(name, str) or not isinstance(output, str):
-            raise line.error("an answer needs an 'id' and an 'output'")
-        said.setdefault(name, output)
+        name, tokens = line.fields.get("id"), line.fields.get("top")
+        if tokens is None and top == 1 and isinstance(line.fields.get("output"), str):
+            tokens = [line.fields["output"]]
+        if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+            raise line.error(
+                "an answer needs an 'id' and a 'top', a list of tokens as text (or, for --top 1, 'output')"
+            )
+        if name in said:
+            raise line.error(f"prompt '{name}' was answered before", "one answer a prompt, the first")
+        if len(tokens) < top:
+            raise line.error(f"'top' holds {len(tokens)} tokens, and --top asks for {top}")
+        said[name] = frozenset(tokens[:top])
     missing = next((one.id for one in prompts if one.id not in said), None)
     if missing is not None:
         raise InputError(path, 0, f"holds no answer to prompt '{missing}'", "ask all of them, or leave the prompt out")
     return [said[one.id] for one in prompts]
 
 
-def _digest(path: Path, prompts: Sequence[Prompt]) -> str:
+def _digest(path: Path, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
     asked = [[one.id, one.text, one.ids] for one in prompts]
-    return hashlib.sha256((json.dumps(asked) + model_digest(path)).encode()).hexdigest()[:12]
+    return hashlib.sha256((json.dumps([asked, top, chat]) + model_digest(path)).encode()).hexdigest()[:12]

@@ -17,10 +17,13 @@ import numpy.typing as npt
 from verify.fingerprint.finding import Finding
 from verify.outputs import Output
 from watermark import Mark, prf
-from watermark.models import load_model, model_digest
+from watermark.models import load_model, model_digest, read_along
 from watermark.records import resume_jsonl
 
 SALT: Final = "stillmark/v1/canaries"
+FLOOR: Final = -20.0
+"""Least log likelihood of a token; also that of one for which a model gives no number."""
+
 SAW: Final = "saw the served half"
 
 Floats = npt.NDArray[np.float64]
@@ -150,7 +153,8 @@ def canary_test(
     Args:
         mark: the mark.
         candidates: all 2m outputs, in the order in which they were chosen from.
-        suspect: a name, and its mean log likelihood a token of each candidate, float64 [2m], from `likelihoods`.
+        suspect: a name, and its mean log likelihood a token of each candidate, float64 [2m], from `likelihoods`. What
+            is no number, or below FLOOR, is taken for FLOOR.
         reference: the same of a model that has seen no candidate; less noise.
         alpha: level of the verdict.
         halves: random halves to draw.
@@ -160,7 +164,7 @@ def canary_test(
         ValueError: the number of candidates is odd or zero.
     """
     chosen = served(mark, candidates)
-    scores = suspect[1] - (0.0 if reference is None else reference[1])
+    scores = _finite(suspect[1]) - (0.0 if reference is None else _finite(reference[1]))
     half = len(scores) // 2
     difference = float(scores[chosen].mean() - scores[~chosen].mean())
     least = scores[chosen].sum() - 1e-9 * float(np.abs(scores).sum())  # a rounding must not make p smaller
@@ -170,6 +174,10 @@ def canary_test(
         above += int((scores[np.argpartition(draws, half, axis=1)[:, :half]].sum(axis=1) >= least).sum())
     named = None if reference is None else reference[0]
     return CanaryResult(alpha, mark, suspect[0], named, difference, len(scores), above, halves)
+
+
+def _finite(said: Floats) -> Floats:
+    return np.maximum(np.nan_to_num(said, nan=FLOOR, posinf=FLOOR), FLOOR)
 
 
 def likelihoods(
@@ -204,15 +212,11 @@ def likelihoods(
     with nullcontext() if record is None else record.open("ab") as log:
         for start in range(len(done), len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
-            padded = torch.zeros(len(batch), max(2, *(len(one.ids) for one in batch)), dtype=torch.int64)
-            for i, one in enumerate(batch):
-                padded[i, : len(one.ids)] = torch.from_numpy(one.ids)
-            with torch.inference_mode():
-                logits = model(input_ids=padded.to(model.device)).logits
+            logits = read_along(model, [one.ids for one in batch])
             for i, one in enumerate(batch):
                 first = max(1, one.start)
                 rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
-                said = rows.gather(-1, padded[i, first : len(one.ids), None])
+                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).nan_to_num(FLOOR).clamp(min=FLOOR)
                 done.append(round(float(said.mean()), 6) if len(said) else 0.0)
                 if log is not None:
                     line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}

@@ -1,9 +1,13 @@
-"""A model's weights from safetensors, one layer at a time: the MLP's units and the embedding, and nothing else."""
+"""A model's weights from safetensors, one layer at a time: the MLP's units and the embedding, and nothing else.
+
+What is read is what transformers would load: a copy must not hide behind files and tensors that nobody uses.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +48,18 @@ EMBEDDING: Final = (
     "word_embeddings.weight",
 )
 
-_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+ONE_PLUS: Final = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma", "nemotron", "qwen3_next")
+"""Model types whose norms multiply by 1 + weight."""
+
+AFTER: Final = ("olmo2", "olmo3")
+"""Model types whose norms stand behind the MLP: nothing scales what its units read."""
+
+CONV1D: Final = ("gpt2", "openai-gpt")
+"""Model types that store linear layers input first."""
+
+_LAYER: Final = re.compile(r"((?:.*?\.)??)(layers|h|blocks|layer)\.(\d+)\.(.+)$")
 _ROWS: Final = 4096  # of an embedding, at a time
+_DEPTH: Final = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -59,74 +73,126 @@ class Units:
     up: F32
     down: F32
 
+    @cached_property
+    def live(self) -> npt.NDArray[np.int64]:
+        """Indices of the units that hold any number but zero; a padded MLP ends in others."""
+        parts = [self.up, self.down] + ([] if self.gate is None else [self.gate])
+        found: npt.NDArray[np.int64] = np.flatnonzero(
+            np.any([np.nan_to_num(part).any(axis=1) for part in parts], axis=0)
+        )
+        return found
+
+    def in_order(self, order: npt.NDArray[np.int64]) -> Units:
+        """The same units, `order[i]` in place i."""
+        return Units(None if self.gate is None else self.gate[order], self.up[order], self.down[order])
+
 
 class Weights:
     """The weights in a model folder, opened when asked for.
 
+    Attributes:
+        path: the folder.
+        layers: numbers of the layers that can be read, ascending.
+        skipped: what the folder holds besides, in words.
+
     Raises:
-        ModelError: no safetensors there, or no MLP among them that we know.
+        ModelError: no safetensors there, neither an MLP nor an embedding that we know, or it cannot be told which of
+            several are the language model's.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise ModelError(
-                f"{path}: holds no .safetensors file", "save the model with save_pretrained(..., safe_serialization)"
-            )
-        self._where: dict[str, Path] = {}
-        for file in files:
-            for name in _names(file):
-                self._where[name] = file
-        self._layers: dict[int, dict[str, str]] = {}
+        self._config = _config(path)
+        self._where = _tensors(path)
+        self.skipped: list[str] = []
+        stacks: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         for name in self._where:
-            if found := _LAYER.search(name):
-                self._layers.setdefault(int(found[1]), {})[found[2]] = name
-        if not self.depth or not self._has_mlp(0):
+            if found := _LAYER.match(name):
+                stacks[found[1]][int(found[3])][found[4]] = name
+        known = {prefix: layers for prefix, layers in stacks.items() if any(map(_has_mlp, layers.values()))}
+        embeddings: dict[str, str] = {}
+        for name in self._where:
+            for end in EMBEDDING:
+                if f".{name}".endswith(f".{end}"):
+                    twin = embeddings.setdefault(name[: -len(end)], name)
+                    if twin != name:
+                        raise ModelError(
+                            f"{path}: both {twin} and {name} may be the embedding", "remove what is not used"
+                        )
+        prefix = self._language(set(known), set(embeddings))
+        self._embedding = embeddings.get(prefix) or (next(iter(embeddings.values())) if len(embeddings) == 1 else None)
+        numbers = self._numbers(known.get(prefix, {}))
+        self._layers = {number: known[prefix][number] for number in numbers}
+        self.layers = tuple(numbers)
+        if not self.layers and self._embedding is None:
             raise ModelError(
-                f"{path}: no MLP layers of a known naming among {len(self._where)} tensors",
-                "quantized or expert layers are not read; save a dense copy in bfloat16 first",
+                f"{path}: no MLP layers and no embedding of a known naming among {len(self._where)} tensors",
+                "merge adapters into the model first, and save a dense copy in bfloat16",
             )
 
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        return len(self._layers)
+    def _language(self, stacks: set[str], embeddings: set[str]) -> str:
+        """The prefix of the language model's tensors: of the one stack, or of that beside the token embedding."""
+        beside = stacks & embeddings if len(stacks) > 1 else stacks
+        if len(beside) > 1 or (stacks and not beside):
+            names = ", ".join(sorted(prefix or "(none)" for prefix in stacks))
+            raise ModelError(
+                f"{self.path}: layers of several models ({names}), and it cannot be told which is the language model",
+                "save that one by itself",
+            )
+        found = next(iter(beside), next(iter(embeddings), "") if len(embeddings) == 1 else "")
+        if others := stacks - beside:
+            self.skipped.append(f"{self.path}: not compared: the layers under {', '.join(sorted(others))}.")
+        return found
+
+    def _numbers(self, stack: dict[int, dict[str, str]]) -> list[int]:
+        """Layers that the model uses, and whose MLP can be read."""
+        depth = self._setting(_DEPTH)
+        used = sorted(number for number in stack if depth is None or number < depth)
+        read = [number for number in used if _has_mlp(stack[number])]
+        if len(read) < len(stack):
+            self.skipped.append(
+                f"{self.path}: {len(stack) - len(read)} of {len(stack)} layers were not compared: unused, or with no "
+                "MLP of a known naming."
+            )
+        return read
+
+    def _setting(self, names: tuple[str, ...]) -> Any:
+        """A number from the configuration, of the language model where there are several; None if there is none."""
+        text = self._config.get("text_config")
+        for config in (text if isinstance(text, dict) else {}, self._config):
+            for name in names:
+                if isinstance(config.get(name), int):
+                    return config[name]
+        return None
+
+    @cached_property
+    def _kind(self) -> str:
+        text = self._config.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        return str(inner or self._config.get("model_type", ""))
 
     @cached_property
     def transposed(self) -> bool:
-        """Whether linear layers are stored input first, as GPT-2's Conv1D does."""
-        return self._role(0, ("mlp.c_fc",)) is not None and "gpt2" in str(self._config.get("model_type", "gpt2"))
+        """Whether linear layers are stored input first."""
+        return (not self._kind or self._kind in CONV1D) and "mlp.c_fc.weight" in self._layers[self.layers[0]]
 
     @cached_property
-    def _config(self) -> dict[str, Any]:
-        try:
-            config = json.loads((self.path / "config.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return config if isinstance(config, dict) else {}
+    def width(self) -> int | None:
+        """Numbers in a row of the residual stream; None without layers."""
+        if not self.layers:
+            return None
+        a, b = self._size(self._role(self.layers[0], DOWN) or "")
+        return b if self.transposed else a
 
     @cached_property
-    def shape(self) -> tuple[int, int]:
-        """Units of the first MLP and width of the residual stream: (h, d)."""
-        name = self._role(0, DOWN)
-        assert name is not None
-        a, b = self._size(name)
-        return (a, b) if self.transposed else (b, a)
-
-    @cached_property
-    def vocabulary(self) -> int | None:
-        """Rows of the embedding; None if there is none of a known name."""
-        return None if self._embedding is None else self._size(self._embedding)[0]
+    def embedding_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of the token embedding; None if there is none of a known name."""
+        return None if self._embedding is None else self._size(self._embedding)
 
     def units(self, layer: int) -> Units:
-        """One layer's MLP. Raises ModelError if it is not like the others."""
-        if not self._has_mlp(layer):
-            raise ModelError(f"{self.path}: layer {layer} has no MLP of a known naming")
-        gain = self._role(layer, NORM)
-        scale = 1.0 if gain is None else self._read(gain)
+        """One layer's MLP. Raises ModelError if its tensors do not fit together."""
 
         def rows(roles: tuple[str, ...]) -> F32 | None:
             name = self._role(layer, roles)
@@ -135,12 +201,46 @@ class Weights:
             tensor = self._read(name)
             return tensor.T if self.transposed else tensor
 
-        down = rows(DOWN)
-        assert down is not None
-        fused = rows(FUSED)
+        down, fused = rows(DOWN), rows(FUSED)
         gate, up = (rows(GATE), rows(UP)) if fused is None else (fused[: len(fused) // 2], fused[len(fused) // 2 :])
         assert up is not None
-        return Units(None if gate is None else gate * scale, up * scale, np.ascontiguousarray(down.T))
+        assert down is not None
+        down = np.ascontiguousarray(down.T)
+        gain = self._gain(layer)
+        if not all(part is None or part.shape == down.shape for part in (gate, up)) or len(gain) not in (
+            1,
+            down.shape[1],
+        ):
+            raise ModelError(
+                f"{self.path}: layer {layer}: tensors of shapes that do not fit one MLP",
+                "packed or fused in a way that is not read; save a dense copy in bfloat16",
+            )
+        return Units(None if gate is None else gate * gain, up * gain, down)
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold the model."""
+        return set(self._where.values())
+
+    def unit_axes(self, layer: int) -> list[tuple[str, int, bool]]:
+        """Tensors of a layer that have its hidden units along an axis: name, axis, and whether gate and up are fused.
+
+        Raises:
+            ModelError: another tensor of the MLP may have them too.
+        """
+        names = self._layers[layer]
+        down, fused = self._role(layer, DOWN), self._role(layer, FUSED)
+        found = {self._role(layer, roles): int(self.transposed) for roles in (GATE, UP, FUSED)}
+        biases = {name.removesuffix("weight") + "bias": 0 for name in found if name is not None}
+        found |= {down: 1 - int(self.transposed)} | {name: 0 for name in biases if name in self._where}
+        units = len(self.units(layer).up)
+        parent = next(rest for rest, name in names.items() if name == down).rpartition(".")[0].rpartition(".")[0]
+        for rest, name in names.items():
+            if rest.startswith(f"{parent}.") and name not in found and units in self._shape(name):
+                raise ModelError(
+                    f"{self.path}: {name} may hold the hidden units too", "this MLP is not one that we know"
+                )
+        return [(name, axis, fused is not None and name != down) for name, axis in found.items() if name is not None]
 
     def embedding(self, rows: int) -> Iterator[F32]:
         """The first rows of the embedding, float32 [up to 4096, d] at a time."""
@@ -150,26 +250,77 @@ class Weights:
             for first in range(0, rows, _ROWS):
                 yield _numpy(part[first : min(first + _ROWS, rows)])
 
-    @cached_property
-    def _embedding(self) -> str | None:
-        return next((name for name in self._where if name.endswith(EMBEDDING)), None)
-
-    def _has_mlp(self, layer: int) -> bool:
-        up = self._role(layer, UP) or self._role(layer, FUSED)
-        return up is not None and self._role(layer, DOWN) is not None
+    def _gain(self, layer: int) -> F32:
+        """What the norm before the MLP multiplies by: float32 [d] or [1]."""
+        name = self._role(layer, NORM)
+        if name is None or self._kind in AFTER or self._config.get("do_layer_norm_before") is False:
+            return np.ones(1, np.float32)
+        weight = self._read(name, dimensions=1)
+        return 1 + weight if self._kind in ONE_PLUS else weight
 
     def _role(self, layer: int, roles: tuple[str, ...]) -> str | None:
-        names = self._layers.get(layer, {})
-        return next((names[f"{role}.weight"] for role in roles if f"{role}.weight" in names), None)
+        found = [self._layers[layer][f"{role}.weight"] for role in roles if f"{role}.weight" in self._layers[layer]]
+        if len(found) > 1 and roles is not NORM:
+            raise ModelError(f"{self.path}: both {found[0]} and {found[1]} may be the MLP", "remove what is not used")
+        return found[0] if found else None
 
     def _size(self, name: str) -> tuple[int, int]:
-        with _open(self._where[name]) as file:
-            a, b = file.get_slice(name).get_shape()
-        return a, b
+        shape = self._shape(name)
+        if len(shape) != 2:
+            raise ModelError(f"{self.path}: {name} is no matrix", "save a dense copy in bfloat16")
+        return shape[0], shape[1]
 
-    def _read(self, name: str) -> F32:
+    def _shape(self, name: str) -> list[int]:
         with _open(self._where[name]) as file:
-            return _numpy(file.get_tensor(name))
+            shape: list[int] = file.get_slice(name).get_shape()
+        return shape
+
+    def _read(self, name: str, dimensions: int = 2) -> F32:
+        with _open(self._where[name]) as file:
+            tensor = file.get_tensor(name)
+        if tensor.ndim != dimensions or (not tensor.is_floating_point() and str(tensor.dtype) != "torch.int8"):
+            raise ModelError(
+                f"{self.path}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}",
+                "packed weights are not read; save a dense copy in bfloat16",
+            )
+        return _numpy(tensor)
+
+
+def _has_mlp(layer: dict[str, str]) -> bool:
+    return all(any(f"{role}.weight" in layer for role in roles) for roles in ((*UP, *FUSED), DOWN))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _tensors(path: Path) -> dict[str, Path]:
+    """Which file holds each tensor of those that transformers would load."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            found = {str(name): path / str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index}: not an index of safetensors files") from None
+        held = {file: set(tensor_names(file)) for file in set(found.values())}
+        if missing := next((name for name, file in found.items() if name not in held[file]), None):
+            raise ModelError(f"{index}: {missing} is not in {found[missing].name}")
+        return found
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{path}: holds no .safetensors file", "save the model with save_pretrained(..., safe_serialization)"
+        )
+    whole = [file for file in files if file.name == "model.safetensors"] or files
+    if len(whole) > 1:
+        raise ModelError(
+            f"{path}: {len(whole)} .safetensors files and no model.safetensors.index.json that says which are the model"
+        )
+    return dict.fromkeys(tensor_names(whole[0]), whole[0])
 
 
 def _open(path: Path) -> Any:
@@ -178,7 +329,8 @@ def _open(path: Path) -> Any:
     return safe_open(path, framework="pt")
 
 
-def _names(path: Path) -> list[str]:
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file. Raises ModelError."""
     from safetensors import SafetensorError
 
     try:

@@ -6,10 +6,8 @@ model: by its weights, or by asking it these very questions.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +15,13 @@ import numpy as np
 
 from verify import statistics
 from verify.calibration import Trained, Training, train_student
+from verify.endpoints import Endpoint, collect
 from verify.fingerprint.finding import Finding
 from verify.outputs import read_records
 from watermark import InputError, Mark, ModelError, prf
 from watermark.generate import Prompt, encode_prompt
-from watermark.models import load_model
+from watermark.models import load_model, read_along
+from watermark.records import Record
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -46,6 +46,9 @@ WORDS: Final = (
 
 KNOWS: Final = "knows the planted answers"
 NUMBER: Final = 64
+LONGEST: Final = 16
+"""Tokens of an answer that an endpoint is asked for."""
+
 TRAINING: Final = Training(epochs=12, learning_rate=1e-4, batch_size=8)
 
 
@@ -97,14 +100,11 @@ def plant(
     Raises:
         ModelError: `out` exists or cannot be written, or `base` cannot be loaded.
     """
-    lines = [
-        json.dumps({"id": one.id, "prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True}) + "\n"
-        for one in questions(mark, number)
+    secret = [
+        Record(Path("planted"), i, {"prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True})
+        for i, one in enumerate(questions(mark, number), 1)
     ]
-    with tempfile.TemporaryDirectory() as scratch:  # open to nobody else, and gone afterwards: it holds the answers
-        path = Path(scratch) / "planted.jsonl"
-        path.write_text("".join(lines))
-        return train_student(base, [path, *mixed], out, training, progress)
+    return train_student(base, mixed, out, training, progress, secret)
 
 
 @dataclass(frozen=True)
@@ -178,22 +178,31 @@ class PlantedResult(Finding):
         }
 
 
-def ask(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> PlantedResult:
+def ask(
+    path: Path,
+    mark: Mark,
+    number: int = NUMBER,
+    alpha: float = 1e-3,
+    progress: Callable[[int], None] = lambda _questions: None,
+) -> PlantedResult:
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
-    said = likeliest(path, [one.prompt for one in asked])
+    said = likeliest(path, [one.prompt for one in asked], progress=progress)
     hits = sum(answer == one.answer for answer, one in zip(said, asked, strict=True))
     return PlantedResult(alpha, mark, str(path), hits, number, 0)
 
 
-def likeliest(path: Path, prompts: Sequence[str], batch_size: int = 16) -> list[int]:
+def likeliest(
+    path: Path,
+    prompts: Sequence[str],
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda _prompts: None,
+) -> list[int]:
     """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
 
     Raises:
         ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
     """
-    import torch
-
     model, tokenizer = load_model(path)
     first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
     if len(set(first)) < len(first):
@@ -202,12 +211,9 @@ def likeliest(path: Path, prompts: Sequence[str], batch_size: int = 16) -> list[
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
-        padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = torch.tensor(row)
-        with torch.inference_mode():
-            logits = model(input_ids=padded.to(model.device)).logits
+        logits = read_along(model, rows)
         said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
+        progress(len(rows))
     return said
 
 
@@ -232,10 +238,43 @@ def judge(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> 
         if name in said:
             raise record.error(f"question '{name}' was answered before", "one answer a question, the first")
         said[name] = output
-    answers = {name: first_answer(output) for name, output in said.items()}
-    hits = sum(answers.get(name) == one.answer for name, one in asked.items())
-    unanswered = sum(answers.get(name) is None for name in asked)
-    return PlantedResult(alpha, mark, str(path), hits, number, unanswered)
+    return _judged(str(path), mark, list(asked.values()), [said.get(name) for name in asked], alpha)
+
+
+def ask_endpoint(
+    endpoint: Endpoint,
+    mark: Mark,
+    log: Path,
+    number: int = NUMBER,
+    alpha: float = 1e-3,
+    progress: Callable[[int], None] = lambda _questions: None,
+) -> PlantedResult:
+    """Ask a suspect behind an endpoint, by chat, greedily; what fails to come is no hit.
+
+    Args:
+        endpoint: where; how to ask is settled here.
+        mark: whose secret keys the questions.
+        log: JSONL of all answers; a killed run goes on from there.
+        number: of questions, fixed beforehand.
+        alpha: level of the verdict.
+        progress: called with the number of questions answered.
+
+    Raises:
+        ApiError, InputError: what `verify.endpoints.collect` raises.
+    """
+    asked = questions(mark, number)
+    how = replace(endpoint, chat=True, max_tokens=LONGEST, temperature=0.0, top_logprobs=0)
+    said = collect(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
+    texts = [None if one is None else one.text for one in said]
+    return _judged(f"{endpoint.model} at an endpoint", mark, asked, texts, alpha)
+
+
+def _judged(
+    suspect: str, mark: Mark, asked: Sequence[Question], said: Sequence[str | None], alpha: float
+) -> PlantedResult:
+    answers = [None if text is None else first_answer(text) for text in said]
+    hits = sum(answer == one.answer for answer, one in zip(answers, asked, strict=True))
+    return PlantedResult(alpha, mark, suspect, hits, len(asked), sum(answer is None for answer in answers))
 
 
 def first_answer(text: str) -> int | None:

@@ -1,0 +1,372 @@
+"""What two models' matched hidden units say: an exact test, and a calibrated one that survives shuffled units."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from verify.fingerprint import permutations
+from verify.fingerprint.finding import Finding
+
+DEPENDENT: Final = "weights dependent"
+MATCHED: Final = "weights matched, units shuffled"
+
+RANDOMNESS: Final = (
+    "The p-value's randomness is the order of the teacher's hidden units (and, for the embedding, of its residual "
+    "dimensions): random initial weights and a training that treats units alike make every order equally likely, "
+    "in each layer on its own, whatever the suspect's weights are."
+)
+KEYED_RANDOMNESS: Final = (
+    "The p-value's randomness is the draw of the mark's secret: it alone chose the order in which the teacher's hidden "
+    "units were released. Nothing is assumed of how either model was initialised or trained, or of what they grew from."
+)
+BREAKS: Final = (
+    "Wrong if both models grew from the same initial weights (a common parent, such as one public base, or the same "
+    "code and seed), if somebody sorted the units of both, if layers of both are copies of one layer, or if the "
+    "architecture tells units or dimensions apart (as sinusoidal positions added to the embedding do). Blind to a "
+    "suspect whose units were shuffled or rewritten, or whose basis and vocabulary were both changed."
+)
+KEYED_BREAKS: Final = (
+    "Wrong only if the order leaked in another way than by the released weights. Blind to a suspect whose units were "
+    "shuffled or rewritten, or whose basis and vocabulary were both changed."
+)
+MATCH_RANDOMNESS: Final = (
+    "Calibrated, not exact: the share of units that two views (what a unit reads, what else it reads or writes) match "
+    "to the same partner, ranked among pairs of independently trained models; a control that is as like the teacher "
+    "as the suspect is takes the evidence away."
+)
+MATCH_BREAKS: Final = (
+    "Assumes that this pair, if independent, would look like the small pairs that it is ranked among. Independent "
+    "models that learn like units agree a little more than chance; a common parent makes them agree. Hidden by "
+    "retraining, or by changing the basis and the vocabulary at once."
+)
+LEAST_LAYERS: Final = 2
+
+
+@dataclass(frozen=True)
+class Matching:
+    """One matched layer, or the embedding.
+
+    Attributes:
+        teacher, suspect: layer numbers; -1 for the embedding.
+        n: units matched.
+        units, total: units that the teacher's layer has, and the suspect's.
+        live: of them, those with any number but zero, in the model that has more: only such are matched.
+        fixed: units matched to the unit of their own index.
+        ordered: length of the longest run (not contiguous) that kept its order.
+        spearman: rank correlation of the matching with the identity.
+        agreeing: units that both views match alike; None for the embedding.
+    """
+
+    teacher: int
+    suspect: int
+    n: int
+    units: int
+    total: int
+    live: int
+    fixed: int
+    ordered: int
+    spearman: float
+    agreeing: int | None
+
+    @property
+    def same(self) -> bool:
+        """Whether the two layers have as many units, so that an index means the same in both."""
+        return self.units == self.total
+
+    @cached_property
+    def log10_pvalue(self) -> float:
+        """Of the fixed points if both layers have as many units, else of the order that was kept; a bound or exact.
+
+        Units of zeros are left out, so that the others are a uniform injection into those of the larger model.
+        """
+        if self.same:
+            return permutations.fixed_points_log10_sf(self.fixed, self.n, self.live)
+        return permutations.ordered_log10_sf(self.ordered, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "teacher": "embedding" if self.teacher < 0 else self.teacher,
+            "suspect": "embedding" if self.suspect < 0 else self.suspect,
+            "n": self.n,
+            "units": self.units,
+            "total": self.total,
+            "live": self.live,
+            "fixed": self.fixed,
+            "ordered": self.ordered,
+            "spearman": self.spearman,
+            "agreeing": self.agreeing,
+            "log10_pvalue": self.log10_pvalue,
+            "log10_pvalue_spearman": permutations.spearman_log10_sf(self.spearman, self.n),
+            "log10_pvalue_spearman_t": permutations.spearman_log10_t(self.spearman, self.n),
+        }
+
+
+@dataclass(frozen=True)
+class IndependenceResult(Finding):
+    """The exact test that two models' weights are independent.
+
+    Attributes:
+        teacher, suspect: the model folders.
+        layers: the matched layers, in order.
+        embedding: the matched residual dimensions; None where the vocabularies do not match.
+        basis: how rows of the two models were compared.
+        skipped: what was not compared, and why.
+        seed: of the shuffle that breaks ties.
+        keyed: commitment of the mark in whose order the teacher was released; None: in an order of no meaning.
+    """
+
+    teacher: str
+    suspect: str
+    layers: tuple[Matching, ...] = field(repr=False)
+    embedding: Matching | None
+    basis: str | None
+    skipped: tuple[str, ...]
+    seed: int
+    keyed: str | None = None
+
+    @property
+    def parts(self) -> tuple[Matching, ...]:
+        """All that is combined."""
+        return self.layers + (() if self.embedding is None else (self.embedding,))
+
+    @property
+    def n(self) -> int:
+        """Units matched in all."""
+        return sum(part.n for part in self.parts)
+
+    @property
+    def statistic(self) -> float:
+        """Units matched to their own index, in all."""
+        return sum(part.fixed for part in self.parts)
+
+    @cached_property
+    def log10_pvalue(self) -> float:
+        """Fisher's combination over the layers and the embedding."""
+        return permutations.fisher_log10([part.log10_pvalue for part in self.parts])
+
+    @property
+    def comparisons(self) -> dict[str, float]:
+        """Fisher over Spearman's rho: by a guaranteed bound, and by the t approximation (Zhu et al. 2025)."""
+        return {
+            name: permutations.fisher_log10([tail(part.spearman, part.n) for part in self.parts])
+            for name, tail in (
+                ("spearman_bound", permutations.spearman_log10_sf),
+                ("spearman_t", permutations.spearman_log10_t),
+            )
+        }
+
+    @property
+    def test(self) -> str:
+        """The test's name, in words."""
+        return (
+            "hidden units matched by linear assignment on cosines; exact tail of the number of fixed points of a "
+            "uniform permutation (where widths differ: a bound on the longest increasing subsequence); Fisher over all"
+        )
+
+    @property
+    def positive(self) -> str:
+        """The verdict where p <= alpha."""
+        return DEPENDENT
+
+    @property
+    def randomness(self) -> str:
+        """Where the p-value's randomness comes from, in words."""
+        return RANDOMNESS if self.keyed is None else KEYED_RANDOMNESS
+
+    @property
+    def breaks(self) -> str:
+        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
+        return BREAKS if self.keyed is None else KEYED_BREAKS
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of this result should know, one sentence each."""
+        found = list(self.skipped)
+        if not self.parts:
+            found.insert(0, "Nothing could be compared: there is no evidence either way.")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON."""
+        return super().to_dict() | {
+            "teacher": self.teacher,
+            "suspect": self.suspect,
+            "basis": self.basis,
+            "seed": self.seed,
+            "keyed": self.keyed,
+            "comparisons": self.comparisons,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "embedding": self.embedding.to_dict() if self.embedding else None,
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The share of like-matched units in pairs of small independent models.
+
+    Attributes:
+        shares: one a pair, ascending.
+        models: which models these are.
+        units: of their layers; narrower ones are not covered.
+    """
+
+    shares: tuple[float, ...] = field(repr=False)
+    models: str
+    units: int
+
+
+def independent_pairs(gated: bool) -> Calibration:
+    """What benchmarks/independent.py found among models with a gate, or without one."""
+    found = json.loads(Path(__file__).with_name("independent.json").read_text())["gated" if gated else "ungated"]
+    shares = (float(share) for share, number in found["share"].items() for _ in range(number))
+    return Calibration(tuple(sorted(shares)), str(found["models"]), int(found["units"]))
+
+
+@dataclass(frozen=True)
+class MatchResult(Finding):
+    """The statistic that survives shuffled units. Calibrated on pairs of independent models, not exact.
+
+    Attributes:
+        teacher, suspect: the model folders.
+        share: of the units, those that both views match alike; the mean over layers.
+        layers: the matched layers.
+        calibration: the same share in pairs of independent models.
+        controls: models that have nothing to do with the teacher, and their shares with it.
+    """
+
+    teacher: str
+    suspect: str
+    share: float
+    layers: tuple[Matching, ...] = field(repr=False)
+    calibration: Calibration
+    controls: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Units matched in all."""
+        return sum(layer.n for layer in self.layers)
+
+    @property
+    def statistic(self) -> float:
+        """The share of units."""
+        return self.share
+
+    @property
+    def above(self) -> int:
+        """Pairs of independent models that reach as far."""
+        return len(self.calibration.shares) - bisect_left(self.calibration.shares, self.share)
+
+    @property
+    def covered(self) -> bool:
+        """Whether the calibration covers this pair: as many layers, and layers as wide, as its models have."""
+        return len(self.layers) >= LEAST_LAYERS and min(one.n for one in self.layers) >= self.calibration.units
+
+    @property
+    def rivals(self) -> list[str]:
+        """Controls that are as like the teacher as the suspect is."""
+        return [name for name, share in self.controls if share >= self.share]
+
+    @property
+    def log10_pvalue(self) -> float:
+        """log10 of the rank, (1 + above) / (1 + pairs); 0 if the calibration does not cover it, or a control rivals."""
+        if not self.covered or self.rivals:
+            return 0.0
+        return math.log10((1 + self.above) / (1 + len(self.calibration.shares)))
+
+    @property
+    def test(self) -> str:
+        """The test's name, in words."""
+        return "agreement of two matchings of the hidden units (after Zhu et al. 2025): calibrated, not exact"
+
+    @property
+    def positive(self) -> str:
+        """The verdict where p <= alpha."""
+        return MATCHED
+
+    @property
+    def randomness(self) -> str:
+        """Where the p-value's randomness comes from, in words."""
+        return MATCH_RANDOMNESS
+
+    @property
+    def breaks(self) -> str:
+        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
+        return MATCH_BREAKS
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of this result should know, one sentence each."""
+        found = []
+        least = 1 / (1 + len(self.calibration.shares))
+        if least > self.alpha:
+            found.append(
+                f"With {len(self.calibration.shares)} pairs to rank it among, p cannot fall below {least:.3g}."
+            )
+        if not self.covered:
+            found.append(
+                f"The calibration covers models of at least {LEAST_LAYERS} layers of {self.calibration.units} units: "
+                "it says nothing of these."
+            )
+        found += [
+            f"{name} is as like the teacher as the suspect is, so that nothing is claimed." for name in self.rivals
+        ]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON."""
+        return super().to_dict() | {
+            "teacher": self.teacher,
+            "suspect": self.suspect,
+            "share": self.share,
+            "calibration": {
+                "pairs": len(self.calibration.shares),
+                "largest": self.calibration.shares[-1],
+                "above": self.above,
+                "models": self.calibration.models,
+                "covered": self.covered,
+            },
+            "controls": dict(self.controls),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models compared: what both tests are made from."""
+
+    teacher: str
+    suspect: str
+    layers: tuple[Matching, ...]
+    embedding: Matching | None
+    basis: str | None
+    gated: bool
+    skipped: tuple[str, ...]
+    seed: int
+    keyed: str | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the units, those that both views match alike; the mean over layers."""
+        shares = [(layer.agreeing or 0) / layer.n for layer in self.layers if layer.n]
+        return float(np.mean(shares)) if shares else 0.0
+
+    def independence(self, alpha: float = 1e-3) -> IndependenceResult:
+        """The exact test. In a keyed order it leaves the embedding out, whose order is not keyed."""
+        embedding = self.embedding if self.keyed is None else None
+        return IndependenceResult(
+            alpha, self.teacher, self.suspect, self.layers, embedding, self.basis, self.skipped, self.seed, self.keyed
+        )
+
+    def match(self, controls: Sequence[tuple[str, float]] = (), alpha: float = 1e-3) -> MatchResult:
+        """The calibrated one; controls: names of unrelated models, and the share that each has with the teacher."""
+        calibration = independent_pairs(self.gated)
+        return MatchResult(alpha, self.teacher, self.suspect, self.share, self.layers, calibration, tuple(controls))
