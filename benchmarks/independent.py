@@ -202,10 +202,12 @@ def agreement(models: int, prompts: int = 300) -> dict[str, Any]:
             for controls in CONTROLS:
                 named = [said(j) for j in others[:controls]]
                 result = agreement_test(said(i), said(i + 1), named, top=top)
-                found.setdefault(f"top {top}, {controls} controls", []).append(result.log10_pvalue)
-                found.setdefault(f"top {top}, {controls} controls, rank", []).append(
-                    float(np.log10(result.rank_pvalue))
-                )
+                for kind, value in (
+                    ("", result.log10_pvalue),
+                    (", paired", result.log10_paired),
+                    (", rank", float(np.log10(result.rank_pvalue))),
+                ):
+                    found.setdefault(f"top {top}, {controls} controls{kind}", []).append(value)
     return {"mean_loss": loss, "prompts": prompts} | {name: rates(values) for name, values in found.items()}
 
 

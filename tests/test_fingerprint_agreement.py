@@ -35,33 +35,34 @@ def test_counts_by_hand() -> None:
     teacher, suspect = tokens("aaaabbbb"), tokens("aaaabbcc")
     controls = [("one", tokens("aabbbbcc")), ("two", tokens("xaaaxxxx"))]
     found = agreement_test(("t", teacher), ("s", suspect), controls)
-    assert (found.agreeing, found.n, found.statistic) == (6, 8, 0.75)
-    assert [(c.agreeing, c.teacher_only, c.control_only) for c in found.controls] == [(6, 2, 2), (3, 3, 0)]
-    expected = scipy.stats.binomtest(2, 4, 0.5, alternative="greater").pvalue
-    assert found.pvalue == pytest.approx(expected), "the largest over the controls"
-    assert found.rank_pvalue == pytest.approx(2 / 3)
+    assert (found.agreeing, found.likeness, found.n, found.statistic) == (6, 6, 8, 0.75)
+    assert [(c.likeness, c.ahead, c.behind) for c in found.controls] == [(4, 2, 0), (3, 3, 0)]
+    expected = scipy.stats.binomtest(2, 2, 0.5, alternative="greater").pvalue
+    assert 10**found.log10_paired == pytest.approx(expected), "the largest over the controls"
+    assert found.rank_pvalue == pytest.approx(1 / 3)
+    assert found.pvalue == pytest.approx(1 / 3), "the larger of the two"
+    closer = agreement_test(("t", teacher), ("s", suspect), [*controls, ("three", tokens("aaaabbbx"))])
+    assert (closer.controls[2].likeness, closer.controls[2].behind) == (7, 1)
+    assert (closer.rank_pvalue, closer.log10_pvalue) == (0.5, 0.0)
     shifted = agreement_test(("t", teacher), ("s", suspect), controls, base=("b", tokens("aaaaxxcc")))
     # gains over the base lie where the suspect says b: with the teacher and the first control, not the second
-    assert [(c.teacher_only, c.control_only) for c in shifted.controls] == [(0, 0), (2, 0)]
-    assert shifted.base_agreeing == 4
-    assert shifted.log10_pvalue == 0
+    assert [(c.likeness, c.ahead, c.behind) for c in shifted.controls] == [(2, 0, 0), (-2, 2, 0)]
+    assert (shifted.base_agreeing, shifted.likeness) == (4, 2)
+    assert (shifted.log10_paired, shifted.rank_pvalue) == (0, 2 / 3)
 
 
 def test_several_tokens_by_hand() -> None:
     teacher, suspect = tokens(["abc", "abc", "abc", "abc"]), tokens(["abd", "xyz", "abc", " "])
-    found = agreement_test(("t", teacher), ("s", suspect), [("c", tokens(["bde", "xya", "abc", "abc"]))], top=3)
-    # in common with the teacher 2, 0, 3, 0; with the control 2, 2, 3, 0
+    control = ("c", tokens(["bde", "xya", "abc", "abc"]))
+    found = agreement_test(("t", teacher), ("s", suspect), [control], top=3)
+    # in common with the teacher 2, 0, 3, 0; the control and the teacher 1, 1, 3, 3
     assert (found.agreeing, found.n, found.statistic, found.unanswered) == (5, 4, 5 / 12, 1)
-    assert [(c.agreeing, c.teacher_only, c.control_only) for c in found.controls] == [(7, 0, 1)]
+    assert [(c.likeness, c.ahead, c.behind) for c in found.controls] == [(8, 1, 2)]
     assert "1 prompts were not answered" in found.warnings[-1]
-    base = ("b", tokens(["abd", "xya", "x", "x"]))
     # the base has 2, 1, 0, 0 of the teacher's and 2, 3, 0, 0 of the control's: gains of 0, -1, 3, 0 and 0, -1, 3, 0
-    assert [
-        (c.teacher_only, c.control_only)
-        for c in agreement_test(
-            ("t", teacher), ("s", suspect), [("c", tokens(["bde", "xya", "abc", "abc"]))], base, top=3
-        ).controls
-    ] == [(0, 0)]
+    based = agreement_test(("t", teacher), ("s", suspect), [control], ("b", tokens(["abd", "xya", "x", "x"])), top=3)
+    assert [(c.likeness, c.ahead, c.behind) for c in based.controls] == [(2, 0, 0)]
+    assert based.likeness == 2
 
 
 def test_it_needs_controls_and_takes_no_teacher_for_one() -> None:
@@ -80,7 +81,7 @@ def drawn(rng: np.random.Generator, truth: np.ndarray, share: float = 0.5) -> li
 def test_null_with_one_control() -> None:
     """The suspect is as close to the teacher as to the one control: 2,000 draws of the prompts, with and without base.
 
-    With one control the p-value is that of a single exact sign test, and fires nearly as often as it may.
+    With one control the paired p-value is that of a single exact sign test, and fires nearly as often as it may.
     """
     rng = np.random.default_rng(0)
     fired = {True: 0, False: 0}
@@ -88,8 +89,8 @@ def test_null_with_one_control() -> None:
         truth = rng.integers(50, size=200)
         teacher, suspect, base, control = (("m", drawn(rng, truth)) for _ in range(4))
         for with_base in fired:
-            found = agreement_test(teacher, suspect, [control], base if with_base else None, alpha=0.05)
-            fired[with_base] += found.verdict == AGREES
+            found = agreement_test(teacher, suspect, [control], base if with_base else None)
+            fired[with_base] += found.log10_paired <= np.log10(0.05)
     law = scipy.stats.binom(2000, 0.05)
     for count in fired.values():
         assert count <= law.isf(1e-6), "false failure 1e-6"
@@ -116,8 +117,11 @@ def test_power_for_a_student() -> None:
     teacher, *controls = (("m", drawn(rng, truth)) for _ in range(20))
     learnt = [t if rng.random() < 0.4 else frozenset([str(v)]) for t, v in zip(teacher[1], truth, strict=True)]
     found = agreement_test(teacher, ("s", learnt), controls)
-    assert found.log10_pvalue < -6
-    assert found.rank_pvalue == 1 / 20
+    assert found.log10_paired < -6
+    assert (found.rank_pvalue, found.verdict, found.lead) == (1 / 20, AGREES, True)
+    fewer = agreement_test(teacher, ("s", learnt), controls[:18])
+    assert (fewer.verdict, fewer.lead) == (INSUFFICIENT, False)
+    assert "With 18 controls, p cannot fall below" in fewer.warnings[0]
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +138,15 @@ def test_the_command_on_real_models(
     rows = [{"id": f"p{i}", "prompt_ids": part.tolist()} for i, part in enumerate(speeches[:480].reshape(40, 12))]
     path = jsonl(*rows, rows[0] | {"id": "again"}, name="prompts.jsonl")
     run = ("fingerprint", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--json",
-           "--record", tmp_path / "r")  # fmt: skip
+           "--alpha", 0.5, "--record", tmp_path / "r")  # fmt: skip
     result = stillmark(*run, "--suspect", teacher)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["n"], found["agreeing"], found["verdict"]) == (40, 40, AGREES), "a prompt asked twice counts once"
-    assert any("19 controls" in warning for warning in found["warnings"])
+    assert found["log10_paired"] < -6
+    strict = json.loads(stillmark(*run, "--suspect", teacher, "--alpha", 0.05).stdout)
+    assert strict["verdict"] == INSUFFICIENT
+    assert any("With 1 controls, p cannot fall below 0.5" in warning for warning in strict["warnings"])
     several = json.loads(stillmark(*run[:-1], tmp_path / "r3", "--top", 3, "--suspect", teacher).stdout)
     assert (several["n"], several["agreeing"], several["top"], several["statistic"]) == (40, 120, 3, 1.0)
     log = tmp_path / "r" / "teacher.jsonl"
@@ -203,7 +210,7 @@ def test_an_endpoint(
             assert found["statistic"] > 0.8, (
                 "bfloat16 rounds otherwise in a batch, and halves of characters have one name"
             )
-            assert found["controls"][0]["agreeing"] < found["agreeing"]
+            assert found["controls"][0]["likeness"] < found["agreeing"]
             assert (seen[-1]["max_tokens"], seen[-1]["temperature"], seen[-1].get("top_logprobs")) == (
                 (1, 0.0, None) if top == 1 else (1, 0.0, 20)
             )

@@ -15,6 +15,7 @@ from click.testing import Result
 from benchmarks.fingerprints import fresh
 from tests.servers import real_model, serve
 from verify import access, lineage
+from verify.fingerprint.agreement import AgreementResult, Control
 from verify.fingerprint.independence import IndependenceResult, Matching
 from verify.fingerprint.planted import PlantedResult
 from verify.lineage import (
@@ -86,6 +87,21 @@ def test_what_could_not_be_seen_is_no_innocence() -> None:
     ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, keyless=True).result()
     assert not Line(MARK, ended).looked
     assert Line(MARK, replace(ended, stopped="futility")).looked
+
+
+def test_agreement_is_a_lead() -> None:
+    """Ahead of nineteen controls: no accusation, and not called unrelated either."""
+    lines = []
+    for behind in (0, 70):
+        controls = tuple(Control(f"c{i}", 100, 80, behind) for i in range(19))
+        result = AgreementResult(1e-3, "t", "s", None, 300, 1, 150, None, 0, controls)
+        lines.append([Line(WEIGHTS, NEGATIVE), Line(AGREEMENT, result)])
+    plan = Plan((WEIGHTS, AGREEMENT), 1e-3, {}, {})
+    found = conclude("t", "s", plan, lines[0])
+    assert found.verdict == CANNOT_TELL
+    assert any(reason.startswith("agreement is a lead") for reason in found.reasons)
+    assert not found.lines[1].positive(1e-3)
+    assert conclude("t", "s", plan, lines[1]).verdict == UNRELATED
 
 
 def test_copied_names_the_common_parent() -> None:
@@ -234,9 +250,8 @@ def test_every_line_that_an_endpoint_allows(
     lines = {line["line"]: line for line in found["lines"]}
     assert [name for name, line in lines.items() if line["available"]] == [MARK, PLANTED, AGREEMENT]
     assert lines[AGREEMENT]["result"]["agreeing"] > 12 * 15
-    assert lines[AGREEMENT]["positive"]
-    assert found["verdict"] == CANNOT_TELL
-    assert any(reason.startswith("Agreement is a lead") for reason in found["reasons"])
+    assert not lines[AGREEMENT]["positive"], "one control tells nothing"
+    assert found["verdict"] == CANNOT_TELL, "the budget ended before the mark could have shown"
     assert (tmp_path / "r" / "mark.endpoint.reference.jsonl").exists()
 
 

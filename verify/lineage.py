@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from verify.fingerprint.agreement import AgreementResult
 from verify.fingerprint.finding import Finding
 from verify.fingerprint.independence import IndependenceResult, MatchResult
 from verify.radioactivity import TextResult, WeightedResult
@@ -165,7 +166,8 @@ class Lineage:
         if copied or distilled:
             return BOTH if copied and distilled else COPIED if copied else DISTILLED
         telling = [line for line in self.lines if line.name in (*_COPIES, *_DISTILS)]
-        if found or any(line.failed for line in telling) or not any(line.looked for line in telling):
+        lead = any(isinstance(line.result, AgreementResult) and line.result.lead for line in self.lines)
+        if found or lead or any(line.failed for line in telling) or not any(line.looked for line in telling):
             return CANNOT_TELL
         return UNRELATED
 
@@ -186,10 +188,12 @@ class Lineage:
             said.append("In the weights no dependence was found." if looked else "The weights were not seen.")
         if self.verdict == CANNOT_TELL and PLANTED in found:
             said.append("The planted answers show a tie to the teacher, and not whether by weights or by outputs.")
-        if self.verdict == CANNOT_TELL and AGREEMENT in found:
-            said.append(
-                "Agreement is a lead: it shows that the suspect is closer to the teacher than to these controls."
-            )
+        for line in self.lines:
+            if isinstance(line.result, AgreementResult) and line.result.lead:
+                number = len(line.result.controls)
+                said.append(
+                    f"{AGREEMENT} is a lead, and no proof: none of {number} controls is as close to the teacher."
+                )
         for line in missing:
             said.append(f"{'Could not be made' if line.failed else 'Not tested'}: {line.name}: {line.unavailable}.")
         if not found:

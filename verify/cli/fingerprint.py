@@ -130,7 +130,7 @@ def order(mark_path: Path, allow_readable: bool, model: Path, out: Path, as_json
 @click.option("--chat", is_flag=True, help="Prompts are messages: put them through each model's chat template.")
 @click.option("--record", type=FILE, help="Folder to keep answers in, and to resume from.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@alpha_option
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True)
 @_fail_on_positive
 @json_option
 @click.pass_context
@@ -152,10 +152,10 @@ def agreement(
     fail_on_positive: bool,
     as_json: bool,
 ) -> None:
-    """Test whether a suspect agrees with the teacher more than with every control, by its likeliest next tokens.
+    """Test whether a suspect agrees with the teacher more than every control does, by its likeliest next tokens.
 
-    The teacher is one, and named beforehand: the nearest of several is always somebody. With fewer than 19 controls
-    the p-value says little of models, and the result says so.
+    The teacher is one, and named beforehand: the nearest of several is always somebody. Controls are models like the
+    suspect that have nothing to do with the teacher; 19 of them let p reach 0.05.
     """
     from verify.endpoints import Endpoint
     from verify.fingerprint import agreement as module
@@ -194,12 +194,13 @@ def agreement(
         alpha,
         top,
     )
-    all_tokens = f"{result.n * top:,} tokens" if top > 1 else f"{result.n:,} prompts"
+    gained = f", {result.likeness:,} more than its base" if base else ""
     rows = {
-        "teacher": f"agrees on {result.agreeing:,} of {all_tokens}",
+        "agreement": f"{result.agreeing:,} of {result.n * top:,} tokens{gained}",
+        "paired": f"log10 p {result.log10_paired:.2f} at the least, against every control",
         "rank": f"p {result.rank_pvalue:.3g} among {len(controls)} controls",
     }
-    rows |= {one.name: f"agrees on {one.agreeing:,}; log10 p {one.log10_pvalue:.2f}" for one in result.controls}
+    rows |= {one.name: f"{one.likeness:,} tokens; log10 p {one.log10_pvalue:.2f}" for one in result.controls}
     _report(ctx, result, rows, as_json, fail_on_positive)
 
 

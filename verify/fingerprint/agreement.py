@@ -1,9 +1,15 @@
-"""Does the suspect agree with the teacher more than with anybody else? The likeliest next tokens, paired tests."""
+"""Does the suspect agree with the teacher more than other models do? The likeliest next tokens, and controls.
+
+A lead, not a proof. Models of one kind agree with a teacher more and less, and with prompts enough every difference
+shows: the paired test tells whether the suspect is ahead of each control, and only its rank among them whether that
+means anything.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,36 +35,38 @@ TOP: Final = 20
 """Likeliest tokens that `stillmark lineage` compares."""
 
 AGREES: Final = "agrees with the teacher beyond every control"
+ENOUGH: Final = 19
+"""Controls with which the rank p-value can reach 0.05."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """One model that has nothing to do with the teacher, held against it.
+    """One model that has nothing to do with the teacher, held against the suspect.
 
     Attributes:
         name: its folder.
-        agreeing: tokens that the suspect and this control have in common, over all prompts.
-        teacher_only, control_only: prompts on which the two comparisons of the test differ, by whom they favour.
-        log10_pvalue: exact, one-sided.
+        likeness: tokens that this control and the teacher have in common, over all prompts; with a base those that the
+            suspect and this control have, less those that the base and this control have.
+        ahead, behind: prompts that favour the suspect's tie to the teacher, and those that favour the control.
     """
 
     name: str
-    agreeing: int
-    teacher_only: int
-    control_only: int
+    likeness: int
+    ahead: int
+    behind: int
 
     @property
     def log10_pvalue(self) -> float:
-        """log10 P(Bin(discordant prompts, 1/2) >= those in the teacher's favour)."""
-        return statistics.binomial_log10_sf(self.teacher_only, self.teacher_only + self.control_only, 0.5)
+        """log10 P(Bin(ahead + behind, 1/2) >= ahead): exact, one-sided."""
+        return statistics.binomial_log10_sf(self.ahead, self.ahead + self.behind, 0.5)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "name": self.name,
-            "agreeing": self.agreeing,
-            "teacher_only": self.teacher_only,
-            "control_only": self.control_only,
+            "likeness": self.likeness,
+            "ahead": self.ahead,
+            "behind": self.behind,
             "log10_pvalue": self.log10_pvalue,
         }
 
@@ -98,14 +106,30 @@ class AgreementResult(Finding):
         return self.agreeing / (self.prompts * self.top)
 
     @property
-    def log10_pvalue(self) -> float:
-        """The largest over the controls: it tests the claim that at least one of them does as well as the teacher."""
+    def likeness(self) -> int:
+        """What is held against the controls' likeness: common tokens, with a base less those that it had."""
+        return self.agreeing - (self.base_agreeing or 0)
+
+    @property
+    def log10_paired(self) -> float:
+        """log10 of the paired test's p-value, the largest over the controls: it speaks of prompts, the models fixed."""
         return max(control.log10_pvalue for control in self.controls)
 
     @property
     def rank_pvalue(self) -> float:
-        """(1 + controls that agree as much) / (1 + controls): sound if an innocent teacher is like one of them."""
-        return (1 + sum(one.agreeing >= self.agreeing for one in self.controls)) / (1 + len(self.controls))
+        """(1 + controls with as much likeness) / (1 + controls): it speaks of models."""
+        return (1 + sum(one.likeness >= self.likeness for one in self.controls)) / (1 + len(self.controls))
+
+    @property
+    def log10_pvalue(self) -> float:
+        """The larger of the two: a difference that more prompts would show too, and that no control reaches."""
+        return max(self.log10_paired, math.log10(self.rank_pvalue))
+
+    @property
+    def lead(self) -> bool:
+        """Whether the suspect is ahead of every one of enough controls: worth a second look, and no proof."""
+        first = self.rank_pvalue * (1 + len(self.controls)) == 1
+        return first and len(self.controls) >= ENOUGH and self.log10_paired <= math.log10(self.alpha)
 
     @property
     def test(self) -> str:
@@ -113,11 +137,10 @@ class AgreementResult(Finding):
         what = "greedy token" if self.top == 1 else f"{self.top} likeliest tokens"
         if self.base is None:
             name = "McNemar" if self.top == 1 else "sign test"
-            return f"{what} a prompt: exact paired test ({name}) against every control, the largest p-value"
-        return (
-            f"{what} a prompt: exact sign test of the difference in differences against the base and every control, "
-            "the largest p-value"
-        )
+            paired = f"exact paired test ({name}) against every control"
+        else:
+            paired = "exact sign test of the difference in differences against the base and every control"
+        return f"{what} a prompt: {paired}, and the rank among the controls; the largest p-value"
 
     @property
     def positive(self) -> str:
@@ -127,32 +150,31 @@ class AgreementResult(Finding):
     @property
     def randomness(self) -> str:
         """Where the p-value's randomness comes from, in words."""
+        one = "an innocent suspect" if self.base is None else "an innocent teacher"
         return (
-            "The p-value's randomness is the draw of the prompts from all that might have been asked; the models "
-            "are fixed. It says that the suspect is closer to the teacher than to each control, no more. What that "
-            "says of models is the rank p-value: of controls like an innocent teacher, one in so many is the closest."
+            "Two p-values, of which the larger counts. The paired one's randomness is the draw of the prompts from all "
+            f"that might have been asked, the models being fixed. The rank's is the choice of models: {one} would be "
+            "one more of the kind that the controls are, and as likely as each of them to come first."
         )
 
     @property
     def breaks(self) -> str:
         """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
+        who = "suspect" if self.base is None else "teacher"
         return (
-            "Assumes that some control is as close to an innocent suspect as the teacher is: as able, and trained "
-            "on such data. Wrong if the teacher is merely better than all controls, if it shares data or a parent "
-            "with the suspect that they do not share, or if prompts were chosen after looking or are not independent "
-            "draws (several of one text or pattern). Hidden by training on other teachers too, or by being weak."
+            f"Assumes that an innocent {who} is like the controls: as able, and trained on such data. Wrong if it is "
+            "abler than all of them, if suspect and teacher share data or a parent that they do not share, or if "
+            "prompts were chosen after looking or are not independent draws (several of one text or pattern). Hidden "
+            "by training on other teachers too, or by being less able than a control."
         )
 
     @property
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = []
-        if len(self.controls) < 19:
-            least = 1 / (1 + len(self.controls))
-            found.append(
-                f"Among {len(self.controls)} controls and an innocent teacher like them, the teacher is the closest "
-                f"with probability {least:.3g} (the least rank p-value): 19 controls would make that 0.05."
-            )
+        least = 1 / (1 + len(self.controls))
+        if least > self.alpha:
+            found.append(f"With {len(self.controls)} controls, p cannot fall below {least:.3g}.")
         if self.base is None:
             found.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
         if self.unanswered:
@@ -168,8 +190,11 @@ class AgreementResult(Finding):
             "top": self.top,
             "agreeing": self.agreeing,
             "base_agreeing": self.base_agreeing,
+            "likeness": self.likeness,
             "unanswered": self.unanswered,
+            "log10_paired": self.log10_paired,
             "rank_pvalue": self.rank_pvalue,
+            "lead": self.lead,
             "controls": [control.to_dict() for control in self.controls],
         }
 
@@ -179,13 +204,14 @@ def agreement_test(
     suspect: tuple[str, Sequence[Likely]],
     controls: Sequence[tuple[str, Sequence[Likely]]],
     base: tuple[str, Sequence[Likely]] | None = None,
-    alpha: float = 1e-3,
+    alpha: float = 0.05,
     top: int = 1,
 ) -> AgreementResult:
     """Test answers to the same distinct prompts, in the same order; each model is a name and its answers.
 
-    Two answers agree in as many tokens as they have in common, |s & t|. A prompt favours the teacher over a control c
-    where |s & t| > |s & c|; with a base b of the suspect, where |s & t| - |b & t| > |s & c| - |b & c|.
+    Two answers agree in as many tokens as they have in common, |s & t|. A prompt is ahead of a control c where
+    |s & t| > |c & t|: the suspect is closer to the teacher than the control is. With a base b of the suspect it is
+    where |s & t| - |b & t| > |s & c| - |b & c|: what it learnt brought it closer to the teacher than to the control.
 
     Args:
         teacher, suspect, controls, base: see above.
@@ -207,11 +233,11 @@ def agreement_test(
     for name, answers in controls:
         if list(answers) == list(teacher[1]):
             raise ModelError(f"{name}: this control answers exactly as the teacher does", "it is no control")
-        other = _shared(suspect[1], answers)
-        gain = alike - other
-        if base is not None and before is not None:
-            gain -= before - _shared(base[1], answers)
-        found.append(Control(name, int(other.sum()), int((gain > 0).sum()), int((gain < 0).sum())))
+        if base is None or before is None:
+            ours, theirs = alike, _shared(answers, teacher[1])
+        else:
+            ours, theirs = alike - before, _shared(suspect[1], answers) - _shared(base[1], answers)
+        found.append(Control(name, int(theirs.sum()), int((ours > theirs).sum()), int((ours < theirs).sum())))
     return AgreementResult(
         alpha,
         teacher[0],
@@ -243,8 +269,7 @@ def check_tokenizers(
 ) -> None:
     """The teacher and the controls answer in pieces of the same kind, and prompts of ids are one text to all.
 
-    If a suspect cut words as the teacher does, and the controls cut them otherwise, it would agree with the teacher for
-    that alone.
+    If a suspect cut words as the teacher does, and the controls cut them otherwise, it would be ahead for that alone.
 
     Raises:
         TokenizerError: a control's tokenizer is not the teacher's, or with prompts of ids another model's is not.
