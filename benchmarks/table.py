@@ -105,11 +105,11 @@ def fingerprints(results: dict[str, Any]) -> str:
         "|---|" + "--:|" * len(columns) + "---|",
     ]
     for row in results["table"]:
-        cells = [number(row["log10_pvalue"].get(name)) for name in columns]
-        rank = round(row["agreement_rank"] * 20)
+        cells = [number(row["log10_pvalue"].get(name)) for name in columns[:-1]]
+        cells.append(f"{number(row['agreement_paired'])} ({row['agreement_rank'] * 20:.0f})")
         verdict = row["verdict"].removesuffix(" so far as this access can see")
         wrong = "" if row["right"] else f" - wrong: {row['why'] or 'see the note'}"
-        lines.append(f"| {row['what']} | {' | '.join(cells)} ({rank}) | {verdict}{wrong} |")
+        lines.append(f"| {row['what']} | {' | '.join(cells)} | {verdict}{wrong} |")
     lines += [
         "",
         "The cheapest change to a suspect that we know to defeat each test:",
