@@ -39,6 +39,7 @@ from watermark import Mark, files
 from watermark.models import load_model
 from watermark.tokenizers import load
 
+RESULTS = Path("benchmarks/results/fingerprints.json")
 TAUGHT, PROBED, CANARIES = 624, 96, 128
 TOKENS = 128
 CONTROLS = 19
@@ -501,28 +502,29 @@ def nulls(folder: Path, keys: int = 500) -> dict[str, Any]:
     return {"keys": keys, "rates": rates}
 
 
-EVASIONS = {
-    "weights": "one pass over the files, same function: hidden units permuted and the residual stream rotated (row "
-    "`disguised`). Units alone do not do: the embedding still tells (row `shuffled`).",
-    "weights, units shuffled": "the same, and token ids shuffled with the tokenizer (`renamed` below).",
-    "mark": "training on the teacher's outputs with the mark averaged out (paraphrase, several keys), or too few of "
-    "them; merging half and half with the teacher leaves most of it (row `diluted`).",
-    "planted answers": "whatever makes the model forget: pruning half of the weights (row `pruned`) or a quarter of "
-    "the units (row `narrowed`), both without repair; or a filter on the questions. A short fine-tune does not do.",
-    "canaries": "paraphrase what was served, or one pass over much other text; an unserved copy of the weights never "
-    "shows (all rows of copies).",
-    "agreement": "being weak: small students agree with nobody (rows `fresh_marked`, `gpt2_marked`); a second teacher.",
-}
-"""For each test the cheapest change that we know, and the row that shows it, or what was reasoned and not run."""
+def evasion(folder: Path) -> list[dict[str, str]]:
+    """For each test the cheapest change to the suspect that we know, and what it leaves; most are rows of the table."""
+    rows = {row["model"]: row["log10_pvalue"] for row in json.loads(RESULTS.read_text())["table"]}
+    again = compare(folder / "teacher", folder / "shuffled", order=Mark.load(folder / "teacher.mark")).independence()
+    changed = compare(folder / "teacher", renamed(folder)).match()
 
+    def left(model: str, line: str) -> str:
+        return f"log10 p {rows[model][line]:.1f}"
 
-def evasion(folder: Path) -> dict[str, Any]:
-    """What the cheapest disguise that we know leaves of the weights tests; the table's rows show the others."""
-    found = compare(folder / "teacher", renamed(folder))
-    exact, match = found.independence(), found.match()
-    row = {"log10_pvalue": exact.log10_pvalue, "share": found.share, "log10_pvalue_shuffled": match.log10_pvalue}
-    print("renamed", row, flush=True)
-    return {"cheapest": EVASIONS, "permuted, rescaled, rotated, token ids shuffled": row}
+    found = [
+        ("weights", "hidden units permuted, residual stream rotated: one pass over the files, the same function; one "
+         "of the two alone does not do", left("disguised", "weights")),
+        ("weights, keyed order", "hidden units permuted", f"log10 p {again.log10_pvalue:.1f}"),
+        ("weights, units shuffled", "units permuted, stream rotated, and token ids shuffled with the tokenizer",
+         f"log10 p {changed.log10_pvalue:.1f}, share {changed.share:.4f}"),
+        ("mark", "train on paraphrases by another model", left("paraphrased", "mark")),
+        ("planted answers", "take out a quarter of the hidden units, without repair (or filter the questions)",
+         left("narrowed", "planted answers")),
+        ("canaries", "train on paraphrases by another model", left("paraphrased", "canaries")),
+        ("agreement", "prune half of the weights, without repair: what is less able than a control is not found",
+         left("pruned", "agreement")),
+    ]  # fmt: skip
+    return [{"test": test, "change": change, "left": what} for test, change, what in found]
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -585,9 +587,8 @@ def _measured(teacher: Path, suspect: Path) -> dict[str, Any]:
 
 
 def write(part: str, value: Any) -> None:
-    path = Path("benchmarks/results/fingerprints.json")
-    path.parent.mkdir(exist_ok=True)
-    whole = json.loads(path.read_text()) if path.exists() else {}
+    RESULTS.parent.mkdir(exist_ok=True)
+    whole = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     whole |= {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
@@ -595,7 +596,7 @@ def write(part: str, value: Any) -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy")},
         part: value,
     }
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def make(folder: Path) -> None:

@@ -23,7 +23,7 @@ from verify.lineage import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, 
 from verify.outputs import Encode, Output, read_outputs, read_records
 from verify.radioactivity import Result, WeightedResult, logprob_test
 from verify.verdicts import Answer
-from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
+from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError, files
 from watermark.generate import read_prompts
 from watermark.models import model_digest
 from watermark.records import resume_jsonl
@@ -165,21 +165,23 @@ class Access:
         }
 
     def _shares(self, update: Update) -> Iterator[tuple[str, float]]:
-        """The controls, and how like the teacher each is; taken from the record where it is known."""
+        """The controls whose weights can be read, and how like the teacher each is; from the record if known."""
         ours = model_digest(self.teacher) if self.record and self.controls else ""
         for i, control in enumerate(self.controls):
             log = self._log(f"weights.control{i}")
-            run = (
-                ""
-                if log is None
-                else hashlib.sha256(f"{ours} {model_digest(control)} {self.seed}".encode()).hexdigest()
-            )
-            known = [] if log is None else resume_jsonl(log, run)
-            share = float(known[0].fields["share"]) if known else None
-            if share is None:
+            run, known = "", []
+            if log is not None:
+                run = hashlib.sha256(f"{ours} {model_digest(control)} {self.seed}".encode()).hexdigest()[:12]
+                known = resume_jsonl(log, run)
+            if known:
+                yield str(control), float(known[0].fields["share"])
+                continue
+            try:
                 share = compare(self.teacher, control, self.seed, update).share
-                if log is not None:
-                    log.write_text(json.dumps({"id": control.name, "share": share, "run": run}) + "\n")
+            except ModelError:
+                continue
+            if log is not None:
+                files.replace(log, (json.dumps({"id": control.name, "share": share, "run": run}) + "\n").encode())
             yield str(control), share
 
     def _mark(self, alpha: float, encode: Encode | None, update: Update) -> Result:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.suspects import is_logprob
 from watermark import ApiError
 from watermark.generate import Prompt
-from watermark.records import resume_jsonl
+from watermark.records import appending, resume_jsonl
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -152,7 +152,7 @@ def exchange(
     """
     client = _client(endpoint)
     in_a_row = 0
-    with log.open("ab") as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
+    with appending(log) as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
         while waiting and (size := most()) > 0:
             wave, waiting = waiting[:size], waiting[size:]
             lines, refusals = [], []

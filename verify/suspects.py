@@ -21,7 +21,7 @@ from verify.pairs import Positions, contexts_before, places
 from watermark import InputError, Mark
 from watermark.models import load_model, longest_text, model_digest, read_along
 from watermark.prf import NO_TOKEN
-from watermark.records import Record, resume_jsonl
+from watermark.records import Record, appending, resume_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,7 +136,7 @@ def read_weights(
     model, _ = load_model(path, mark)
     longest = max(len(probe.ids) for probe in probes[len(done) :])
     batch_size = max(1, min(batch_size, PIECE * 8 // min(longest, PIECE)))
-    with nullcontext() if record is None else record.open("ab") as log:
+    with nullcontext() if record is None else appending(record) as log:
         for first in range(len(done), len(probes), batch_size):
             for read in read_batch(model, probes[first : first + batch_size], likely):
                 done.append(read)

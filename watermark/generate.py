@@ -13,7 +13,7 @@ from watermark.errors import InputError, StillmarkError
 from watermark.mark import Mark
 from watermark.marks import Marks
 from watermark.models import load_model, model_digest
-from watermark.records import Record, read_jsonl, resume_jsonl
+from watermark.records import Record, appending, read_jsonl, resume_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +119,7 @@ def generate(
     together = Marks(tuple(marks)) if marks else None
     model, tokenizer = load_model(model_dir, marks[0] if marks else None)
     written = 0
-    with out.open("ab") as file:
+    with appending(out) as file:
         for number, start in enumerate(range(0, len(prompts), sampling.batch_size)):
             batch = prompts[start : start + sampling.batch_size]
             if done.issuperset(prompt.id for prompt in batch):

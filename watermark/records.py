@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from watermark.errors import InputError
 
@@ -73,41 +75,59 @@ def line_ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
             number, start = number + block.count(b"\n"), start + len(block)
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """A file to append records to, held against other runs that would write to it.
+
+    Raises:
+        InputError: it cannot be opened for writing, or another run is writing to it.
+    """
+    try:
+        file = path.open("ab+")
+    except OSError as error:
+        raise InputError(
+            path, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file") from None
+        except OSError:
+            pass  # a file system without locks
+        yield file
+
+
 def resume_jsonl(path: Path, run: str) -> list[Record]:
     """The records that a run wrote to a file before it was killed; a last line without its end is cut off.
 
     Every record has `id` and `run`, a digest of everything that shaped it. The file is made if it is not there.
 
     Raises:
-        InputError: the file is not one that this run was writing, or cannot be opened for writing.
+        InputError: the file is not one that this run was writing, another run is writing to it, or nobody can.
     """
     records: list[Record] = []
     head = b'{"id": '
-    try:
-        with path.open("ab+") as file:
-            file.seek(0)
-            end = 0
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
-                    break  # killed while it wrote this one
-                try:
-                    fields = json.loads(line)
-                    same = fields["run"] == run and isinstance(fields["id"], str)
-                except (ValueError, KeyError, TypeError):
-                    raise InputError(path, number, "not a record of this command's", "choose another file") from None
-                if not same:
-                    raise InputError(
-                        path,
-                        number,
-                        "was written with another model, mark, prompts or settings",
-                        "choose another file, or remove this one",
-                    )
-                records.append(Record(path, number, fields))
-                end += len(line)
-            if end < file.seek(0, os.SEEK_END):
-                file.truncate(end)
-    except OSError as error:
-        raise InputError(
-            path, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
-        ) from None
+    with appending(path) as file:
+        file.seek(0)
+        end = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
+                break  # killed while it wrote this one
+            try:
+                fields = json.loads(line)
+                same = fields["run"] == run and isinstance(fields["id"], str)
+            except (ValueError, KeyError, TypeError):
+                raise InputError(path, number, "not a record of this command's", "choose another file") from None
+            if not same:
+                raise InputError(
+                    path,
+                    number,
+                    "was written with another model, mark, prompts or settings",
+                    "choose another file, or remove this one",
+                )
+            records.append(Record(path, number, fields))
+            end += len(line)
+        if end < file.seek(0, os.SEEK_END):
+            file.truncate(end)
     return records

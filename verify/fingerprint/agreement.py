@@ -26,7 +26,7 @@ from verify.outputs import read_records
 from watermark import ApiError, InputError, ModelError, StillmarkError, TokenizerError, tokenizers
 from watermark.generate import Prompt, encode_prompt
 from watermark.models import load_model, model_digest, read_along
-from watermark.records import resume_jsonl
+from watermark.records import appending, resume_jsonl
 
 Likely = frozenset[str]
 """A model's likeliest next tokens after one prompt, as text; empty where there is no answer, which agrees with none."""
@@ -322,7 +322,7 @@ def likeliest(
         return done
     model, tokenizer = load_model(path)
     limit = model.config.get_text_config().vocab_size
-    with nullcontext() if record is None else record.open("ab") as log:
+    with nullcontext() if record is None else appending(record) as log:
         for start in range(len(done), len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]

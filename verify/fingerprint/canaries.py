@@ -18,7 +18,7 @@ from verify.fingerprint.finding import Finding
 from verify.outputs import Output
 from watermark import Mark, prf
 from watermark.models import load_model, model_digest, read_along
-from watermark.records import resume_jsonl
+from watermark.records import appending, resume_jsonl
 
 SALT: Final = "stillmark/v1/canaries"
 FLOOR: Final = -20.0
@@ -209,7 +209,7 @@ def likelihoods(
     if len(done) == len(candidates):
         return np.array(done)
     model, _ = load_model(path, mark)
-    with nullcontext() if record is None else record.open("ab") as log:
+    with nullcontext() if record is None else appending(record) as log:
         for start in range(len(done), len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
             logits = read_along(model, [one.ids for one in batch])
