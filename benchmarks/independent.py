@@ -32,7 +32,7 @@ from verify.statistics import binomial_log10_sf
 from watermark import Mark
 
 VOCABULARY, WIDTH, UNITS, LAYERS = 64, 24, 48, 2
-STEPS, LONGER, BATCH, NEIGHBOURS = 400, 2000, 128, 10
+STEPS, LONGER, BATCH, NEIGHBOURS = 400, 2000, 128, 30
 CONTROLS = (1, 4, 19)
 LEVELS = (0.05, 0.01, 0.001)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,9 @@ from benchmarks.independent import save, siblings, train
 from verify.fingerprint.independence import DEPENDENT, MATCHED, independent_pairs
 from verify.fingerprint.layers import Weights
 from verify.fingerprint.order import keyed_order, release
+from verify.fingerprint.permutations import fisher_log10
 from verify.fingerprint.weights import ALIGNED, compare
+from verify.lineage import CANNOT_TELL, COPIED
 from verify.verdicts import INSUFFICIENT
 from watermark import Mark, ModelError, prf
 from watermark.models import load_model
@@ -207,19 +211,49 @@ def test_siblings_are_told_apart_by_the_order_of_release() -> None:
 
 def test_an_order_is_keyed_and_uniform() -> None:
     mark = Mark(bytes(range(32)))
-    first = keyed_order(mark, 0, 200)
+    first = keyed_order(mark, 0, "ab", 200)
     assert sorted(first.tolist()) == list(range(200))
-    for other in (keyed_order(mark, 1, 200), keyed_order(Mark(bytes(32)), 0, 200)):
-        assert (first == other).sum() < 10, "false failure 1e-7, keys fixed"
+    for other in (
+        keyed_order(mark, 1, "ab", 200),
+        keyed_order(mark, 0, "ac", 200),
+        keyed_order(Mark(bytes(32)), 0, "ab", 200),
+    ):
+        assert (first == other).sum() < 10, "false failure 3e-7, keys fixed"
     rng = np.random.default_rng(0)
-    orders = Counter(tuple(keyed_order(Mark(rng.bytes(32)), 3, 4).tolist()) for _ in range(2400))
+    orders = Counter(tuple(keyed_order(Mark(rng.bytes(32)), 3, "ab", 4).tolist()) for _ in range(2400))
     assert len(orders) == 24
     assert scipy.stats.chisquare(list(orders.values())).pvalue > 1e-6, "false failure 1e-6"
-    # from the PRF's definition: unit u draws the bits of ((layer, u), 0 to 3), the first the lowest
-    key = prf.hkdf(mark.secret, "stillmark/v1/prf", "order/width=2")
-    draws = [[int(prf.bits(key, np.array([[7, u]]), np.array([j]))[0]) for j in range(4)] for u in range(30)]
+    # from the PRF's definition: unit u draws the bits of ((u,), 0 to 3), the first the lowest
+    key = prf.hkdf(mark.secret, "stillmark/v1/order", "7/abcd")
+    draws = [[int(prf.bits(key, np.array([[u]]), np.array([j]))[0]) for j in range(4)] for u in range(30)]
     by_hand = sorted(range(30), key=lambda u: sum(bits << 16 * j for j, bits in enumerate(draws[u])))
-    assert keyed_order(mark, 7, 30).tolist() == by_hand
+    assert keyed_order(mark, 7, "abcd", 30).tolist() == by_hand
+
+
+def test_the_digest_is_of_what_is_stored(folders: list[Path]) -> None:
+    tensors = load_file(folders[0] / "model.safetensors")
+    stored = tensors["model.layers.1.mlp.up_proj.weight"].numpy().tobytes()
+    assert Weights(folders[0]).digest(1) == hashlib.sha256(stored).hexdigest()
+
+
+def test_the_release_in_the_teachers_place_is_no_evidence(
+    networks: list[Tensors], folders: list[Path], tmp_path: Path
+) -> None:
+    """Whoever names the released folder as the teacher finds nothing, against a sibling too, and is told so."""
+    fired = 0
+    for i in range(40):
+        mark = Mark(bytes([i]) * 32)
+        release(folders[0], mark, tmp_path / f"{i}")
+        found = compare(tmp_path / f"{i}", folders[0], seed=i, order=mark).independence()
+        fired += found.log10_pvalue <= -1
+    assert fired <= scipy.stats.binom(40, 0.1).isf(1e-6), "false failure 1e-6"
+    copied = compare(tmp_path / "0", tmp_path / "0", order=Mark(bytes(32))).independence()
+    assert copied.verdict == INSUFFICIENT, "false failure 1e-3, key fixed"
+    assert "the folder named is the release" in copied.warnings[0]
+    # one mark, two models of one parent: the release of the first says nothing of the second
+    other = write(tmp_path / "second", {name: tensor * 1.001 for name, tensor in networks[0].items()})
+    again = compare(other, tmp_path / "0", order=Mark(bytes(32))).independence()
+    assert again.layers[0].fixed < 24
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "phi3"])
@@ -237,15 +271,60 @@ def test_a_release_computes_the_same(kind: str, tmp_path: Path) -> None:
     assert (keyed.statistic, keyed.n, keyed.embedding) == (80, 80, None)
     assert keyed.log10_pvalue < -60
     assert "draw of the mark's secret" in keyed.randomness
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "out"))
+    assert list(before) == list(after)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all("mlp" in name or "fc" in name for name in moved)
+    assert all(before[name].dtype == after[name].dtype for name in before)
     with pytest.raises(ModelError, match="exists already"):
         release(tmp_path / "m", mark, tmp_path / "out")
 
 
 def test_a_release_refuses_what_it_does_not_know(folders: list[Path], networks: list[Tensors], tmp_path: Path) -> None:
-    odd = networks[0] | {"model.layers.1.mlp.inner_norm.weight": torch.ones(48)}
-    with pytest.raises(ModelError, match=r"inner_norm\.weight may hold the hidden units too"):
-        release(write(tmp_path / "odd", odd), Mark(bytes(32)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for i, (more, message) in enumerate(
+        (
+            ({"inner_norm.weight": torch.ones(48)}, r"inner_norm\.weight may hold the hidden units too"),
+            ({"up_proj.weight_scale_inv": torch.ones(1, 1)}, r"weight_scale_inv may hold the hidden units too"),
+            ({"up_proj.weight": torch.ones(48, 24, dtype=torch.int8)}, "stored in eight bits"),
+        )
+    ):
+        odd = networks[0] | {f"model.layers.1.mlp.{name}": tensor for name, tensor in more.items()}
+        with pytest.raises(ModelError, match=message):
+            release(write(tmp_path / f"odd{i}", odd), Mark(bytes(32)), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_goes_along_with_a_release(networks: list[Tensors], tmp_path: Path) -> None:
+    """Shards in folders with one name, two dtypes, and files that are no part of the model."""
+    folder = tmp_path / "m"
+    where = {}
+    for part, names in (
+        ("a", [n for n in networks[0] if ".0." in n]),
+        ("b", [n for n in networks[0] if ".0." not in n]),
+    ):
+        (folder / part).mkdir(parents=True)
+        kind = torch.bfloat16 if part == "a" else torch.float32
+        save_file({name: networks[0][name].to(kind) for name in names}, folder / part / "m.safetensors")
+        (folder / part / "m.safetensors").chmod(0o644)
+        where |= dict.fromkeys(names, f"{part}/m.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "additional_chat_templates").mkdir()
+    for name in (
+        "config.json",
+        "LICENSE",
+        "additional_chat_templates/t.jinja",
+        "teacher.mark",
+        "model.onnx",
+        "old.bak",
+    ):
+        (folder / name).write_text("{}")
+    mark = Mark(bytes(32))
+    release(folder, mark, tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"config.json", "LICENSE", "additional_chat_templates/t.jinja", "model.safetensors.index.json",
+                     "a/m.safetensors", "b/m.safetensors"}  # fmt: skip
+    assert (tmp_path / "out" / "a" / "m.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [layer.fixed for layer in compare(folder, tmp_path / "out", order=mark).layers] == [48, 48]
 
 
 def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
@@ -270,12 +349,12 @@ def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], t
     more = {
         name.replace("layers.1", "layers.7"): torch.randn_like(t) for name, t in networks[0].items() if ".1." in name
     }
-    more |= {f"zz.{name}": torch.randn_like(t) for name, t in networks[0].items() if "mlp" in name}
+    more |= {f"zz.{name}": torch.randn_like(t) for name, t in networks[0].items() if "embed" in name}
     decoy = write(tmp_path / "decoy", networks[0] | more)
     (decoy / "config.json").write_text('{"num_hidden_layers": 2}')
     assert [layer.fixed for layer in compare(folders[0], decoy).layers] == [48, 48]
     for extra, message in (
-        ({"model.layers.0.mlp.w1.weight": torch.zeros(48, 24)}, "both .* may be the MLP"),
+        ({"model.layers.0.mlp.w1.weight": torch.zeros(48, 24)}, "both .* may be the MLP's"),
         ({"model.wte.weight": torch.zeros(64, 24)}, "both .* may be the embedding"),
         (
             {name.replace("model.", "other."): t for name, t in networks[1].items()},
@@ -284,6 +363,86 @@ def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], t
     ):
         with pytest.raises(ModelError, match=message):
             compare(folders[0], write(tmp_path / message[-9:], networks[0] | extra))
+
+
+def test_decoys_that_transformers_would_not_load(tmp_path: Path) -> None:
+    """A copy of a real architecture beside what hides it from a reader that is easily led."""
+    small("llama", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    names = [name for name in tensors if "mlp" in name]
+
+    def folder(name: str, held: Tensors) -> Path:
+        path = tmp_path / name
+        shutil.copytree(tmp_path / "m", path)
+        save_file(held, path / "model.safetensors", {"format": "pt"})
+        return path
+
+    index = folder("index", tensors)
+    save_file({name: torch.randn_like(t) for name, t in tensors.items()}, index / "noise.safetensors")
+    where = dict.fromkeys(tensors, "noise.safetensors")
+    (index / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    stack = {f"decoy.{name.removeprefix('model.')}": torch.randn_like(t) for name, t in tensors.items()}
+    fused = {name.replace("gate_proj", "gate_up_proj"): torch.randn(80, 16) for name in names if "gate_proj" in name}
+    norms = {f"model.layers.{i}.pre_feedforward_layernorm.weight": torch.eye(16)[0] for i in range(2)}
+    wide = {"wte.weight": torch.randn(50, 16), "model.tok_embeddings.weight": torch.randn(50, 16)}
+    for path in (
+        index,
+        folder("stack", tensors | stack),
+        folder("fused", tensors | fused),
+        folder("norms", tensors | norms),
+        folder("wide", tensors | wide),
+    ):
+        found = compare(tmp_path / "m", path)
+        assert [layer.fixed for layer in found.layers] == [40, 40], path.name
+        assert found.embedding is not None
+        assert found.embedding.fixed == 16
+        assert compare(path, path).share == 1
+    assert any("no place for were not read" in one for one in compare(tmp_path / "m", tmp_path / "fused").skipped)
+    named = folder("named", tensors)
+    config = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps(config | {"transformers_weights": "noise.safetensors"}))
+    with pytest.raises(ModelError, match="names other weights"):
+        compare(tmp_path / "m", named)
+    # an architecture that transformers does not know leaves the reader to itself, and then doubt is an error
+    for name, more, message in (("fused", fused, "both fused and not"), ("norms", norms, "may be the MLP's")):
+        unknown = folder(f"unknown {name}", tensors | more)
+        (unknown / "config.json").write_text('{"model_type": "nobody-knows"}')
+        with pytest.raises(ModelError, match=message):
+            compare(tmp_path / "m", unknown)
+
+
+def test_zeros_in_one_model_are_no_evidence(tmp_path: Path) -> None:
+    """The teacher's first half alone is alive, and the suspect is like it just there; columns of zeros in both."""
+    rng = np.random.default_rng(3)
+    fired = {"layers": 0, "embedding": 0}
+    for i in range(60):
+        found, _ = train(2, seed=200 + i, steps=1)
+        teacher = {n: t.clone() for n, t in found[0].items()}
+        for name, tensor in teacher.items():
+            if "down" in name:
+                tensor[:, 24:] = 0
+            elif "mlp" in name:
+                tensor[24:] = 0
+            else:
+                tensor[:, 16:] = 0
+        suspect = {n: t.clone() for n, t in found[1].items()}
+        suspect["model.embed_tokens.weight"][:, 16:] = 0
+        orders = [rng.permutation(24) for _ in range(2)]  # the null: the teacher's live units, dealt to their places
+        for layer, order in enumerate(orders):
+            for part in ("gate", "up"):
+                name = f"model.layers.{layer}.mlp.{part}_proj.weight"
+                suspect[name][:24] = teacher[name][order]
+            name = f"model.layers.{layer}.mlp.down_proj.weight"
+            suspect[name][:, :24] = teacher[name][:, order]
+        paths = [write(tmp_path / f"{i}{who}", one) for who, one in (("t", teacher), ("s", suspect))]
+        result = compare(*paths, seed=i)
+        assert [layer.live for layer in result.layers] == [24, 24]
+        assert result.embedding is not None
+        assert (result.embedding.n, result.embedding.live) == (16, 16)
+        fired["layers"] += fisher_log10([layer.log10_pvalue for layer in result.layers]) <= -1
+        fired["embedding"] += result.embedding.log10_pvalue <= -1
+    for count in fired.values():
+        assert count <= scipy.stats.binom(60, 0.1).isf(1e-6), "false failure 1e-6"
 
 
 def test_a_layer_that_is_a_copy_counts_once(networks: list[Tensors], tmp_path: Path) -> None:
@@ -503,6 +662,18 @@ def test_the_real_teacher_in_a_keyed_order(teacher: Path, tmp_path: Path, stillm
     assert found["keyed"] == Mark.load(tmp_path / "m").commitment
     wrong = json.loads(stillmark(*run, tmp_path / "other").stdout)
     assert wrong["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
+    # the parent itself is a sibling of the release: its units match, and not in the order of the mark
+    sibling = ("fingerprint", "weights", "--teacher", teacher, "--suspect", teacher, "--mark", tmp_path / "m")
+    spared = stillmark(*sibling, "--json", "--fail-on-positive")
+    assert spared.exit_code == 0
+    said = json.loads(spared.stdout)
+    assert said["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
+    assert "a sibling of it" in said["warnings"][0]
+    ordered = ("lineage", "--teacher", teacher, "--mark", tmp_path / "m", "--ordered", "--json", "--suspect")
+    assert json.loads(stillmark(*ordered, out).stdout)["verdict"] == COPIED
+    innocent = json.loads(stillmark(*ordered, teacher).stdout)
+    assert innocent["verdict"] == CANNOT_TELL
+    assert any("a sibling from a common parent" in reason for reason in innocent["reasons"])
 
 
 def test_the_command_line(folders: list[Path], stillmark: Run) -> None:

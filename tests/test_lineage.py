@@ -274,6 +274,11 @@ def test_usage(teacher: Path, mark_file: Path, jsonl: Write, stillmark: Run) -> 
     early = stillmark(*run, "--mark", mark_file, "--probes", probes, "--canaries", odd)
     assert early.exit_code == 1
     assert "want an even number" in early.stderr
-    missing = stillmark("lineage", "--teacher", teacher / "none", "--suspect", teacher)
-    assert missing.exit_code == 1
-    assert "no such model directory" in missing.stderr
+    for one, other in ((teacher / "none", teacher), (teacher, teacher / "none")):
+        missing = stillmark("lineage", "--teacher", one, "--suspect", other, "--plan", mark_file.with_name("plan"))
+        assert missing.exit_code == 1
+        assert "no such model directory" in missing.stderr
+        assert not mark_file.with_name("plan").exists()
+    broken = stillmark("lineage", "--teacher", teacher, "--suspect", "http://[", "--model", "m", "--record", "r")
+    assert broken.exit_code == 1
+    assert "is no http(s):// URL" in broken.stderr

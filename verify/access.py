@@ -100,11 +100,11 @@ class Access:
 
     @property
     def shown(self) -> str:
-        """The suspect as it may be shown: without a name and password in its URL."""
+        """The suspect as it may be shown: without a name, password or query in its URL."""
         if not self.url:
             return self.suspect
         parts = urlsplit(self.suspect)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     def plan(self, alpha: float) -> Plan:
         """What will be tested. Reads everything but the suspect.
@@ -115,7 +115,7 @@ class Access:
         planned = {
             WEIGHTS: True,
             SHUFFLED: True,
-            MARK: self.mark is not None,
+            MARK: self.mark is not None and (self.prompts if self.url else self.probes) is not None,
             PLANTED: self.planted is not None,
             CANARIES: self.canaries is not None,
             AGREEMENT: bool(self.controls),
@@ -123,7 +123,9 @@ class Access:
         named = {"teacher": self.teacher, "reference": self.reference, "base": self.base}
         named |= {f"control {i}": path for i, path in enumerate(self.controls)}
         models = {name: path for name, path in named.items() if path is not None}
-        for path in models.values():
+        if self.url:
+            self._endpoint().check(())
+        for path in (*models.values(), *(() if self.url else (Path(self.suspect),))):
             if not path.is_dir():
                 raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
         inputs = {name: model_digest(path) for name, path in models.items()}

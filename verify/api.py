@@ -117,7 +117,7 @@ def interview(
     def logprobs() -> bool:
         return tally.logprobs and endpoint.top_logprobs > 0
 
-    for lines in exchange(endpoint, waiting, log, line_of, most, logprobs):
+    for lines in exchange(endpoint, waiting, log, line_of, most, logprobs, bool(answered)):
         records = [Record(log, number + i, line) for i, line in enumerate(lines, 1)]
         number += len(lines)
         yield [_count(record, tally, vocabulary.size, endpoint) for record in records]

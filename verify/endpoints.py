@@ -6,6 +6,7 @@ does not know the key. What cannot be understood is left out, logged, and counte
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 from verify.suspects import is_logprob
-from watermark import ApiError
+from watermark import ApiError, InputError
 from watermark.generate import Prompt
 from watermark.records import appending, resume_jsonl
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 GIVE_UP: Final = 5
 """Failed requests in a row after which it makes no sense to go on."""
+
+SHORTEST: Final = 8
+"""Characters of a secret; a local server's `none` is none."""
+
+
+class TooManyFailuresError(ApiError):
+    """An endpoint fails again and again."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,14 @@ class Endpoint:
     concurrency: int = 4
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ApiError for prompts of token ids, which no chat takes."""
+        """Raises ApiError for an address that is none, and for prompts of token ids, which no chat takes."""
+        try:
+            parts = urlsplit(self.base_url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ApiError("the endpoint's address is no http(s):// URL", "such as http://127.0.0.1:8000/v1")
         if self.chat and any(prompt.ids is not None for prompt in prompts):
             raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
 
@@ -101,29 +117,42 @@ def collect(
     endpoint.check(prompts)
     run = endpoint.digest(prompts)
     said: dict[str, Said] = {}
+    failed: set[str] = set()
     served: str | None = None
 
     def take(line: Mapping[str, Any]) -> None:
         nonlocal served
-        served = same_model(served, line["answer"])
-        if line["error"] is None:
-            said[line["id"]] = _said(line["answer"], endpoint.chat)
+        served = same_model(served, line.get("answer"))
+        if line.get("error") is not None:
+            failed.add(line["id"])
+            return
+        answer = _said(line.get("answer"), endpoint.chat)
+        if endpoint.top_logprobs and not answer.top and not said:
+            raise ApiError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+        said[line["id"]] = answer
 
     for record in resume_jsonl(log, run):
         take(record.fields)
     progress(len(said))
     waiting = [prompt for prompt in prompts if prompt.id not in said]
+    waiting.sort(key=lambda prompt: prompt.id in failed)  # a prompt that a server chokes on comes last
 
     def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
         if fields["error"] is None and text_of(fields["answer"], endpoint.chat) is None:
             fields["error"] = "the answer holds no text"
         return {"id": prompt.id, "prompt": prompt.text, **fields, "run": run}
 
-    logprobs = endpoint.top_logprobs > 0
-    for lines in exchange(endpoint, waiting, log, line_of, lambda: endpoint.concurrency, lambda: logprobs):
-        for line in lines:
-            take(line)
-        progress(len(lines))
+    def most() -> int:
+        return endpoint.concurrency if said else 1  # one answer first, to learn whether there are log probabilities
+
+    try:
+        for lines in exchange(endpoint, waiting, log, line_of, most, lambda: endpoint.top_logprobs > 0, bool(said)):
+            for line in lines:
+                take(line)
+            progress(len(lines))
+    except TooManyFailuresError:
+        if not said or any(prompt.id not in said and prompt.id not in failed for prompt in prompts):
+            raise  # some were never asked
     if not said:
         raise ApiError("the endpoint answered no prompt", f"the log is {log}")
     return [said.get(prompt.id) for prompt in prompts]
@@ -136,6 +165,7 @@ def exchange(
     line_of: Callable[[Prompt, dict[str, Any]], dict[str, Any]],
     most: Callable[[], int],
     logprobs: Callable[[], bool],
+    answered: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Ask prompts in order, wave by wave; each wave's lines are in the log before they are yielded.
 
@@ -146,11 +176,15 @@ def exchange(
         line_of: a line for the log, from a prompt and the fields `request`, `answer` and `error`, which it may set.
         most: how many requests the next wave may have; 0 ends the asking.
         logprobs: whether the next wave asks for log probabilities.
+        answered: the endpoint has answered before: then a refusal is one prompt's, and not the key's.
 
     Raises:
-        ApiError: no client or key, a refusal that asking again cannot mend, or `GIVE_UP` failures in a row.
+        ApiError: no client or key, or a refusal that asking again cannot mend.
+        TooManyFailuresError: `GIVE_UP` failures in a row.
+        InputError: the log cannot be written.
     """
     client = _client(endpoint)
+    secrets = _secrets(endpoint, client.api_key)
     in_a_row = 0
     with appending(log) as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
         while waiting and (size := most()) > 0:
@@ -159,17 +193,21 @@ def exchange(
             wanted = logprobs()
             answers = pool.map(lambda prompt, wanted=wanted: _ask(client, endpoint, prompt, wanted), wave)
             for prompt, (fields, refusal) in zip(wave, answers, strict=True):
-                line = line_of(prompt, _plain(fields, client.api_key))
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                line = line_of(prompt, _plain(fields, secrets))
                 lines.append(line)
                 refusals += [refusal] if refusal else []
                 in_a_row = in_a_row + 1 if line["error"] is not None else 0
-            file.flush()
-            if refusals:
+                answered = answered or line["error"] is None
+            try:
+                file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+                file.flush()
+            except OSError as error:
+                raise InputError(log, 0, f"cannot write: {error.strerror}", "is the disk full?") from None
+            if refusals and not answered:
                 raise refusals[0]
             yield lines
             if in_a_row >= GIVE_UP:
-                raise ApiError(
+                raise TooManyFailuresError(
                     f"the last {in_a_row} requests failed; the last one: {lines[-1]['error']}",
                     f"nothing is lost: the same command goes on from {log}",
                 )
@@ -284,12 +322,34 @@ def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> 
 
 def _clean(message: str, client: OpenAI) -> str:
     """One line of a server's words: without the key, if it repeats it, and without control characters."""
-    words = " ".join(message.replace(client.api_key or "\0", "[key]").split())
+    key = client.api_key if len(client.api_key) >= SHORTEST else "\0"
+    words = " ".join(message.replace(key, "[key]").split())
     return "".join(c for c in words if c.isprintable())[:200]
 
 
-def _plain(fields: dict[str, Any], key: str) -> dict[str, Any]:
-    """As it can be logged: without the key, and with a question mark for half a surrogate pair, which is no text."""
-    line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace").decode()
-    plain: dict[str, Any] = json.loads(line.replace(json.dumps(key)[1:-1], "[key]") if key else line)
-    return plain
+def _secrets(endpoint: Endpoint, key: str) -> list[str]:
+    """What a server might repeat and a log must not hold. A key too short to be one is taken for a word."""
+    parts = urlsplit(endpoint.base_url)
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    named = [key, parts.password or "", unquote(parts.password or ""), base64.b64encode(login.encode()).decode()]
+    return [secret for secret in named if len(secret) >= SHORTEST]
+
+
+def _plain(fields: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    """As it can be logged: without secrets, and with a question mark for half a surrogate pair, which is no text."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.encode("utf-8", "replace").decode()
+            for secret in secrets:
+                value = value.replace(secret, "[key]")
+            return value
+        if isinstance(value, Mapping):
+            return {clean(name): clean(one) for name, one in value.items()}
+        return [clean(one) for one in value] if isinstance(value, list | tuple) else value
+
+    try:
+        cleaned: dict[str, Any] = clean(fields)
+    except RecursionError:  # deeper than a well
+        return {"request": clean(fields["request"]), "answer": None, "error": "RecursionError"}
+    return cleaned

@@ -35,8 +35,6 @@ PLANTED: Final = "planted answers"
 CANARIES: Final = "canaries"
 AGREEMENT: Final = "agreement"
 LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
-_COPIES: Final = (WEIGHTS, SHUFFLED)
-_DISTILS: Final = (MARK, CANARIES)
 
 
 @dataclass(frozen=True)
@@ -159,13 +157,20 @@ class Lineage:
     lines: tuple[Line, ...] = field(repr=False)
 
     @property
+    def _keyed(self) -> bool:
+        """Whether the teacher was tested in the order that its mark drew."""
+        return any(isinstance(line.result, IndependenceResult) and line.result.keyed for line in self.lines)
+
+    @property
     def verdict(self) -> str:
         """One of VERDICTS."""
         found = {line.name for line in self.lines if line.positive(self.plan.alpha)}
-        copied, distilled = bool(found & set(_COPIES)), bool(found & set(_DISTILS))
+        # with a keyed order a sibling is no copy, and its units match all the same: that alone decides nothing
+        copied = bool(found & ({WEIGHTS} if self._keyed else {WEIGHTS, SHUFFLED}))
+        distilled = bool(found & {MARK, CANARIES})
         if copied or distilled:
             return BOTH if copied and distilled else COPIED if copied else DISTILLED
-        telling = [line for line in self.lines if line.name in (*_COPIES, *_DISTILS)]
+        telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, MARK, CANARIES)]
         lead = any(isinstance(line.result, AgreementResult) and line.result.lead for line in self.lines)
         if found or lead or any(line.failed for line in telling) or not any(line.looked for line in telling):
             return CANNOT_TELL
@@ -178,13 +183,17 @@ class Lineage:
         missing = [line for line in self.lines if line.result is None]
         said = [f"Stands after Holm: {name}." for name in found] or ["No line stands after Holm."]
         if self.verdict in (COPIED, BOTH):
-            exact = next((line.result for line in self.lines if line.name == WEIGHTS), None)
-            if not (isinstance(exact, IndependenceResult) and exact.keyed and WEIGHTS in found):
+            if not self._keyed:
                 said.append("A common parent of both models, or the same initial weights, would look the same.")
             if WEIGHTS not in found:
                 said.append(f"{SHUFFLED} is calibrated on small models, and not exact.")
+        if self._keyed and SHUFFLED in found and WEIGHTS not in found:
+            said.append(
+                "The units match, and not in the order of the release: a sibling from a common parent, or a copy whose "
+                "units were shuffled. It was not counted for the verdict."
+            )
         if self.verdict == DISTILLED:
-            looked = any(line.looked for line in self.lines if line.name in _COPIES)
+            looked = any(line.looked for line in self.lines if line.name in (WEIGHTS, SHUFFLED))
             said.append("In the weights no dependence was found." if looked else "The weights were not seen.")
         if self.verdict == CANNOT_TELL and PLANTED in found:
             said.append("The planted answers show a tie to the teacher, and not whether by weights or by outputs.")

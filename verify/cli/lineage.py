@@ -85,7 +85,7 @@ def lineage(
         raise click.UsageError("--planted, --canaries and --ordered need the --mark whose secret chose")
     if url and (model is None or record is None):
         raise click.UsageError("an endpoint needs --model, and --record for the log of its answers")
-    if mark_path is not None and (prompts if url else probes) is None:
+    if mark_path is not None and (prompts if url else probes) is None and not (planted or canaries or ordered):
         raise click.UsageError("the mark is looked for with --prompts (an endpoint) or --probes (weights)")
     if (controls and not prompts) or (prompts and not controls and not url):
         raise click.UsageError("agreement needs both --controls and --prompts")

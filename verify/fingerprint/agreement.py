@@ -23,7 +23,7 @@ from verify import statistics
 from verify.endpoints import Endpoint, collect
 from verify.fingerprint.finding import Finding
 from verify.outputs import read_records
-from watermark import ApiError, InputError, ModelError, StillmarkError, TokenizerError, tokenizers
+from watermark import InputError, ModelError, StillmarkError, TokenizerError, tokenizers
 from watermark.generate import Prompt, encode_prompt
 from watermark.models import load_model, model_digest, read_along
 from watermark.records import appending, resume_jsonl
@@ -116,9 +116,14 @@ class AgreementResult(Finding):
         return max(control.log10_pvalue for control in self.controls)
 
     @property
+    def ahead(self) -> int:
+        """Controls with as much likeness."""
+        return sum(one.likeness >= self.likeness for one in self.controls)
+
+    @property
     def rank_pvalue(self) -> float:
         """(1 + controls with as much likeness) / (1 + controls): it speaks of models."""
-        return (1 + sum(one.likeness >= self.likeness for one in self.controls)) / (1 + len(self.controls))
+        return (1 + self.ahead) / (1 + len(self.controls))
 
     @property
     def log10_pvalue(self) -> float:
@@ -128,8 +133,7 @@ class AgreementResult(Finding):
     @property
     def lead(self) -> bool:
         """Whether the suspect is ahead of every one of enough controls: worth a second look, and no proof."""
-        first = self.rank_pvalue * (1 + len(self.controls)) == 1
-        return first and len(self.controls) >= ENOUGH and self.log10_paired <= math.log10(self.alpha)
+        return not self.ahead and len(self.controls) >= ENOUGH and self.log10_paired <= math.log10(self.alpha)
 
     @property
     def test(self) -> str:
@@ -364,8 +368,6 @@ def likeliest_of_endpoint(
     """
     how = replace(endpoint, max_tokens=1, temperature=0.0, top_logprobs=0 if top == 1 else top)
     answers = collect(how, prompts, log, progress)
-    if top > 1 and not any(one and one.top for one in answers):
-        raise ApiError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
     return [frozenset(() if one is None else [one.text] if top == 1 and one.text else one.top[:top]) for one in answers]
 
 

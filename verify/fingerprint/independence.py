@@ -36,7 +36,8 @@ BREAKS: Final = (
 )
 KEYED_BREAKS: Final = (
     "Wrong only if the order leaked in another way than by the released weights. Blind to a suspect whose units were "
-    "shuffled or rewritten, or whose basis and vocabulary were both changed."
+    "shuffled or rewritten, or whose basis and vocabulary were both changed; and to every copy, if the teacher that "
+    "was named does not hold the very numbers that were put in order."
 )
 MATCH_RANDOMNESS: Final = (
     "Calibrated, not exact: the share of units that two views (what a unit reads, what else it reads or writes) match "
@@ -59,11 +60,12 @@ class Matching:
         teacher, suspect: layer numbers; -1 for the embedding.
         n: units matched.
         units, total: units that the teacher's layer has, and the suspect's.
-        live: of them, those with any number but zero, in the model that has more: only such are matched.
+        live: the teacher's with any number but zero: only such are matched.
         fixed: units matched to the unit of their own index.
         ordered: length of the longest run (not contiguous) that kept its order.
         spearman: rank correlation of the matching with the identity.
         agreeing: units that both views match alike; None for the embedding.
+        given: in a keyed order, units matched to the unit of their index in the teacher's folder; else None.
     """
 
     teacher: int
@@ -76,6 +78,7 @@ class Matching:
     ordered: int
     spearman: float
     agreeing: int | None
+    given: int | None = None
 
     @property
     def same(self) -> bool:
@@ -86,7 +89,8 @@ class Matching:
     def log10_pvalue(self) -> float:
         """Of the fixed points if both layers have as many units, else of the order that was kept; a bound or exact.
 
-        Units of zeros are left out, so that the others are a uniform injection into those of the larger model.
+        Units of zeros are left out. The null deals the teacher's others to their places at random, so that k given
+        units are matched to their own with a probability of at most (live - k)! / live!, whatever the suspect's are.
         """
         if self.same:
             return permutations.fixed_points_log10_sf(self.fixed, self.n, self.live)
@@ -149,6 +153,11 @@ class IndependenceResult(Finding):
         """Units matched to their own index, in all."""
         return sum(part.fixed for part in self.parts)
 
+    @property
+    def given(self) -> int:
+        """Units matched to the unit of their index in the teacher's folder, where the order is keyed; else 0."""
+        return sum(part.given or 0 for part in self.parts)
+
     @cached_property
     def log10_pvalue(self) -> float:
         """Fisher's combination over the layers and the embedding."""
@@ -192,6 +201,12 @@ class IndependenceResult(Finding):
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = list(self.skipped)
+        if self.given > self.n / 2:
+            found.insert(
+                0,
+                "The units match in the order of the teacher's folder, and not in the mark's: a sibling of it, or the "
+                "folder named is the release, and not the model from before.",
+            )
         if not self.parts:
             found.insert(0, "Nothing could be compared: there is no evidence either way.")
         return found

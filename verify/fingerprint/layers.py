@@ -5,6 +5,7 @@ What is read is what transformers would load: a copy must not hide behind files 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -48,11 +49,29 @@ EMBEDDING: Final = (
     "word_embeddings.weight",
 )
 
-ONE_PLUS: Final = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma", "nemotron", "qwen3_next")
+ONE_PLUS: Final = (
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "recurrent_gemma",
+    "t5gemma",
+    "vaultgemma",
+    "nemotron",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_text",
+)
 """Model types whose norms multiply by 1 + weight."""
 
-AFTER: Final = ("olmo2", "olmo3")
+AFTER: Final = ("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "exaone4")
 """Model types whose norms stand behind the MLP: nothing scales what its units read."""
+
+TOWERS: Final = ("vision", "visual", "image", "audio", "speech")
+"""In the names of parts that are no language model."""
+
+BOTH_NORMS: Final = ("gemma", "vaultgemma", "t5gemma", "glm4")
+"""How model types begin that have norms before and behind the MLP."""
 
 CONV1D: Final = ("gpt2", "openai-gpt")
 """Model types that store linear layers input first."""
@@ -105,8 +124,8 @@ class Weights:
         if not path.is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
         self._config = _config(path)
-        self._where = _tensors(path)
         self.skipped: list[str] = []
+        self._where = self._used(_tensors(path))
         stacks: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         for name in self._where:
             if found := _LAYER.match(name):
@@ -122,7 +141,9 @@ class Weights:
                             f"{path}: both {twin} and {name} may be the embedding", "remove what is not used"
                         )
         prefix = self._language(set(known), set(embeddings))
-        self._embedding = embeddings.get(prefix) or (next(iter(embeddings.values())) if len(embeddings) == 1 else None)
+        tied = "lm_head.weight" if "lm_head.weight" in self._where and not embeddings else None
+        only = next(iter(embeddings.values())) if len(embeddings) == 1 else tied
+        self._embedding = embeddings.get(prefix) or only
         numbers = self._numbers(known.get(prefix, {}))
         self._layers = {number: known[prefix][number] for number in numbers}
         self.layers = tuple(numbers)
@@ -132,9 +153,31 @@ class Weights:
                 "merge adapters into the model first, and save a dense copy in bfloat16",
             )
 
+    def _used(self, where: dict[str, Path]) -> dict[str, Path]:
+        """The tensors that the architecture has a place for, where transformers knows it; else all of them."""
+        if self._config.get("transformers_weights"):
+            raise ModelError(f"{self.path}: its configuration names other weights", "remove transformers_weights")
+        places, prefix = _places(self.path)
+        found: dict[str, Path] = {}
+        taken: dict[str, str] = {}
+        for name, file in where.items():
+            for place in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+                if place in places:
+                    if (twin := taken.setdefault(place, name)) != name:
+                        raise ModelError(f"{self.path}: both {twin} and {name} are {place}", "remove what is not used")
+                    found[name] = file
+                    break
+        if not any(_LAYER.match(name) for name in found):
+            return where  # under names that are translated on loading
+        if len(found) < len(where):
+            unused = len(where) - len(found)
+            self.skipped.append(f"{self.path}: {unused} tensors that the architecture has no place for were not read.")
+        return found
+
     def _language(self, stacks: set[str], embeddings: set[str]) -> str:
-        """The prefix of the language model's tensors: of the one stack, or of that beside the token embedding."""
-        beside = stacks & embeddings if len(stacks) > 1 else stacks
+        """The prefix of the language model's tensors: of the one stack that is no tower for images or sound."""
+        towers = {prefix for prefix in stacks - embeddings if any(word in prefix.lower() for word in TOWERS)}
+        beside = stacks - towers if len(stacks) > 1 else stacks
         if len(beside) > 1 or (stacks and not beside):
             names = ", ".join(sorted(prefix or "(none)" for prefix in stacks))
             raise ModelError(
@@ -202,6 +245,8 @@ class Weights:
             return tensor.T if self.transposed else tensor
 
         down, fused = rows(DOWN), rows(FUSED)
+        if fused is not None and (self._role(layer, GATE) or self._role(layer, UP)):
+            raise ModelError(f"{self.path}: layer {layer} has an MLP both fused and not", "remove what is not used")
         gate, up = (rows(GATE), rows(UP)) if fused is None else (fused[: len(fused) // 2], fused[len(fused) // 2 :])
         assert up is not None
         assert down is not None
@@ -236,10 +281,19 @@ class Weights:
         units = len(self.units(layer).up)
         parent = next(rest for rest, name in names.items() if name == down).rpartition(".")[0].rpartition(".")[0]
         for rest, name in names.items():
-            if rest.startswith(f"{parent}.") and name not in found and units in self._shape(name):
+            if (
+                not rest.startswith(f"{parent}.")
+                or name in found
+                or name == f"{(down or '').removesuffix('weight')}bias"
+            ):
+                continue
+            shape = self._shape(name)
+            if units in shape or len(shape) > 1:
                 raise ModelError(
                     f"{self.path}: {name} may hold the hidden units too", "this MLP is not one that we know"
                 )
+        if any(self._tensor(name).element_size() == 1 for name in found if name is not None):
+            raise ModelError(f"{self.path}: layer {layer} is stored in eight bits", "save a dense copy in bfloat16")
         return [(name, axis, fused is not None and name != down) for name, axis in found.items() if name is not None]
 
     def embedding(self, rows: int) -> Iterator[F32]:
@@ -260,8 +314,8 @@ class Weights:
 
     def _role(self, layer: int, roles: tuple[str, ...]) -> str | None:
         found = [self._layers[layer][f"{role}.weight"] for role in roles if f"{role}.weight" in self._layers[layer]]
-        if len(found) > 1 and roles is not NORM:
-            raise ModelError(f"{self.path}: both {found[0]} and {found[1]} may be the MLP", "remove what is not used")
+        if len(found) > 1 and not (roles is NORM and self._kind.startswith(BOTH_NORMS)):
+            raise ModelError(f"{self.path}: both {found[0]} and {found[1]} may be the MLP's", "remove what is not used")
         return found[0] if found else None
 
     def _size(self, name: str) -> tuple[int, int]:
@@ -275,9 +329,20 @@ class Weights:
             shape: list[int] = file.get_slice(name).get_shape()
         return shape
 
-    def _read(self, name: str, dimensions: int = 2) -> F32:
+    def _tensor(self, name: str) -> Tensor:
         with _open(self._where[name]) as file:
-            tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def digest(self, layer: int) -> str:
+        """SHA-256 in hex of what the units of a layer read, as it is stored."""
+        import torch
+
+        tensor = self._tensor(self._role(layer, UP) or self._role(layer, FUSED) or "")
+        return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+    def _read(self, name: str, dimensions: int = 2) -> F32:
+        tensor = self._tensor(name)
         if tensor.ndim != dimensions or (not tensor.is_floating_point() and str(tensor.dtype) != "torch.int8"):
             raise ModelError(
                 f"{self.path}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}",
@@ -298,10 +363,26 @@ def _config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def _places(path: Path) -> tuple[set[str], str]:
+    """Names of an architecture's tensors, and the prefix that may be missing from them; none if it is not known."""
+    if not (path / "config.json").exists():
+        return set(), ""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception:  # transformers raises whatever its readers raise
+        return set(), ""
+    return set(model.state_dict()), str(model.base_model_prefix)
+
+
 def _tensors(path: Path) -> dict[str, Path]:
-    """Which file holds each tensor of those that transformers would load."""
+    """Which file holds each tensor, by transformers' order of preference."""
     index = path / "model.safetensors.index.json"
-    if index.exists():
+    if index.exists() and not (path / "model.safetensors").exists():
         try:
             found = {str(name): path / str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

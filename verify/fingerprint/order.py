@@ -21,27 +21,33 @@ from watermark import Mark, ModelError, files, prf
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEME: Final = "order"
-"""Of `watermark.prf.prf_key`: a key of its own."""
+SALT: Final = "stillmark/v1/order"
+BESIDE: Final = (".json", ".jinja", ".txt", ".model", ".py", ".md")
+"""Endings of the files that belong to a model besides its weights."""
+
+NAMED: Final = ("LICENSE", "NOTICE")
+FOLDERS: Final = ("additional_chat_templates",)
 
 
-def keyed_order(mark: Mark, layer: int, units: int) -> npt.NDArray[np.int64]:
+def keyed_order(mark: Mark, layer: int, digest: str, units: int) -> npt.NDArray[np.int64]:
     """Which unit stands at each place of a layer: int64 [units], a permutation that is uniform under the secret.
 
-    Every unit gets 64 keyed bits, and the smallest comes first.
+    Every unit gets 64 keyed bits, and the smallest comes first. The key is derived from the layer's number and content
+    (`Weights.digest`) too, so that another layer, or another model, is another draw.
     """
-    key = prf.prf_key(mark.secret, SCHEME, 2)
+    key = prf.hkdf(mark.secret, SALT, f"{layer}/{digest}")
     index = np.repeat(np.arange(units), 4)
-    contexts = np.stack([np.full_like(index, layer), index], axis=1)
-    words = prf.bits(key, contexts, np.tile(np.arange(4), units)).astype(np.uint64).reshape(-1, 4)
+    words = prf.bits(key, index[:, None], np.tile(np.arange(4), units)).astype(np.uint64).reshape(-1, 4)
     return np.argsort(words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64)), kind="stable")
 
 
 def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], None] = lambda _done, _all: None) -> int:
     """Write a copy of a model with the hidden units of each MLP in the mark's order, file by file.
 
+    Only what belongs to the model goes along: its weights, and files such as configuration, tokenizer and licence.
+
     Args:
-        model: folder with safetensors. Keep it: the test needs it, and it is not to be released.
+        model: folder with safetensors. Keep it as it is: the test needs it, and it is not to be released.
         mark: whose secret draws the order.
         out: a new folder.
         progress: called with files done and in all.
@@ -50,9 +56,10 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         The number of layers that were put in order.
 
     Raises:
-        ModelError: `out` exists or cannot be written, or the model holds no MLP that can be read.
+        ModelError: `out` exists or cannot be written, or the model holds no MLP that can be read, or one that may not
+            be put in another order.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
     if out.exists():
@@ -60,11 +67,10 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
     weights = Weights(model)
     if not weights.layers:
         raise ModelError(f"{model}: no MLP layers of a known naming", "there is nothing to put in order")
-    places = {
-        name: (keyed_order(mark, layer, len(weights.units(layer).up)), axis, fused)
-        for layer in weights.layers
-        for name, axis, fused in weights.unit_axes(layer)
-    }
+    places: dict[str, tuple[npt.NDArray[np.int64], int, bool]] = {}
+    for layer in weights.layers:
+        order = keyed_order(mark, layer, weights.digest(layer), len(weights.units(layer).up))
+        places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer)}
     sources = sorted(weights.files)
     try:
         with files.new_folder(out) as scratch:
@@ -76,15 +82,19 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
                         name: _in_order(file.get_tensor(name), *places.get(name, _AS_IT_IS))
                         for name in tensor_names(source)
                     }
-                save_file(tensors, scratch / source.name, about)
+                target = scratch / source.relative_to(model)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, target, about)
+                shutil.copymode(source, target)
             progress(len(sources), len(sources))
             for other in model.iterdir():
-                if other.is_file() and other.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
+                if other.is_file() and (other.suffix in BESIDE or other.name in NAMED):
                     shutil.copy(other, scratch)
-    except OSError as error:
-        raise ModelError(
-            f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
-        ) from error
+                elif other.is_dir() and other.name in FOLDERS:
+                    shutil.copytree(other, scratch / other.name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{out}: cannot write: {reason}", "is the folder writable, and the disk not full?") from error
     return len(weights.layers)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -107,9 +108,11 @@ def compare(
                 skipped.append(f"Layer {a} was not compared: a copy of another layer, or nothing but zeros.")
                 continue
             seen.add(digest)
-            if order is not None:
-                one = one.in_order(keyed_order(order, a, len(one.up)))
-            found.append(_layer(a, b, one, other, bases[basis], rng))
+            if order is None:
+                found.append(_layer(a, b, one, other, bases[basis], rng))
+            else:
+                drawn = keyed_order(order, a, ours.digest(a), len(one.up))
+                found.append(_layer(a, b, one.in_order(drawn), other, bases[basis], rng, drawn))
         progress(len(pairs), len(pairs))
     keyed = None if order is None else order.commitment
     return Comparison(str(teacher), str(suspect), tuple(found), embedding, basis, gated, tuple(skipped), seed, keyed)
@@ -123,8 +126,17 @@ def _common(ours: tuple[int, int] | None, theirs: tuple[int, int] | None) -> int
     return rows if max(ours[0], theirs[0]) <= PADDING * rows else 0
 
 
-def _layer(a: int, b: int, ours: Units, theirs: Units, rotation: F32 | None, rng: np.random.Generator) -> Matching:
-    kept, live = ours.live, max(len(ours.live), len(theirs.live))
+def _layer(
+    a: int,
+    b: int,
+    ours: Units,
+    theirs: Units,
+    rotation: F32 | None,
+    rng: np.random.Generator,
+    drawn: I64 | None = None,
+) -> Matching:
+    """One pair of layers; drawn: which unit of the teacher's folder stands at each place of `ours`, if not that one."""
+    kept = ours.live
     if len(kept) > MOST:
         kept = np.sort(rng.choice(kept, MOST, replace=False))
     views = [
@@ -137,7 +149,8 @@ def _layer(a: int, b: int, ours: Units, theirs: Units, rotation: F32 | None, rng
     whole = _match(np.sum(views, axis=0, dtype=np.float32), rng)
     matched = whole >= 0
     index, partner = kept[matched], theirs.live[whole[matched]]
-    return _summary(a, b, index, partner, (len(ours.up), len(theirs.up), live), agreeing)
+    found = _summary(a, b, index, partner, (len(ours.up), len(theirs.up), len(ours.live)), agreeing)
+    return found if drawn is None else replace(found, given=int((drawn[index] == partner).sum()))
 
 
 def _views(ours: Units, theirs: Units) -> list[tuple[F32, F32, bool]]:
@@ -149,10 +162,11 @@ def _views(ours: Units, theirs: Units) -> list[tuple[F32, F32, bool]]:
 
 
 def _judge(cosines: F32, rng: np.random.Generator) -> Matching:
-    """The embedding: its columns matched, [d, d']."""
-    order = _match(cosines, rng)
+    """The embedding: its columns matched, [d, d']; columns of zeros are like no other, and are left out."""
+    ours, theirs = (np.flatnonzero(cosines.any(axis=axis)) for axis in (1, 0))
+    order = _match(cosines[np.ix_(ours, theirs)], rng)
     matched = order >= 0
-    return _summary(-1, -1, np.flatnonzero(matched), order[matched], (*cosines.shape, max(cosines.shape)), None)
+    return _summary(-1, -1, ours[matched], theirs[order[matched]], (*cosines.shape, len(ours)), None)
 
 
 def _summary(a: int, b: int, index: I64, partner: I64, sizes: tuple[int, int, int], agreeing: int | None) -> Matching:

@@ -1,0 +1,106 @@
+"""Asking an endpoint every prompt once: failures, secrets, and what a log may hold."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tests.servers import Handler, chat, serve
+from verify.endpoints import GIVE_UP, Endpoint, Said, TooManyFailuresError, collect
+from watermark import ApiError, InputError
+from watermark.generate import Prompt
+
+Run = Callable[..., Result]
+PROMPTS = [Prompt(f"p{i}", f"What is {i}?", None) for i in range(20)]
+ENDPOINT = Endpoint("http://127.0.0.1:9/v1", "suspect-1", max_tokens=1, temperature=0.0, top_logprobs=0, retries=0)
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+
+
+def refusing(numbers: set[int], status: int) -> Callable[[dict[str, Any], Handler], dict[str, Any] | None]:
+    def answer(body: dict[str, Any], handler: Handler) -> dict[str, Any] | None:
+        asked = body["messages"][0]["content"]
+        if int(asked.split()[-1].rstrip("?")) in numbers:
+            handler.reply(status, b"{}")
+            return None
+        return chat(f"There are none in {asked}")
+
+    return answer
+
+
+def test_prompts_that_a_server_chokes_on_do_not_block(tmp_path: Path) -> None:
+    """Six at the beginning: the first run gives up, the second asks the others, and is content with those."""
+    log = tmp_path / "log.jsonl"
+    with serve(refusing(set(range(6)), 400)) as (url, seen):
+        endpoint = replace(ENDPOINT, base_url=url)
+        with pytest.raises(TooManyFailuresError, match=f"the last {GIVE_UP} requests failed"):
+            collect(endpoint, PROMPTS, log)
+        said = collect(endpoint, PROMPTS, log)
+        assert [one is None for one in said] == [True] * 6 + [False] * 14
+        assert said[7] == Said("There are none in What is 7?", ()), "a key of `none` is no secret"
+        asked = len(seen)
+        assert collect(endpoint, PROMPTS, log) == said
+        assert asked < len(seen) <= asked + 6, "only what failed is asked again"
+
+
+def test_a_refusal_of_one_prompt_is_not_of_the_key(tmp_path: Path) -> None:
+    with serve(refusing({4}, 403)) as (url, _):
+        said = collect(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "log.jsonl")
+        assert [i for i, one in enumerate(said) if one is None] == [4]
+    with serve(refusing(set(range(20)), 403)) as (url, seen):
+        with pytest.raises(ApiError, match="the endpoint refuses"):
+            collect(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "other.jsonl")
+        assert len(seen) == 1
+
+
+def test_no_log_probabilities_are_noticed_at_once(tmp_path: Path) -> None:
+    with serve(refusing(set(), 400)) as (url, seen):
+        with pytest.raises(ApiError, match="gives no log probabilities"):
+            collect(replace(ENDPOINT, base_url=url, top_logprobs=20), PROMPTS, tmp_path / "log.jsonl")
+        assert len(seen) == 1
+
+
+def test_what_a_server_repeats_is_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    login = base64.b64encode(b"somebody:hunter2hunter2").decode()
+
+    def echo(_body: dict[str, Any], handler: Handler) -> dict[str, Any]:
+        return chat(f"You sent sk-0123456789, {handler.headers['Authorization']}, {login} and hunter2hunter2.")
+
+    with serve(echo) as (url, _):
+        where = url.replace("http://", "http://somebody:hunter2hunter2@")
+        said = collect(replace(ENDPOINT, base_url=where), PROMPTS[:2], tmp_path / "log.jsonl")
+    text = (tmp_path / "log.jsonl").read_text()
+    for secret in ("sk-0123456789", "hunter2hunter2", login):
+        assert secret not in text + repr(said)
+    assert "You sent [key]" in text
+
+
+@pytest.mark.parametrize("address", ["http://h:notaport/v1", "http://[", "ftp://x/v1", "x", "http:///v1"])
+def test_an_address_that_is_none(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match="is no http"):
+        collect(replace(ENDPOINT, base_url=address), PROMPTS, tmp_path / "log.jsonl")
+
+
+def test_a_log_that_somebody_cut(tmp_path: Path) -> None:
+    """A line of this run without its answer holds no answer; one of another run is refused."""
+    log = tmp_path / "log.jsonl"
+    with serve(refusing(set(), 400)) as (url, _):
+        endpoint = replace(ENDPOINT, base_url=url)
+        collect(endpoint, PROMPTS[:3], log)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        del lines[1]["answer"]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert collect(endpoint, PROMPTS[:3], log)[1] == Said("", ())
+        with pytest.raises(InputError, match=r"another (model|run)"):
+            collect(endpoint, PROMPTS[:4], log)
