@@ -163,7 +163,8 @@ def models(folder: Path, teacher: Path) -> None:
     if not (folder / "released.start").exists():
         release(folder / "teacher", Mark.load(folder / "teacher.mark"), folder / "released.start")
     learn(folder, "adopted", folder / "independent2", "unmarked.all.jsonl", FRESH)
-    learn(folder, "washed", folder / "fresh_marked", "speeches.jsonl", replace(FRESH, epochs=1))
+    for name, base in (("washed", "fresh_marked"), ("hidden", "paraphrased")):
+        learn(folder, name, folder / base, "speeches.jsonl", replace(FRESH, epochs=1))
     tuning = Training(epochs=1, learning_rate=2e-4, batch_size=4)
     learn(folder, "tuned_marked", folder / "teacher", "marked.some.jsonl", tuning)
     for name, base in (
@@ -370,8 +371,9 @@ ROWS = {
     "fresh_marked": Row("student of marked outputs, fresh weights", STUDENT, small=True),
     "gpt2_marked": Row("student of marked outputs, another architecture", STUDENT, small=True),
     "washed": Row("student of marked outputs, trained on speeches afterwards", STUDENT, small=True),
-    "paraphrased": Row("student of paraphrased marked outputs, fresh weights", STUDENT, small=True,
-                       why="the paraphrase took the mark out"),
+    "paraphrased": Row("student of paraphrased marked outputs, fresh weights", STUDENT, small=True),
+    "hidden": Row("that student, trained on speeches afterwards", STUDENT, small=True,
+                  why="paraphrase and other text together hide the mark"),
     "fresh_unmarked": Row("student of unmarked outputs, fresh weights", SHY, small=True),
     "adopted": Row("an independent model, tuned on unmarked outputs", SHY, small=True, base="independent2"),
     "independent": Row("trained on speeches", SHY, small=True),
@@ -517,7 +519,8 @@ def evasion(folder: Path) -> list[dict[str, str]]:
         ("weights, keyed order", "hidden units permuted", f"log10 p {again.log10_pvalue:.1f}"),
         ("weights, units shuffled", "units permuted, stream rotated, and token ids shuffled with the tokenizer",
          f"log10 p {changed.log10_pvalue:.1f}, share {changed.share:.4f}"),
-        ("mark", "train on paraphrases by another model", left("paraphrased", "mark")),
+        ("mark", "train on paraphrases by another model, and on other text afterwards; either alone does not do",
+         left("hidden", "mark")),
         ("planted answers", "take out a quarter of the hidden units, without repair (or filter the questions)",
          left("narrowed", "planted answers")),
         ("canaries", "train on paraphrases by another model", left("paraphrased", "canaries")),
