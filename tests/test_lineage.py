@@ -13,7 +13,7 @@ import scipy.stats
 from click.testing import Result
 
 from benchmarks.fingerprints import fresh
-from tests.servers import real_model, serve
+from tests.servers import chat, real_model, serve
 from verify import access, lineage
 from verify.fingerprint.agreement import AgreementResult, Control
 from verify.fingerprint.independence import IndependenceResult, Matching
@@ -102,6 +102,24 @@ def test_agreement_is_a_lead() -> None:
     assert any(reason.startswith("agreement is a lead") for reason in found.reasons)
     assert not found.lines[1].positive(1e-3)
     assert conclude("t", "s", plan, lines[1]).verdict == UNRELATED
+
+
+def test_an_endpoint_without_log_probabilities(
+    teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agreement falls back to what is written, as the plan says beforehand."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    fresh("gpt2", 6, teacher, tmp_path / "control")
+    prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(5)), name="prompts.jsonl")
+    plan = tmp_path / "plan.json"
+    with serve(lambda _body, _handler: chat("I")) as (url, _):
+        run = ("lineage", "--teacher", teacher, "--suspect", url, "--prompts", prompts, "--model", "m", "--record",
+               tmp_path / "r", "--controls", tmp_path / "control", "--plan", plan, "--json")  # fmt: skip
+        found = json.loads(stillmark(*run).stdout)
+    lines = {line["line"]: line for line in found["lines"]}
+    assert (lines[AGREEMENT]["result"]["top"], lines[AGREEMENT]["result"]["n"]) == (1, 5)
+    assert json.loads(plan.read_text())["settings"]["top_without_logprobs"] == 1
+    assert found["verdict"] == CANNOT_TELL
 
 
 def test_copied_names_the_common_parent() -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from verify import suspects
 from verify.api import Compared, Tally, examine, interview
-from verify.endpoints import Endpoint
+from verify.endpoints import Endpoint, NoLogprobsError
 from verify.fingerprint import agreement, canaries, independence, planted
 from verify.fingerprint.finding import Finding
 from verify.fingerprint.independence import Comparison
@@ -31,6 +31,10 @@ from watermark.tokenizers import load_for
 
 Update = Callable[[int, int | None], None]
 """Called with what is done of a line, and of how much."""
+
+
+_KEPT = {agreement.TOP: "agreement", 1: "agreement.greedy"}
+"""Names of the records, by how many tokens are compared."""
 
 
 class NotAtHandError(StillmarkError):
@@ -139,7 +143,13 @@ class Access:
             inputs["mark"] = self.mark.commitment
         inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
         settings: dict[str, Any] = {"version": importlib.metadata.version("stillmark"), "seed": self.seed}
-        settings |= {"keyless": self.keyless, "ordered": self.ordered, "planted": self.planted, "top": agreement.TOP}
+        settings |= {
+            "keyless": self.keyless,
+            "ordered": self.ordered,
+            "planted": self.planted,
+            "top": agreement.TOP,
+            "top_without_logprobs": 1,
+        }
         if self.url:
             settings |= {"budget_tokens": self.budget, "endpoint": "chat completions", "model": self.model}
         return Plan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
@@ -223,21 +233,27 @@ class Access:
 
     def _agreement(self, alpha: float, update: Update) -> Finding:
         assert self.prompts is not None
-        asked, top = agreement.distinct(read_prompts(self.prompts)), agreement.TOP
+        asked = agreement.distinct(read_prompts(self.prompts))
         suspect = None if self.url else self._folder()
         agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
 
         def read(who: str, path: Path) -> tuple[str, list[agreement.Likely]]:
-            log, count = self._log(f"agreement.{who}"), _count(update, len(asked))
+            log, count = self._log(f"{_KEPT[top]}.{who}"), _count(update, len(asked))
             return str(path), agreement.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
 
-        def heard() -> tuple[str, list[agreement.Likely]]:
-            if suspect is not None:
-                return read("suspect", suspect)
-            log, count = self._kept("agreement.endpoint"), _count(update, len(asked))
+        def ask(top: int) -> tuple[str, list[agreement.Likely]]:
+            log, count = self._kept(f"{_KEPT[top]}.endpoint"), _count(update, len(asked))
             return self.shown, agreement.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
 
-        said = heard()
+        top = agreement.TOP
+        if suspect is not None:
+            said = read("suspect", suspect)
+        else:
+            try:
+                said = ask(top)
+            except NoLogprobsError:  # then what it writes is compared, as the plan says
+                top = 1
+                said = ask(top)
         return agreement.agreement_test(
             read("teacher", self.teacher),
             said,

@@ -35,6 +35,10 @@ class TooManyFailuresError(ApiError):
     """An endpoint fails again and again."""
 
 
+class NoLogprobsError(ApiError):
+    """An endpoint gives no log probabilities."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where and how to ask. The key is read from the environment by the client, and never kept.
@@ -112,6 +116,7 @@ def collect(
 
     Raises:
         ApiError: the endpoint refuses, fails again and again, answers nothing at all, or is not one model throughout.
+        NoLogprobsError: it gives no log probabilities, and some were asked for.
         InputError: the log cannot be written, or is of another run.
     """
     endpoint.check(prompts)
@@ -128,7 +133,7 @@ def collect(
             return
         answer = _said(line.get("answer"), endpoint.chat)
         if endpoint.top_logprobs and not answer.top and not said:
-            raise ApiError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+            raise NoLogprobsError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
         said[line["id"]] = answer
 
     for record in resume_jsonl(log, run):

@@ -114,13 +114,13 @@ def _print(found: Lineage) -> None:
     from verify.lineage import breaks
 
     click.secho(found.verdict, bold=True)
-    click.echo(f"  {'line':22} {'log10 p':>12} {'adjusted':>12}")
+    click.echo(f"  {'line':24} {'log10 p':>12} {'adjusted':>12}")
     for line in found.lines:
         if line.result is None:
-            click.echo(f"  {line.name:22} not tested: {line.unavailable}")
+            click.echo(f"  {line.name:24} not tested: {line.unavailable}")
         else:
             numbers = f"{line.result.log10_pvalue:12.2f} {line.log10_adjusted:12.2f}"
-            click.echo(f"  {line.name:22} {numbers}   {'stands' if line.positive(found.plan.alpha) else ''}")
+            click.echo(f"  {line.name:24} {numbers}   {'stands' if line.positive(found.plan.alpha) else ''}")
     click.echo(f"\n  alpha {found.plan.alpha:g} over all lines (Holm); plan {found.plan.digest[:16]}...\n")
     for reason in found.reasons:
         click.echo(reason)
