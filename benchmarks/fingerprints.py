@@ -511,21 +511,24 @@ def evasion(folder: Path) -> list[dict[str, str]]:
     changed = compare(folder / "teacher", renamed(folder)).match()
 
     def left(model: str, line: str) -> str:
-        return f"log10 p {rows[model][line]:.1f}"
+        return log10(rows[model][line])
+
+    def log10(p: float) -> str:
+        return f"log10 p {abs(p):.1f}" if p > -0.05 else f"log10 p {p:.1f}"
 
     found = [
         ("weights", "hidden units permuted, residual stream rotated: one pass over the files, the same function; one "
          "of the two alone does not do", left("disguised", "weights")),
-        ("weights, keyed order", "hidden units permuted", f"log10 p {again.log10_pvalue:.1f}"),
+        ("weights, keyed order", "hidden units permuted", log10(again.log10_pvalue)),
         ("weights, units shuffled", "units permuted, stream rotated, and token ids shuffled with the tokenizer",
-         f"log10 p {changed.log10_pvalue:.1f}, share {changed.share:.4f}"),
+         f"{log10(changed.log10_pvalue)}, share {changed.share:.4f}"),
         ("mark", "train on paraphrases by another model, and on other text afterwards; either alone does not do",
          left("hidden", "mark")),
         ("planted answers", "take out a quarter of the hidden units, without repair (or filter the questions)",
          left("narrowed", "planted answers")),
         ("canaries", "train on paraphrases by another model", left("paraphrased", "canaries")),
-        ("agreement", "prune half of the weights, without repair: what is less able than a control is not found",
-         left("pruned", "agreement")),
+        ("agreement", "take out a quarter of the hidden units, without repair: what is less able than a control is not found",
+         left("narrowed", "agreement")),
     ]  # fmt: skip
     return [{"test": test, "change": change, "left": what} for test, change, what in found]
 
