@@ -1,9 +1,9 @@
 """What happened to the teacher? Every fingerprint, on models made here that were copied, distilled, or neither.
 
-    .venv/bin/python benchmarks/fingerprints.py [FOLDER] [make|table|evasion|nulls|cost]...
+    .venv/bin/python -m benchmarks.fingerprints [FOLDER] [make|table|evasion|nulls|cost]...
 
-About 70 minutes on one core, most of it training; what lies in FOLDER (default: demo/fingerprints) is not made again.
-Results go to benchmarks/results/fingerprints.json.
+Three hours on one core, most of it training; what lies in FOLDER (default: demo/fingerprints) is not made again.
+Results go to benchmarks/results/fingerprints.json, and from there into the README by benchmarks/table.py.
 """
 
 from __future__ import annotations
@@ -527,7 +527,8 @@ def evasion(folder: Path) -> list[dict[str, str]]:
         ("planted answers", "take out a quarter of the hidden units, without repair (or filter the questions)",
          left("narrowed", "planted answers")),
         ("canaries", "train on paraphrases by another model", left("paraphrased", "canaries")),
-        ("agreement", "take out a quarter of the hidden units, without repair: what is less able than a control is not found",
+        ("agreement", "take out a quarter of the hidden units, without repair: what is less able than a control is not "
+         "found",
          left("narrowed", "agreement")),
     ]  # fmt: skip
     return [{"test": test, "change": change, "left": what} for test, change, what in found]
