@@ -79,6 +79,11 @@ def test_what_could_not_be_seen_is_no_innocence() -> None:
         (Line(WEIGHTS, None, "an endpoint"), Line(MARK, NEGATIVE), UNRELATED),
         (Line(WEIGHTS, nothing), Line(MARK, NEGATIVE), UNRELATED),
         (Line(WEIGHTS, nothing), Line(MARK, None, "no probes"), CANNOT_TELL),
+        (
+            Line(WEIGHTS, replace(nothing, embedding=Matching(-1, -1, *[9] * 4, 0, 3, 0.1, None))),
+            Line(MARK, None, "no probes"),
+            CANNOT_TELL,
+        ),
         (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, POSITIVE), DISTILLED),
     ):
         found = conclude("t", "s", plan, [first, second])

@@ -123,6 +123,8 @@ class Line:
             return self.result.stopped == "futility"
         if isinstance(self.result, MatchResult):
             return self.result.covered
+        if isinstance(self.result, IndependenceResult):
+            return bool(self.result.layers)
         return self.result is not None and getattr(self.result, "n", 1) > 0
 
     def to_dict(self, alpha: float) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def could_be_found(result: Answer | None) -> str:
         )
     if isinstance(result, TextResult):
         return f"a green rate of {result.detectable_rate} would have been found with 90 % power."
-    if result is None or getattr(result, "n", 1) == 0 or (isinstance(result, MatchResult) and not result.covered):
+    if not Line("", result).looked:
         return "nothing: there was nothing to compare."
     return "a suspect changed as its `breaks` says would not have been found."
 

@@ -32,7 +32,8 @@ BREAKS: Final = (
     "Wrong if both models grew from the same initial weights (a common parent, such as one public base, or the same "
     "code and seed), if somebody sorted the units of both, if layers of both are copies of one layer, or if the "
     "architecture tells units or dimensions apart (as sinusoidal positions added to the embedding do). Blind to a "
-    "suspect whose units were shuffled or rewritten, or whose basis and vocabulary were both changed."
+    "suspect whose units were shuffled or rewritten, whose basis and vocabulary were both changed, or that was given "
+    "other layers that do next to nothing."
 )
 KEYED_BREAKS: Final = (
     "Wrong only if the order leaked in another way than by the released weights. Blind to a suspect whose units were "

@@ -85,7 +85,8 @@ _DEPTH: Final = ("num_hidden_layers", "n_layer", "num_layers")
 class Units:
     """The hidden units of one MLP, each a row in the residual stream's coordinates: float32 [h, d].
 
-    gate is None where the MLP has none. Rows that read the stream hold the gain of the norm before them.
+    gate is None where the MLP has none. Rows that read the stream hold the gain of the norm before them. The size of a
+    row means nothing: the largest number in each is 1, and what is no number is 0.
     """
 
     gate: F32 | None
@@ -94,12 +95,14 @@ class Units:
 
     @cached_property
     def live(self) -> npt.NDArray[np.int64]:
-        """Indices of the units that hold any number but zero; a padded MLP ends in others."""
+        """Indices of the units that read something and write something; a padded MLP ends in others."""
         parts = [self.up, self.down] + ([] if self.gate is None else [self.gate])
-        found: npt.NDArray[np.int64] = np.flatnonzero(
-            np.any([np.nan_to_num(part).any(axis=1) for part in parts], axis=0)
-        )
+        found: npt.NDArray[np.int64] = np.flatnonzero(np.all([part.any(axis=1) for part in parts], axis=0))
         return found
+
+    def scaled(self) -> Units:
+        """The same units with rows of size 1."""
+        return Units(None if self.gate is None else _scaled(self.gate), _scaled(self.up), _scaled(self.down))
 
     def in_order(self, order: npt.NDArray[np.int64]) -> Units:
         """The same units, `order[i]` in place i."""
@@ -113,6 +116,7 @@ class Weights:
         path: the folder.
         layers: numbers of the layers that can be read, ascending.
         skipped: what the folder holds besides, in words.
+        unused: the tensors that are no part of the model, and their files.
 
     Raises:
         ModelError: no safetensors there, neither an MLP nor an embedding that we know, or it cannot be told which of
@@ -125,6 +129,7 @@ class Weights:
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
         self._config = _config(path)
         self.skipped: list[str] = []
+        self.unused: dict[str, Path] = {}
         self._where = self._used(_tensors(path))
         stacks: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         for name in self._where:
@@ -157,6 +162,8 @@ class Weights:
         """The tensors that the architecture has a place for, where transformers knows it; else all of them."""
         if self._config.get("transformers_weights"):
             raise ModelError(f"{self.path}: its configuration names other weights", "remove transformers_weights")
+        if self._config.get("quantization_config") or (self.path / "adapter_config.json").exists():
+            raise ModelError(f"{self.path}: quantized, or with an adapter", "save a dense, merged copy in bfloat16")
         places, prefix = _places(self.path)
         found: dict[str, Path] = {}
         taken: dict[str, str] = {}
@@ -169,9 +176,13 @@ class Weights:
                     break
         if not any(_LAYER.match(name) for name in found):
             return where  # under names that are translated on loading
-        if len(found) < len(where):
-            unused = len(where) - len(found)
-            self.skipped.append(f"{self.path}: {unused} tensors that the architecture has no place for were not read.")
+        self.unused = {name: file for name, file in where.items() if name not in found}
+        if scale := next((name for name in self.unused if name.rpartition("weight")[0] + "weight" in found), None):
+            raise ModelError(f"{self.path}: {scale} belongs to a weight", "save a dense copy in bfloat16")
+        if self.unused:
+            self.skipped.append(
+                f"{self.path}: {len(self.unused)} tensors that the architecture has no place for were not read."
+            )
         return found
 
     def _language(self, stacks: set[str], embeddings: set[str]) -> str:
@@ -260,7 +271,8 @@ class Weights:
                 f"{self.path}: layer {layer}: tensors of shapes that do not fit one MLP",
                 "packed or fused in a way that is not read; save a dense copy in bfloat16",
             )
-        return Units(None if gate is None else gate * gain, up * gain, down)
+        gain = _scaled(gain[None])[0]
+        return Units(None if gate is None else _scaled(gate) * gain, _scaled(up) * gain, down).scaled()
 
     @property
     def files(self) -> set[Path]:
@@ -292,6 +304,10 @@ class Weights:
                 raise ModelError(
                     f"{self.path}: {name} may hold the hidden units too", "this MLP is not one that we know"
                 )
+        for name, file in self.unused.items():
+            with _open(file) as held:
+                if units in held.get_slice(name).get_shape():
+                    raise ModelError(f"{self.path}: {name} is unused and may hold the hidden units", "remove it")
         if any(self._tensor(name).element_size() == 1 for name in found if name is not None):
             raise ModelError(f"{self.path}: layer {layer} is stored in eight bits", "save a dense copy in bfloat16")
         return [(name, axis, fused is not None and name != down) for name, axis in found.items() if name is not None]
@@ -307,7 +323,11 @@ class Weights:
     def _gain(self, layer: int) -> F32:
         """What the norm before the MLP multiplies by: float32 [d] or [1]."""
         name = self._role(layer, NORM)
-        if name is None or self._kind in AFTER or self._config.get("do_layer_norm_before") is False:
+        if (
+            name is None
+            or self._kind in AFTER
+            or (self._kind == "opt" and self._config.get("do_layer_norm_before") is False)
+        ):
             return np.ones(1, np.float32)
         weight = self._read(name, dimensions=1)
         return 1 + weight if self._kind in ONE_PLUS else weight
@@ -351,6 +371,13 @@ class Weights:
         return _numpy(tensor)
 
 
+def _scaled(rows: F32) -> F32:
+    """Rows divided by their largest number, which neither overflows nor vanishes; what is no number becomes 0."""
+    rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    return np.asarray(rows / np.where(largest > 0, largest, 1), np.float32)
+
+
 def _has_mlp(layer: dict[str, str]) -> bool:
     return all(any(f"{role}.weight" in layer for role in roles) for roles in ((*UP, *FUSED), DOWN))
 
@@ -380,16 +407,25 @@ def _places(path: Path) -> tuple[set[str], str]:
 
 
 def _tensors(path: Path) -> dict[str, Path]:
-    """Which file holds each tensor, by transformers' order of preference."""
+    """Which file holds each tensor of those that transformers would load: of `model.safetensors`, or else of the index.
+
+    An index only names files for it; what a file holds besides is loaded too.
+    """
     index = path / "model.safetensors.index.json"
     if index.exists() and not (path / "model.safetensors").exists():
         try:
-            found = {str(name): path / str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+            listed = {
+                str(name): path / str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{index}: not an index of safetensors files") from None
-        held = {file: set(tensor_names(file)) for file in set(found.values())}
-        if missing := next((name for name, file in found.items() if name not in held[file]), None):
-            raise ModelError(f"{index}: {missing} is not in {found[missing].name}")
+        found: dict[str, Path] = {}
+        for file in sorted(set(listed.values())):
+            for name in tensor_names(file):
+                if found.setdefault(name, file) != file:
+                    raise ModelError(f"{index}: {name} is in two files", "it cannot be told which is the model's")
+        if missing := next((name for name, file in listed.items() if found.get(name) != file), None):
+            raise ModelError(f"{index}: {missing} is not in {listed[missing].name}")
         return found
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -401,6 +437,8 @@ def _tensors(path: Path) -> dict[str, Path]:
         raise ModelError(
             f"{path}: {len(whole)} .safetensors files and no model.safetensors.index.json that says which are the model"
         )
+    if whole[0].name != "model.safetensors" and any(path.glob("pytorch_model.bin*")):
+        raise ModelError(f"{path}: its weights are in pytorch_model.bin", "save them as safetensors")
     return dict.fromkeys(tensor_names(whole[0]), whole[0])
 
 

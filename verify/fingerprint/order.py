@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SALT: Final = "stillmark/v1/order"
-BESIDE: Final = (".json", ".jinja", ".txt", ".model", ".py", ".md")
-"""Endings of the files that belong to a model besides its weights."""
+BESIDE: Final = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
+    "processor_config.json", "tokenizer*.json", "tokenizer*.model", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "spiece.model", "chat_template*", "README.md", "LICENSE*", "NOTICE*", "configuration_*.py",
+    "modeling_*.py", "tokenization_*.py",
+)  # fmt: skip
+"""The files that belong to a model besides its weights. Nothing else goes along: a mark, say, or what was planted."""
 
-NAMED: Final = ("LICENSE", "NOTICE")
 FOLDERS: Final = ("additional_chat_templates",)
 
 
@@ -88,7 +93,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
                 shutil.copymode(source, target)
             progress(len(sources), len(sources))
             for other in model.iterdir():
-                if other.is_file() and (other.suffix in BESIDE or other.name in NAMED):
+                if other.is_file() and any(fnmatch(other.name, pattern) for pattern in BESIDE):
                     shutil.copy(other, scratch)
                 elif other.is_dir() and other.name in FOLDERS:
                     shutil.copytree(other, scratch / other.name)

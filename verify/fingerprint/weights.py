@@ -49,7 +49,7 @@ def compare(
     Layers are paired by number; where the depths differ, in order, so that the layers' sketches agree best. A sketch
     does not know the order of the units, so that the choice leaves the matching uniform. Rows are compared as they are
     stored or, where the vocabularies have about the same size, in the basis that brings the embeddings closest (it
-    undoes a rotation of the residual stream): whichever makes the first layers more alike, by a measure that does not
+    undoes a rotation of the residual stream): whichever makes a pair of layers more alike, by a measure that does not
     know the order of the units either.
 
     Args:
@@ -71,6 +71,8 @@ def compare(
         product, cosines = _embeddings(ours, theirs, rows)
         # a whole basis has a sign; so has each column, which is all that a shuffle of the dimensions leaves free
         embedding = _judge(cosines, rng)
+        if not embedding.n:
+            skipped.append("The embeddings were not compared: one holds nothing but zeros.")
         if product.shape == (ours.width, theirs.width):
             rotation = _closest(product)
         del product, cosines
@@ -83,7 +85,8 @@ def compare(
     if rotation is not None:
         bases[ALIGNED] = rotation
     found: list[Matching] = []
-    basis, gated = None, True
+    used: set[str] = set()
+    gated = True
     if not ours.layers or not theirs.layers:
         skipped.append("The layers were not compared: one of the models has no MLP of a known naming.")
     elif not bases:
@@ -92,8 +95,7 @@ def compare(
             "vocabulary brings them together."
         )
     else:
-        basis = _choose(ours.units(ours.layers[0]), theirs.units(theirs.layers[0]), bases)
-        pairs = _pair(ours, theirs, bases[basis])
+        pairs = _pair(ours, theirs, list(bases.values()))
         if ours.layers != theirs.layers:
             skipped.append(
                 f"Of {len(ours.layers)} and {len(theirs.layers)} layers {len(pairs)} pairs were compared, in order."
@@ -108,6 +110,8 @@ def compare(
                 skipped.append(f"Layer {a} was not compared: a copy of another layer, or nothing but zeros.")
                 continue
             seen.add(digest)
+            basis = _choose(one, other, bases)
+            used.add(basis)
             if order is None:
                 found.append(_layer(a, b, one, other, bases[basis], rng))
             else:
@@ -115,7 +119,10 @@ def compare(
                 found.append(_layer(a, b, one.in_order(drawn), other, bases[basis], rng, drawn))
         progress(len(pairs), len(pairs))
     keyed = None if order is None else order.commitment
-    return Comparison(str(teacher), str(suspect), tuple(found), embedding, basis, gated, tuple(skipped), seed, keyed)
+    bases_used = " or ".join(sorted(used)) or None
+    return Comparison(
+        str(teacher), str(suspect), tuple(found), embedding, bases_used, gated, tuple(skipped), seed, keyed
+    )
 
 
 def _common(ours: tuple[int, int] | None, theirs: tuple[int, int] | None) -> int:
@@ -206,18 +213,22 @@ def _cosines(a: F32, b: F32) -> F32:
 
 
 def _unit(rows: F32) -> F32:
+    """Rows of length 1; a row of zeros stays one, and so becomes one that holds what is no number."""
     rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = np.asarray(rows / np.where(largest > 0, largest, 1), np.float32)  # else squares overflow, or vanish
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
 
 def _embeddings(ours: Weights, theirs: Weights, rows: int) -> tuple[F32, F32]:
-    """Centred products of the embeddings' columns, [d, d'], and the sizes of their cosines."""
+    """Centred products of the columns of the embeddings, with rows of length 1: [d, d'], and sizes of their cosines."""
     widths = [shape[1] for shape in (ours.embedding_shape, theirs.embedding_shape) if shape is not None]
     sums = [np.zeros(width) for width in widths]
     squares = [np.zeros(width) for width in widths]
     product = np.zeros(widths)
-    for a, b in zip(ours.embedding(rows), theirs.embedding(rows), strict=True):
+    for one, other in zip(ours.embedding(rows), theirs.embedding(rows), strict=True):
+        a, b = _unit(one), _unit(other)  # so that no row, of a token that nobody uses, drowns the others
         product += a.T @ b
         for i, part in enumerate((a, b)):
             sums[i] += part.sum(axis=0, dtype=np.float64)
@@ -237,11 +248,11 @@ def _closest(product: F32) -> F32:
 
 
 def _choose(ours: Units, theirs: Units, bases: dict[str, F32 | None]) -> str:
-    """The basis in which the largest units of a layer have the more similar partners."""
+    """The basis in which the units of a layer have the more similar partners."""
     if len(bases) == 1:
         return next(iter(bases))
     one, other, _ = _views(ours, theirs)[0]
-    one, other = _largest(one), _largest(other)
+    one, other = _some(one[ours.live]), other[theirs.live]
 
     def alike(rotation: F32 | None) -> float:
         return float(_cosines(_turn(one, rotation), other).max(axis=1).astype(np.float64).mean())
@@ -249,28 +260,30 @@ def _choose(ours: Units, theirs: Units, bases: dict[str, F32 | None]) -> str:
     return max(bases, key=lambda name: alike(bases[name]))
 
 
-def _largest(rows: F32) -> F32:
+def _some(rows: F32) -> F32:
     """At most MOST rows, chosen by what they hold and not by where they stand."""
-    norms = np.linalg.norm(np.nan_to_num(rows), axis=1)
-    return rows[np.argsort(-norms, kind="stable")[:MOST]]
+    return rows[np.argsort(rows[:, 0], kind="stable")[:MOST]]
 
 
-def _pair(ours: Weights, theirs: Weights, rotation: F32 | None) -> list[tuple[int, int]]:
-    """Which layers to compare: by number, or in order so that the sketches' similarity is largest in sum."""
+def _pair(ours: Weights, theirs: Weights, bases: list[F32 | None]) -> list[tuple[int, int]]:
+    """Which layers to compare: by number, or in order so that the sum of the sketches' similarities is the largest."""
     if ours.layers == theirs.layers:
         return [(layer, layer) for layer in ours.layers]
     assert theirs.width is not None
     rng = np.random.default_rng(0)
     probe = rng.normal(size=(theirs.width, SKETCH)).astype(np.float32)
-    here = _sketches(ours, probe if rotation is None else rotation @ probe)
-    there = _sketches(theirs, probe)
-    mean = np.concatenate([here, there]).mean(axis=0)
-    similarity = 1 + _unit(here - mean) @ _unit(there - mean).T
-    best = np.zeros((len(here) + 1, len(there) + 1))
-    for a in range(len(here)):
-        for b in range(len(there)):
+    probes = [probe if rotation is None else rotation @ probe for rotation in bases]
+    there_layers, known = _sketches(theirs, [probe])
+    here_layers, sketched = _sketches(ours, probes)
+    similarity = np.zeros((len(here_layers), len(there_layers)))
+    for here, there in zip(sketched, known * len(sketched), strict=True):
+        mean = np.concatenate([here, there]).mean(axis=0)
+        similarity = np.maximum(similarity, 1 + _unit(here - mean) @ _unit(there - mean).T)
+    best = np.zeros((len(here_layers) + 1, len(there_layers) + 1))
+    for a in range(len(here_layers)):
+        for b in range(len(there_layers)):
             best[a + 1, b + 1] = max(best[a, b + 1], best[a + 1, b], best[a, b] + similarity[a, b])
-    pairs, a, b = [], len(here), len(there)
+    pairs, a, b = [], len(here_layers), len(there_layers)
     while a and b:
         if best[a, b] == best[a - 1, b]:
             a -= 1
@@ -278,15 +291,17 @@ def _pair(ours: Weights, theirs: Weights, rotation: F32 | None) -> list[tuple[in
             b -= 1
         else:
             a, b = a - 1, b - 1
-            pairs.append((ours.layers[a], theirs.layers[b]))
+            pairs.append((here_layers[a], there_layers[b]))
     return pairs[::-1]
 
 
-def _sketches(model: Weights, probe: F32) -> F32:
-    """For each layer a vector that does not know its units' order: second moments of what they read."""
-    rows = []
+def _sketches(model: Weights, probes: list[F32]) -> tuple[list[int], list[F32]]:
+    """Layers with live units; by probe, for each a vector that does not know their order: what they read, squared."""
+    layers, rows = [], list[list[F32]]()
     for layer in model.layers:
         units = model.units(layer)
-        read = _unit(units.up if units.gate is None else units.gate) @ probe
-        rows.append((read.T @ read).ravel())
-    return _unit(np.stack(rows))
+        if len(units.live):
+            layers.append(layer)
+            read = _unit((units.up if units.gate is None else units.gate)[units.live])
+            rows.append([(part.T @ part).ravel() for part in (read @ probe for probe in probes)])
+    return layers, [_unit(np.stack(sketch)) for sketch in zip(*rows, strict=True)]
