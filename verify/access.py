@@ -21,6 +21,7 @@ from verify.fingerprint.independence import Comparison
 from verify.fingerprint.weights import compare
 from verify.lineage import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, Line, Plan
 from verify.outputs import Encode, Output, read_outputs, read_records
+from verify.progress import Update, count_up
 from verify.radioactivity import Result, WeightedResult, logprob_test
 from verify.verdicts import Answer
 from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError, files
@@ -28,10 +29,6 @@ from watermark.generate import read_prompts
 from watermark.models import model_digest
 from watermark.records import resume_jsonl
 from watermark.tokenizers import load_for
-
-Update = Callable[[int, int | None], None]
-"""Called with what is done of a line, and of how much."""
-
 
 _KEPT = {agreement.TOP: "agreement", 1: "agreement.greedy"}
 """Names of the records, by how many tokens are compared."""
@@ -215,7 +212,7 @@ class Access:
 
     def _planted(self, alpha: float, update: Update) -> Finding:
         number = self.planted or planted.NUMBER
-        count = _count(update, number)
+        count = count_up(update, number)
         if self.url:
             log = self._kept("planted.endpoint")
             return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, count)
@@ -225,7 +222,7 @@ class Access:
         folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries, encode)
 
         def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
-            log, count = self._log(f"canaries.{who}"), _count(update, len(candidates))
+            log, count = self._log(f"canaries.{who}"), count_up(update, len(candidates))
             return str(path), canaries.likelihoods(path, mark, candidates, record=log, progress=count)
 
         reference = read("reference", self.reference) if self.reference else None
@@ -238,11 +235,11 @@ class Access:
         agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
 
         def read(who: str, path: Path) -> tuple[str, list[agreement.Likely]]:
-            log, count = self._log(f"{_KEPT[top]}.{who}"), _count(update, len(asked))
+            log, count = self._log(f"{_KEPT[top]}.{who}"), count_up(update, len(asked))
             return str(path), agreement.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
 
         def ask(top: int) -> tuple[str, list[agreement.Likely]]:
-            log, count = self._kept(f"{_KEPT[top]}.endpoint"), _count(update, len(asked))
+            log, count = self._kept(f"{_KEPT[top]}.endpoint"), count_up(update, len(asked))
             return self.shown, agreement.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
 
         top = agreement.TOP
@@ -288,18 +285,6 @@ class Access:
         return None if self.record is None else self.record / f"{name}.jsonl"
 
 
-def _count(update: Update, total: int) -> Callable[[int], None]:
-    """Turns `one more of them is done` into `so many are done`."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        update(done, total)
-
-    return count
-
-
 def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -327,7 +312,7 @@ def mark_in_weights(
 
     def read(who: str, path: Path) -> suspects.Readings:
         log = record / f"mark.{who}.jsonl" if record else None
-        texts = suspects.read_weights(path, mark, probes, record=log, progress=_count(update, len(probes)))
+        texts = suspects.read_weights(path, mark, probes, record=log, progress=count_up(update, len(probes)))
         return suspects.gather(texts, mark.width, keyless=keyless)
 
     suspected = read("suspect", suspect)

@@ -130,6 +130,16 @@ def check(contexts: Ints, tokens: Ints) -> None:
             raise ValueError(f"{name} hold an id outside 0 .. 2**32 - 2")
 
 
+def shuffle(key: bytes, number: int) -> npt.NDArray[np.int64]:
+    """A keyed permutation, uniform up to ties of 64 bits: int64 [number]. Who draws the least bits comes first.
+
+    Number i draws `bits(key, (i,), j)` for j from 0 to 3, the lowest sixteen first.
+    """
+    index = np.repeat(np.arange(number), 4)
+    words = bits(key, index[:, None], np.tile(np.arange(4), number)).astype(np.uint64).reshape(-1, 4)
+    return np.argsort(words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64)), kind="stable")
+
+
 def bits(key: bytes, contexts: Ints, tokens: Ints) -> U16:
     """The PRF's output for N pairs.
 

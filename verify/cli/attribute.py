@@ -22,6 +22,7 @@ from verify.cli.common import (
     tokenizer_option,
 )
 from verify.cli.results import mention_bad
+from verify.progress import count_up
 from watermark import InputError
 
 if TYPE_CHECKING:
@@ -78,14 +79,7 @@ def attribute(
         raise InputError(outputs[0], 0, "holds answers that were collected until the evidence sufficed", "no such text")
     pairs = extract(written, mark.width, mark.exempt, prompts_keyless=prompts_keyless)
     with progress("trying labels", "labels") as update:
-        done = 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            update(done, len(labels))
-
-        result = attribution.attribute(mark, labels, pairs, alpha, count)
+        result = attribution.attribute(mark, labels, pairs, alpha, count_up(update, len(labels)))
     if as_json:
         print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": reading.bad})
     else:

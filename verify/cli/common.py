@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from verify.verdicts import CARRIES, INSUFFICIENT
-from watermark import Mark
+from watermark import InputError, Mark
 
 if TYPE_CHECKING:
     from verify.outputs import Encode
@@ -107,6 +107,15 @@ def quiet_transformers() -> None:
 def load_mark(path: Path, allow_readable: bool) -> Mark:
     """The mark named by the options of `mark_option`."""
     return Mark.load(path, allow_readable=allow_readable)
+
+
+def make_record(folder: Path | None) -> None:
+    """Make the folder of `--record`, if there is to be one. Raises InputError."""
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
 
 
 def scientific(log10: float) -> str:

@@ -15,12 +15,14 @@ from verify.cli.common import (
     alpha_option,
     json_option,
     load_mark,
+    make_record,
     mark_option,
     print_json,
     progress,
     quiet_transformers,
     scientific,
 )
+from verify.progress import count_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,13 +293,7 @@ def ask(
         from verify.endpoints import Endpoint
 
         with progress("asking", "questions") as update:
-            done = 0
-
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                update(done, number)
-
+            count = count_up(update, number)
             result = planted.ask_endpoint(Endpoint(base_url, model or ""), mark, _there(log), number, alpha, count)
     else:
         quiet_transformers()
@@ -378,28 +374,13 @@ class _Recorder:
     """A log and a progress bar for each model that is read."""
 
     def __init__(self, folder: Path | None, total: int, unit: str) -> None:
-        from watermark import InputError
-
+        make_record(folder)
         self.folder, self.total, self.unit = folder, total, unit
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?"
-                ) from None
 
     @contextmanager
     def of(self, who: str) -> Iterator[tuple[Path | None, Callable[[int], None]]]:
-        done = 0
         with progress(f"reading the {who}", self.unit) as update:
-
-            def count(number: int) -> None:
-                nonlocal done
-                done += number
-                update(done, self.total)
-
-            yield None if self.folder is None else self.folder / f"{who}.jsonl", count
+            yield None if self.folder is None else self.folder / f"{who}.jsonl", count_up(update, self.total)
 
 
 def _one(teachers: Sequence[Path]) -> Path:

@@ -13,6 +13,7 @@ from verify.cli.common import (
     encoder,
     json_option,
     load_mark,
+    make_record,
     mark_option,
     print_json,
     progress,
@@ -78,7 +79,6 @@ def lineage(
     """
     from verify import access as at_hand
     from verify.lineage import conclude
-    from watermark import InputError
 
     url = suspect.startswith(("http://", "https://"))
     if (planted or canaries or ordered) and mark_path is None:
@@ -98,11 +98,7 @@ def lineage(
     plan = access.plan(alpha)
     if plan_path is not None:
         plan.fix(plan_path)
-    if record is not None:
-        try:
-            record.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(record, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
+    make_record(record)
     tests = access.tests(alpha, encoder(mark, None) if mark else None)
     found = conclude(str(teacher), access.shown, plan, at_hand.run(plan, tests, progress))
     print_json(found.to_dict()) if as_json else _print(found)

@@ -18,6 +18,7 @@ from verify.cli.common import (
     quiet_transformers,
     tokenizer_option,
 )
+from verify.progress import count_up
 
 
 @click.command()
@@ -66,15 +67,11 @@ def probes(
         quiet_transformers()
         written = out.with_name(out.stem + ".texts.jsonl")
         with progress("writing", "texts") as update:
-            done = 0
-
-            def count(records: int, _tokens: int) -> None:
-                nonlocal done
-                done += records
-                update(done, number)
-
+            count = count_up(update, number)
             sampling = generate.Sampling(max_new_tokens=length, seed=seed)
-            generate.generate(model, questions(number), written, sampling=sampling, progress=count)
+            generate.generate(
+                model, questions(number), written, sampling=sampling, progress=lambda records, _tokens: count(records)
+            )
         texts = (written,)
     stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
     chosen = windows.cut(stream, length) if counts is None else windows.targets(stream, counts, positions, mark.exempt)

@@ -15,6 +15,7 @@ from verify.cli.common import (
     fail_on_option,
     json_option,
     load_mark,
+    make_record,
     mark_option,
     progress,
     prompts_keyless_option,
@@ -24,6 +25,7 @@ from verify.cli.common import (
 )
 from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
+from verify.progress import count_up
 from watermark import InputError
 
 if TYPE_CHECKING:
@@ -206,11 +208,7 @@ def model(
         raise InputError(probes[0], 0, "holds answers that were collected until the evidence sufficed", "no probes")
     if probes_keyless and any(probe.marked for probe in texts):
         raise InputError(probes[0], 0, "says that its text carries a mark", "leave --probes-keyless out")
-    if record is not None:
-        try:
-            record.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(record, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
+    make_record(record)
 
     def read(who: str, path: Path) -> suspects.Readings:
         log = record / f"{who}.jsonl" if record else None
@@ -301,14 +299,8 @@ def _read_along(
     from verify import suspects
 
     quiet_transformers()
-    done = 0
     with progress(f"reading along with the {who}", "texts") as update:
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            update(done, len(texts))
-
+        count = count_up(update, len(texts))
         return suspects.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
 
 

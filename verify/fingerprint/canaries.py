@@ -34,7 +34,7 @@ _AT_ONCE: Final = 10_000
 def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
     """Which candidates are served: bool [2m], a uniformly random half under the mark's secret and these candidates.
 
-    Every candidate gets 64 keyed bits, and the m smallest are served. The key is derived from a digest of the
+    The first m of a keyed permutation are served. The key is derived from a digest of the
     candidates too, so that another set is another draw.
 
     Raises:
@@ -43,11 +43,8 @@ def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
     if not candidates or len(candidates) % 2:
         raise ValueError(f"want an even number of candidates, not {len(candidates)}")
     key = prf.hkdf(mark.secret, SALT, digest(candidates))
-    index = np.repeat(np.arange(len(candidates)), 4)
-    words = prf.bits(key, index[:, None], np.tile(np.arange(4), len(candidates))).astype(np.uint64).reshape(-1, 4)
-    draws = words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64))
     chosen = np.zeros(len(candidates), bool)
-    chosen[np.argsort(draws, kind="stable")[: len(candidates) // 2]] = True
+    chosen[prf.shuffle(key, len(candidates))[: len(candidates) // 2]] = True
     return chosen
 
 

@@ -102,7 +102,9 @@ class Units:
 
     def scaled(self) -> Units:
         """The same units with rows of size 1."""
-        return Units(None if self.gate is None else _scaled(self.gate), _scaled(self.up), _scaled(self.down))
+        return Units(
+            None if self.gate is None else scaled_rows(self.gate), scaled_rows(self.up), scaled_rows(self.down)
+        )
 
     def in_order(self, order: npt.NDArray[np.int64]) -> Units:
         """The same units, `order[i]` in place i."""
@@ -271,16 +273,16 @@ class Weights:
                 f"{self.path}: layer {layer}: tensors of shapes that do not fit one MLP",
                 "packed or fused in a way that is not read; save a dense copy in bfloat16",
             )
-        gain = _scaled(gain[None])[0]
-        return Units(None if gate is None else _scaled(gate) * gain, _scaled(up) * gain, down).scaled()
+        gain = scaled_rows(gain[None])[0]
+        return Units(None if gate is None else scaled_rows(gate) * gain, scaled_rows(up) * gain, down).scaled()
 
     @property
     def files(self) -> set[Path]:
         """The files that hold the model."""
         return set(self._where.values())
 
-    def unit_axes(self, layer: int) -> list[tuple[str, int, bool]]:
-        """Tensors of a layer that have its hidden units along an axis: name, axis, and whether gate and up are fused.
+    def unit_axes(self, layer: int, units: int) -> list[tuple[str, int, bool]]:
+        """Tensors of a layer that have its `units` along an axis: name, axis, and whether gate and up are fused.
 
         Raises:
             ModelError: another tensor of the MLP may have them too.
@@ -290,7 +292,6 @@ class Weights:
         found = {self._role(layer, roles): int(self.transposed) for roles in (GATE, UP, FUSED)}
         biases = {name.removesuffix("weight") + "bias": 0 for name in found if name is not None}
         found |= {down: 1 - int(self.transposed)} | {name: 0 for name in biases if name in self._where}
-        units = len(self.units(layer).up)
         parent = next(rest for rest, name in names.items() if name == down).rpartition(".")[0].rpartition(".")[0]
         for rest, name in names.items():
             if (
@@ -371,10 +372,10 @@ class Weights:
         return _numpy(tensor)
 
 
-def _scaled(rows: F32) -> F32:
+def scaled_rows(rows: F32) -> F32:
     """Rows divided by their largest number, which neither overflows nor vanishes; what is no number becomes 0."""
     rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
-    largest = np.abs(rows).max(axis=1, keepdims=True)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     return np.asarray(rows / np.where(largest > 0, largest, 1), np.float32)
 
 

@@ -37,13 +37,10 @@ FOLDERS: Final = ("additional_chat_templates",)
 def keyed_order(mark: Mark, layer: int, digest: str, units: int) -> npt.NDArray[np.int64]:
     """Which unit stands at each place of a layer: int64 [units], a permutation that is uniform under the secret.
 
-    Every unit gets 64 keyed bits, and the smallest comes first. The key is derived from the layer's number and content
-    (`Weights.digest`) too, so that another layer, or another model, is another draw.
+    The key is derived from the layer's number and content (`Weights.digest`) too, so that another layer, or another
+    model, is another draw.
     """
-    key = prf.hkdf(mark.secret, SALT, f"{layer}/{digest}")
-    index = np.repeat(np.arange(units), 4)
-    words = prf.bits(key, index[:, None], np.tile(np.arange(4), units)).astype(np.uint64).reshape(-1, 4)
-    return np.argsort(words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64)), kind="stable")
+    return prf.shuffle(prf.hkdf(mark.secret, SALT, f"{layer}/{digest}"), units)
 
 
 def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], None] = lambda _done, _all: None) -> int:
@@ -74,8 +71,9 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         raise ModelError(f"{model}: no MLP layers of a known naming", "there is nothing to put in order")
     places: dict[str, tuple[npt.NDArray[np.int64], int, bool]] = {}
     for layer in weights.layers:
-        order = keyed_order(mark, layer, weights.digest(layer), len(weights.units(layer).up))
-        places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer)}
+        units = len(weights.units(layer).up)
+        order = keyed_order(mark, layer, weights.digest(layer), units)
+        places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer, units)}
     sources = sorted(weights.files)
     try:
         with files.new_folder(out) as scratch:

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from verify.fingerprint import permutations
 from verify.fingerprint.independence import Comparison, Matching
-from verify.fingerprint.layers import Units, Weights
+from verify.fingerprint.layers import Units, Weights, scaled_rows
 from verify.fingerprint.order import keyed_order
 from watermark import Mark
 
@@ -214,9 +214,7 @@ def _cosines(a: F32, b: F32) -> F32:
 
 def _unit(rows: F32) -> F32:
     """Rows of length 1; a row of zeros stays one, and so becomes one that holds what is no number."""
-    rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
-    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-    rows = np.asarray(rows / np.where(largest > 0, largest, 1), np.float32)  # else squares overflow, or vanish
+    rows = scaled_rows(rows)  # else squares overflow, or vanish
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
