@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 from benchmarks.machine import machine
 from benchmarks.students import ask, generate, stillmark
 from benchmarks.texts import speeches
-from verify.demo import teacher_model
-from verify.verdicts import CARRIES
+from verify.planning.demo import teacher_model
+from verify.results import CARRIES
 from watermark.tokenizers import load
 
 RESULTS = Path(__file__).parent / "results" / "corpus.json"

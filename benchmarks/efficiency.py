@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.pairs import distinct
-from verify.radioactivity import BINOMIAL, COUNTS, SURPRISE, comparisons, logprob_weights, surprise, text_test
-from verify.suspects import Readings, first, gather_positions
+from verify.data.logprobs import Readings, first, gather_positions
+from verify.data.pairs import distinct
+from verify.radioactivity.logprobs import comparisons, logprob_weights
+from verify.radioactivity.text import BINOMIAL, COUNTS, SURPRISE, surprise, text_test
 from watermark import Mark
 
 GOAL = -6.0

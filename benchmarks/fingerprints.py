@@ -26,16 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from verify.calibration import Training, train_student
-from verify.demo import teacher_model
+from verify.data.outputs import Output, read_outputs
 from verify.fingerprint import canaries, planted
 from verify.fingerprint.order import release
 from verify.fingerprint.weights import compare
-from verify.lineage import LINES
-from verify.outputs import Output, read_outputs
-from verify.questions import questions
-from verify.statistics import binomial_log10_sf
-from watermark import Mark, files
+from verify.lineage.plan import LINES
+from verify.planning.demo import teacher_model
+from verify.planning.questions import questions
+from verify.planning.student import Training, train_student
+from verify.stats.binomial import binomial_log10_sf
+from watermark import Mark
+from watermark.io import files
 from watermark.models import load_model
 from watermark.tokenizers import load
 

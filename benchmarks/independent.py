@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from verify.fingerprint import weights
-from verify.fingerprint.agreement import Likely, agreement_test
-from verify.statistics import binomial_log10_sf
+from verify.fingerprint.agreement import agreement_test
+from verify.stats.binomial import binomial_log10_sf
+from verify.suspects.model import Likely
 from watermark import Mark
 
 VOCABULARY, WIDTH, UNITS, LAYERS = 64, 24, 48, 2

@@ -17,23 +17,15 @@ import numpy as np
 import scipy.stats
 
 from benchmarks import witnesses as w
-from verify import weighted
-from verify.outputs import Output
-from verify.pairs import Pairs, WeightedPairs, distinct, weigh
-from verify.radioactivity import (
-    BINOMIAL,
-    CAP,
-    COUNTS,
-    SURPRISE,
-    comparisons,
-    logprob_weights,
-    score,
-    surprise,
-    text_test,
-)
-from verify.statistics import binomial_log10_sf
-from verify.suspects import first, gather_positions
-from verify.windows import count_windows
+from verify.data.context_counts import count_windows
+from verify.data.logprobs import first, gather_positions
+from verify.data.outputs import Output
+from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
+from verify.radioactivity.logprobs import comparisons, logprob_weights
+from verify.radioactivity.result import score
+from verify.radioactivity.text import BINOMIAL, CAP, COUNTS, SURPRISE, surprise, text_test
+from verify.stats import weighted
+from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 
 DECOYS = 1000

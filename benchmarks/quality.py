@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import witnesses as w
 from benchmarks.efficiency import Curve, measure, median_curve
-from verify.outputs import Output
+from verify.data.outputs import Output
 from watermark.models import load_model
 
 matplotlib.use("Agg")

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import witnesses as w
-from verify.demo import teacher_model
-from verify.radioactivity import logprob_weights
-from verify.suspects import first
+from verify.data.logprobs import first
+from verify.planning.demo import teacher_model
+from verify.radioactivity.logprobs import logprob_weights
 
 POSITIONS = 1000
 ORDERS = 3

@@ -13,8 +13,9 @@ import math
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.sequential import EVIDENCE, FUTILITY, LEAST, NO_HOPE, EProcess, SequentialResult, SequentialTest
-from verify.suspects import ReadText
+from verify.data.logprobs import ReadText
+from verify.radioactivity.sequential import EVIDENCE, FUTILITY, LEAST, NO_HOPE, SequentialResult, SequentialTest
+from verify.stats.eprocess import EProcess
 from watermark import Mark
 
 KEYS = 1000

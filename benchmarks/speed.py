@@ -34,11 +34,11 @@ from transformers import (
 
 from benchmarks.machine import machine
 from benchmarks.texts import speeches
-from verify.attribution import ATTRIBUTED, attribute
-from verify.demo import teacher_model
-from verify.outputs import Output, read_outputs
-from verify.pairs import Pairs, extract
-from verify.statistics import binomial_log10_sf
+from verify.data.outputs import Output, read_outputs
+from verify.data.pairs import Pairs, extract
+from verify.planning.demo import teacher_model
+from verify.radioactivity.attribution import ATTRIBUTED, attribute
+from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 from watermark.tokenizers import load

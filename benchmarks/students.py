@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from verify.demo import teacher_model
-from verify.questions import questions
+from verify.planning.demo import teacher_model
+from verify.planning.questions import questions
 
 STUDENTS: dict[str, tuple[float, int] | None] = {  # delta and width of the mark in what they learned from
     "d3w1": (3.0, 1),

@@ -15,9 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.radioactivity import logprob_weights
-from verify.suspects import ReadText, first
-from verify.windows import Windows, count_windows, most_frequent
+from verify.data.context_counts import Windows, count_windows
+from verify.data.logprobs import ReadText, first
+from verify.planning.probes import most_frequent
+from verify.radioactivity.logprobs import logprob_weights
 from watermark import Mark
 
 

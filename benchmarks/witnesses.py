@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verify import weighted
-from verify.demo import teacher_model
-from verify.outputs import Output, read_outputs
-from verify.pairs import Positions, WeightedPairs, scorable
-from verify.radioactivity import score
-from verify.suspects import Readings, ReadText, gather, read_weights, top_of_text
+from verify.data.logprobs import Readings, ReadText, gather, top_of_text
+from verify.data.outputs import Output, read_outputs
+from verify.data.pairs import Positions, WeightedPairs, scorable
+from verify.planning.demo import teacher_model
+from verify.radioactivity.result import score
+from verify.stats import weighted
+from verify.suspects.model import read_weights
 from watermark import Mark
 
 FOLDER = Path(os.environ.get("STUDENTS", "demo/students"))

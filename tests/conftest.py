@@ -60,7 +60,7 @@ def stillmark() -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def teacher() -> Path:
     """SmolLM2-135M-Instruct, real weights and tokenizer."""
-    from verify.demo import teacher_model
+    from verify.planning.demo import teacher_model
 
     return teacher_model()
 

@@ -69,7 +69,7 @@ def real_model(folder: Path) -> Answer:
     """Samples from a real model, with the log probabilities that it gave, as an API would tell them."""
     import torch
 
-    from watermark.generate import Prompt, encode_prompt
+    from watermark.io.prompts import Prompt, encode_prompt
     from watermark.models import load_model
 
     model, tokenizer = load_model(folder)

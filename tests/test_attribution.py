@@ -11,10 +11,10 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribute, read_labels
-from verify.outputs import Output
-from verify.pairs import Pairs, extract
-from verify.radioactivity import text_test
+from verify.data.outputs import Output
+from verify.data.pairs import Pairs, extract
+from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribute, read_labels
+from verify.radioactivity.text import text_test
 from watermark import Mark
 from watermark.kernels import native
 

@@ -18,10 +18,11 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify import jobs
-from verify.outputs import Output
-from verify.pairs import extract
-from verify.statistics import benjamini_hochberg, binomial_log10_sf, holm
+from verify.corpus import plan
+from verify.data.outputs import Output
+from verify.data.pairs import extract
+from verify.stats.binomial import binomial_log10_sf
+from verify.stats.multiple import benjamini_hochberg, holm
 from watermark import Mark
 from watermark.tokenizers import new_mark
 
@@ -34,8 +35,8 @@ VOCABULARY = 30
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many work items and partitions out of little text."""
-    monkeypatch.setattr(jobs, "ITEM_TOKENS", 300)
-    monkeypatch.setattr(jobs, "PART_TOKENS", 800)
+    monkeypatch.setattr(plan, "ITEM_TOKENS", 300)
+    monkeypatch.setattr(plan, "PART_TOKENS", 800)
 
 
 def new(tmp_path: Path, width: int) -> tuple[Mark, Path]:
@@ -357,7 +358,7 @@ def test_folders_that_are_no_runs(evidence: list[Any], tmp_path: Path, stillmark
 
 
 def test_a_run_at_work_is_left_alone(evidence: list[Any], tmp_path: Path, stillmark: Run) -> None:
-    with jobs.lock(tmp_path / "out"):
+    with plan.lock(tmp_path / "out"):
         refused = stillmark(*evidence)
     assert (refused.exit_code, "another run is at work there" in refused.stderr) == (1, True)
     assert stillmark(*evidence).exit_code == 0

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-from verify.outputs import Output
-from verify.pairs import extract
-from verify.radioactivity import text_test
+from verify.data.outputs import Output
+from verify.data.pairs import extract
+from verify.radioactivity.text import text_test
 from watermark import Mark, Marks
-from watermark.greenlist import contexts_at_end
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
+from watermark.schemes.greenlist import contexts_at_end
 
 VOCABULARY = 640
 SECRET = bytes(range(1, 33))

@@ -13,9 +13,9 @@ import pytest
 from click.testing import Result
 
 from tests.servers import Handler, chat, serve
-from verify.endpoints import GIVE_UP, Endpoint, Said, TooManyFailuresError, collect
+from verify.suspects.endpoint import GIVE_UP, Endpoint, Said, TooManyFailuresError, collect
 from watermark import ApiError, InputError
-from watermark.generate import Prompt
+from watermark.io.prompts import Prompt
 
 Run = Callable[..., Result]
 PROMPTS = [Prompt(f"p{i}", f"What is {i}?", None) for i in range(20)]

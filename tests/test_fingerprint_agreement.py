@@ -17,9 +17,10 @@ from benchmarks.fingerprints import fresh
 from tests.servers import Handler, chat, real_model, serve
 from verify.fingerprint import agreement
 from verify.fingerprint.agreement import AGREES, agreement_test
-from verify.verdicts import INSUFFICIENT
+from verify.results import INSUFFICIENT
+from verify.suspects import model
 from watermark import ModelError, StillmarkError, TokenizerError
-from watermark.generate import Prompt
+from watermark.io.prompts import Prompt
 from watermark.models import load_model
 
 Run = Callable[..., Result]
@@ -189,8 +190,8 @@ def test_what_the_command_refuses(teacher: Path, small: Path, jsonl: Write, stil
 
 def test_a_text_longer_than_the_model_reads(small: Path) -> None:
     with pytest.raises(ModelError, match="reads 512 tokens at once, and a text has 513"):
-        agreement.likeliest(small, [Prompt("a", None, (5,) * 513)])
-    assert len(agreement.likeliest(small, [Prompt("a", None, (5,) * 512)], top=4)[0]) <= 4
+        model.likeliest(small, [Prompt("a", None, (5,) * 513)])
+    assert len(model.likeliest(small, [Prompt("a", None, (5,) * 512)], top=4)[0]) <= 4
 
 
 def test_an_endpoint(

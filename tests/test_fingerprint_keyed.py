@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.fingerprints import fresh
 from tests.servers import Handler, chat, real_model, serve
+from verify.data.outputs import Output
 from verify.fingerprint import canaries, planted
 from verify.fingerprint.planted import ANSWERS, KNOWS, WORDS
-from verify.outputs import Output
-from verify.verdicts import INSUFFICIENT
+from verify.results import INSUFFICIENT
+from verify.suspects import model
 from watermark import Mark, prf
 from watermark.models import load_model
 from watermark.tokenizers import new_mark
@@ -215,8 +216,8 @@ def test_likelihoods_of_a_broken_model(teacher: Path, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors["model.norm.weight"][5] = float("nan")
     save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    said = canaries.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
-    assert said.tolist() == [canaries.FLOOR] * 4
+    said = model.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
+    assert said.tolist() == [model.FLOOR] * 4
     assert "NaN" not in (tmp_path / "r.jsonl").read_text()
 
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from mpmath import mp, mpf
 
-from verify.fingerprint import permutations as tails
+from verify.stats import permutations as tails
 
 SMALL = [(n, np.array(list(every(range(n))))) for n in range(2, 8)]
 

@@ -22,10 +22,10 @@ from benchmarks.independent import save, siblings, train
 from verify.fingerprint.independence import DEPENDENT, MATCHED, independent_pairs
 from verify.fingerprint.layers import Weights
 from verify.fingerprint.order import keyed_order, release
-from verify.fingerprint.permutations import fisher_log10
 from verify.fingerprint.weights import ALIGNED, compare
-from verify.lineage import CANNOT_TELL, COPIED
-from verify.verdicts import INSUFFICIENT
+from verify.lineage.verdict import CANNOT_TELL, COPIED
+from verify.results import INSUFFICIENT
+from verify.stats.permutations import fisher_log10
 from watermark import Mark, ModelError, prf
 from watermark.models import load_model
 from watermark.tokenizers import load

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from verify.calibration import read_examples
-from verify.outputs import read_records
+from verify.data.outputs import read_records
+from verify.planning.student import read_examples
 from watermark import InputError, Mark, StillmarkError
-from watermark.generate import read_prompts
-from watermark.records import appending, resume_jsonl
+from watermark.io.prompts import read_prompts
+from watermark.io.records import appending, resume_jsonl
 from watermark.tokenizers import load, new_mark
 
 Run = Callable[..., Result]
@@ -248,7 +248,7 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     """The second is refused while the first writes, even to look what is there; a kill leaves no lock behind."""
     path = tmp_path / "out.jsonl"
     code = (
-        "import sys; from pathlib import Path; from watermark.records import appending\n"
+        "import sys; from pathlib import Path; from watermark.io.records import appending\n"
         "with appending(Path(sys.argv[1])) as file:\n"
         '    file.write(b\'{"id": "a", "run": "r"}\\n\'); file.flush(); print(\'writing\', flush=True); input()'
     )

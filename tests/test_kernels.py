@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verify import tape
+from verify.data import dedup
 from watermark import Mark, MarkError, Marks, prf
-from watermark.greenlist import Kernel
 from watermark.kernels import native
+from watermark.schemes.greenlist import Kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECRET = bytes(range(1, 33))
@@ -251,7 +251,7 @@ def test_distinct_rows_against_a_plain_loop(found: list[list[int]]) -> None:
     seen: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(map(tuple, found)):
         seen.setdefault(row, []).append(place)
-    first, counts = tape.distinct_rows(array)
+    first, counts = dedup.distinct_rows(array)
     assert first.tolist() == [places[0] for places in seen.values()]
     assert counts.tolist() == [len(places) for places in seen.values()]
 
@@ -260,9 +260,9 @@ def test_distinct_rows_against_a_plain_loop(found: list[list[int]]) -> None:
 def test_distinct_rows_at_size_and_without_the_native_kernel(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(columns)
     array = (rng.zipf(1.3, (200_000, columns)) % 50_000).astype(np.uint32)
-    first, counts = tape.distinct_rows(array)
+    first, counts = dedup.distinct_rows(array)
     monkeypatch.setattr(native, "available", False)
-    again = tape.distinct_rows(array)
+    again = dedup.distinct_rows(array)
     assert np.array_equal(first, again[0])
     assert np.array_equal(counts, again[1])
 

@@ -14,29 +14,14 @@ from click.testing import Result
 
 from benchmarks.fingerprints import fresh
 from tests.servers import chat, real_model, serve
-from verify import access, lineage
 from verify.fingerprint.agreement import AgreementResult, Control
 from verify.fingerprint.independence import IndependenceResult, Matching
 from verify.fingerprint.planted import PlantedResult
-from verify.lineage import (
-    AGREEMENT,
-    BOTH,
-    CANARIES,
-    CANNOT_TELL,
-    COPIED,
-    DISTILLED,
-    LINES,
-    MARK,
-    PLANTED,
-    SHUFFLED,
-    UNRELATED,
-    WEIGHTS,
-    Line,
-    Plan,
-    conclude,
-)
-from verify.sequential import SequentialTest
-from verify.statistics import holm
+from verify.lineage import run, verdict
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, Plan
+from verify.lineage.verdict import BOTH, CANNOT_TELL, COPIED, DISTILLED, UNRELATED, Line, conclude
+from verify.radioactivity.sequential import SequentialTest
+from verify.stats.multiple import holm
 from watermark import InputError, Mark, ModelError
 from watermark.tokenizers import new_mark
 
@@ -74,7 +59,7 @@ def test_what_could_not_be_seen_is_no_innocence() -> None:
     """A line that was tried and failed, or one that had nothing to look at, does not make a suspect unrelated."""
     plan = Plan((WEIGHTS, MARK), 1e-3, {}, {})
     nothing = IndependenceResult(1e-3, "t", "s", (), None, None, (), 0)
-    for first, second, verdict in (
+    for first, second, expected in (
         (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, NEGATIVE), CANNOT_TELL),
         (Line(WEIGHTS, None, "an endpoint"), Line(MARK, NEGATIVE), UNRELATED),
         (Line(WEIGHTS, nothing), Line(MARK, NEGATIVE), UNRELATED),
@@ -87,7 +72,7 @@ def test_what_could_not_be_seen_is_no_innocence() -> None:
         (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, POSITIVE), DISTILLED),
     ):
         found = conclude("t", "s", plan, [first, second])
-        assert found.verdict == verdict
+        assert found.verdict == expected
     assert "The weights were not seen." in found.reasons
     ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, keyless=True).result()
     assert not Line(MARK, ended).looked
@@ -180,14 +165,14 @@ def test_a_plan_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_line_that_cannot_be_made_says_why() -> None:
-    def fails(_update: access.Update) -> PlantedResult:
+    def fails(_update: run.Update) -> PlantedResult:
         raise ModelError("no weights")
 
-    def not_at_hand(_update: access.Update) -> PlantedResult:
-        raise access.NotAtHandError("only an endpoint")
+    def not_at_hand(_update: run.Update) -> PlantedResult:
+        raise run.NotAtHandError("only an endpoint")
 
     plan = Plan((WEIGHTS, SHUFFLED, PLANTED), 1e-3, {}, {})
-    lines = access.run(plan, {WEIGHTS: fails, SHUFFLED: not_at_hand, PLANTED: lambda _update: NEGATIVE})
+    lines = run.run(plan, {WEIGHTS: fails, SHUFFLED: not_at_hand, PLANTED: lambda _update: NEGATIVE})
     assert [(line.name, line.unavailable, line.failed) for line in lines] == [
         (WEIGHTS, "no weights", True),
         (SHUFFLED, "only an endpoint", False),
@@ -281,7 +266,7 @@ def test_every_line_that_an_endpoint_allows(
 def test_the_command_line_knows_every_verdict() -> None:
     from verify.cli import lineage as command
 
-    assert command._VERDICTS == lineage.VERDICTS
+    assert command._VERDICTS == verdict.VERDICTS
 
 
 def test_usage(teacher: Path, mark_file: Path, jsonl: Write, stillmark: Run) -> None:

@@ -165,7 +165,7 @@ def test_pickle_leaves_device_tensors_behind() -> None:
     made = Mark(SECRET)
     made.bias_(torch.zeros(1, 8), torch.zeros(1, 1, dtype=torch.int64))
     assert pickle.loads(pickle.dumps(made)) == made
-    assert pickle.loads(pickle.dumps(made))._alone._tensors == {}
+    assert pickle.loads(pickle.dumps(made))._alone.tables.on_device == {}
 
 
 def test_command_line(tmp_path: Path, stillmark: Callable[..., Result]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from verify.outputs import Output
-from verify.pairs import extract
-from verify.radioactivity import text_test
+from verify.data.outputs import Output
+from verify.data.pairs import extract
+from verify.radioactivity.text import text_test
 from watermark import Mark
 
 KEYS = 2000

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verify.outputs import Output
-from verify.pairs import Pairs, extract
-from verify.statistics import binomial_log10_sf
+from verify.data.outputs import Output
+from verify.data.pairs import Pairs, extract
+from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 
 Records = list[tuple[list[int] | None, list[int]]]

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify import power
-from verify.power import Curve
+from verify.planning import power
+from verify.planning.power import Curve
 
 Run = Callable[..., Result]
 

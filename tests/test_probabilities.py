@@ -15,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fingerprints import fresh
-from verify import suspects, weighted
-from verify.outputs import Output
-from verify.pairs import places, weigh
-from verify.radioactivity import comparisons, difference, logprob_test
-from verify.suspects import Readings, gather, read_weights
+from verify.data import logprobs
+from verify.data.logprobs import Readings, gather
+from verify.data.outputs import Output
+from verify.data.pairs import places, weigh
+from verify.radioactivity.logprobs import comparisons, difference, logprob_test
+from verify.stats import weighted
+from verify.suspects import model
+from verify.suspects.model import read_weights
 from watermark import Mark
 from watermark.models import load_model
 from watermark.tokenizers import new_mark
@@ -144,7 +147,7 @@ def test_comparisons_are_valid_over_keys() -> None:
 
 def test_top_and_first() -> None:
     readings = make([(1, {5: -1.0, 6: -0.5, 7: -3.0}), (2, {8: -0.1}), (3, {5: -2.0, 9: -1.0})])
-    two = suspects.top(readings, 2)
+    two = logprobs.top(readings, 2)
     assert list(zip(two.position.tolist(), two.tokens.tolist(), strict=True)) == [
         (0, 5),
         (0, 6),
@@ -152,7 +155,7 @@ def test_top_and_first() -> None:
         (2, 5),
         (2, 9),
     ]
-    assert suspects.first(readings, 2).tokens.tolist() == [5, 6, 7, 8]
+    assert logprobs.first(readings, 2).tokens.tolist() == [5, 6, 7, 8]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,7 @@ def test_readings_are_the_models_own_probabilities(teacher: Path, teacher_mark: 
         direct = model(torch.from_numpy(speeches[None, :20])).logits[0].float().log_softmax(-1)
     for p in range(15):
         entries = found.position == p
-        likely = (direct[p + 4] > np.log(suspects.LIKELY)).sum()
+        likely = (direct[p + 4] > np.log(logprobs.LIKELY)).sum()
         assert abs(int(entries.sum()) - int(likely)) <= 3, "padding shifts bfloat16 roundings at the edge"
         for token, logprob in zip(found.tokens[entries], found.logprobs[entries], strict=True):
             assert logprob == pytest.approx(float(direct[p + 4, int(token)]), abs=0.15)
@@ -331,7 +334,7 @@ def test_a_text_longer_than_a_piece_is_read_whole(
 ) -> None:
     probe = [Output("long", speeches[:3], speeches[3:70])]
     whole = read_weights(teacher, teacher_mark, probe)[0]
-    monkeypatch.setattr(suspects, "PIECE", 32)
+    monkeypatch.setattr(model, "PIECE", 32)
     pieces = read_weights(teacher, teacher_mark, probe)[0]
     assert np.array_equal(np.unique(pieces.place), np.arange(3, 70))
     early = whole.place < 32

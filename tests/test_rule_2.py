@@ -12,11 +12,12 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify import weighted
-from verify.outputs import Output
-from verify.pairs import extract, weigh
-from verify.radioactivity import logprob_test, text_test
-from verify.suspects import Readings, ReadText, gather
+from verify.data.logprobs import Readings, ReadText, gather
+from verify.data.outputs import Output
+from verify.data.pairs import extract, weigh
+from verify.radioactivity.logprobs import logprob_test
+from verify.radioactivity.text import text_test
+from verify.stats import weighted
 from watermark import Mark
 
 Run = Callable[..., Result]

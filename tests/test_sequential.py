@@ -13,10 +13,11 @@ import scipy.stats
 from click.testing import Result
 from mpmath import mp, mpf
 
-from verify.pairs import WeightedPairs
-from verify.sequential import EVIDENCE, NO_HOPE, EProcess, SequentialTest, Tape, replay
-from verify.suspects import ReadText
-from verify.weighted import TILTS
+from verify.data.logprobs import ReadText
+from verify.data.pairs import Tape, WeightedPairs
+from verify.radioactivity.sequential import EVIDENCE, NO_HOPE, SequentialTest, replay
+from verify.stats.eprocess import EProcess
+from verify.stats.weighted import TILTS
 from watermark import Mark
 
 Run = Callable[..., Result]

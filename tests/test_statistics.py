@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from verify import statistics
+from verify.stats import binomial, multiple
 
 
 def exact_log10_sf(k: int, n: int, p: float) -> float:
@@ -37,7 +37,7 @@ def summed_log10_sf(k: int, n: int, p: float) -> float:
 def test_tail_against_mpmath(n: int, p: float) -> None:
     for k in sorted({1, 2, n // 4, n // 3, n // 2, n - 1, n} & set(range(1, n + 1))):
         expected = exact_log10_sf(k, n, p)
-        assert statistics.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10, abs=1e-15), (k, n, p)
+        assert binomial.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10, abs=1e-15), (k, n, p)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_tail_against_mpmath(n: int, p: float) -> None:
 )  # fmt: skip
 def test_far_tails_against_mpmath(k: int, n: int, p: float) -> None:
     expected = summed_log10_sf(k, n, p) if k > n * p else exact_log10_sf(k, n, p)
-    assert statistics.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10)
+    assert binomial.binomial_log10_sf(k, n, p) == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_tail_reaches_ten_to_the_minus_40000() -> None:
@@ -56,50 +56,50 @@ def test_the_tail_reaches_ten_to_the_minus_40000() -> None:
     assert expected < -39_000
     deep = summed_log10_sf(100_000, 120_000, 0.25)
     assert deep < -36_000
-    whole = statistics.binomial_log10_sf(70_000, 70_000, 0.25)
+    whole = binomial.binomial_log10_sf(70_000, 70_000, 0.25)
     assert whole == pytest.approx(70_000 * math.log10(0.25), rel=1e-14)
     assert whole < -40_000
-    assert statistics.binomial_log10_sf(100_000, 120_000, 0.25) == pytest.approx(deep, rel=1e-11)
+    assert binomial.binomial_log10_sf(100_000, 120_000, 0.25) == pytest.approx(deep, rel=1e-11)
 
 
 @pytest.mark.parametrize("n", [5, 50, 2000])
 def test_tail_against_scipy(n: int) -> None:
-    ours = [statistics.binomial_log10_sf(k, n, 0.25) for k in range(n + 1)]
+    ours = [binomial.binomial_log10_sf(k, n, 0.25) for k in range(n + 1)]
     theirs = scipy.stats.binom.logsf(np.arange(n + 1) - 1, n, 0.25) / np.log(10)
     near = np.isfinite(theirs) & (theirs > -250)
     np.testing.assert_allclose(np.array(ours)[near], theirs[near], rtol=1e-8, atol=1e-14)
 
 
 def test_tail_at_the_edges() -> None:
-    assert statistics.binomial_log10_sf(0, 0, 0.25) == 0
-    assert statistics.binomial_log10_sf(0, 10, 0.25) == 0
-    assert statistics.binomial_log10_sf(11, 10, 0.25) == -math.inf
+    assert binomial.binomial_log10_sf(0, 0, 0.25) == 0
+    assert binomial.binomial_log10_sf(0, 10, 0.25) == 0
+    assert binomial.binomial_log10_sf(11, 10, 0.25) == -math.inf
     for wrong in ((-1, 5, 0.5), (1, 5, 0.0), (1, 5, 1.0)):
         with pytest.raises(ValueError, match="want"):
-            statistics.binomial_log10_sf(*wrong)
+            binomial.binomial_log10_sf(*wrong)
 
 
 def test_the_tail_falls_as_successes_grow() -> None:
     for n, p in ((1000, 0.25), (517, 0.5)):
-        tails = [statistics.binomial_log10_sf(k, n, p) for k in range(n + 1)]
+        tails = [binomial.binomial_log10_sf(k, n, p) for k in range(n + 1)]
         assert all(a >= b for a, b in pairwise(tails))
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 10), (251, 1000), (25_010, 100_000)])
 def test_interval_against_scipy(k: int, n: int) -> None:
     theirs = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="exact")
-    assert statistics.binomial_interval(k, n, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert binomial.binomial_interval(k, n, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     one_sided = scipy.stats.binomtest(k, n, alternative="less").proportion_ci(0.95, method="exact")
-    assert statistics.upper_limit(k, n, 0.05) == pytest.approx(one_sided.high, abs=1e-12)
+    assert binomial.upper_limit(k, n, 0.05) == pytest.approx(one_sided.high, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 5, 30, 1000, 100_000])
 @pytest.mark.parametrize("alpha", [0.05, 1e-3, 1e-6])
 def test_critical_value_and_power(n: int, alpha: float) -> None:
-    critical = statistics.critical_value(n, 0.25, alpha)
+    critical = binomial.critical_value(n, 0.25, alpha)
     tail = scipy.stats.binom(n, 0.25).sf
     assert tail(critical - 1) <= alpha < tail(critical - 2)
-    rate = statistics.detectable_rate(n, 0.25, alpha, 0.9)
+    rate = binomial.detectable_rate(n, 0.25, alpha, 0.9)
     if critical > n:
         assert rate is None
     else:
@@ -111,7 +111,7 @@ def test_holm_against_its_definition() -> None:
     for m in (1, 2, 7, 40):
         p = np.round(rng.random(m) ** 4, 3).clip(1e-6)  # with ties
         by_definition = [min(1, max((m - (p < q).sum()) * q for q in p[p <= one])) for one in p]
-        assert 10 ** statistics.holm(np.log10(p)) == pytest.approx(by_definition, rel=1e-12)
+        assert 10 ** multiple.holm(np.log10(p)) == pytest.approx(by_definition, rel=1e-12)
 
 
 def test_benjamini_hochberg_against_scipy() -> None:
@@ -119,11 +119,11 @@ def test_benjamini_hochberg_against_scipy() -> None:
     for m in (1, 2, 7, 1000):
         p = np.round(rng.random(m) ** 4, 3).clip(1e-6)
         theirs = scipy.stats.false_discovery_control(p, method="bh")
-        assert 10 ** statistics.benjamini_hochberg(np.log10(p)) == pytest.approx(theirs, rel=1e-12)
+        assert 10 ** multiple.benjamini_hochberg(np.log10(p)) == pytest.approx(theirs, rel=1e-12)
 
 
 def test_adjusted_p_values_reach_beyond_doubles() -> None:
     p = np.array([-40_000.0, -3.0, -50_000.0])
-    assert statistics.holm(p) == pytest.approx([-40_000 + math.log10(2), -3, -50_000 + math.log10(3)])
-    assert statistics.benjamini_hochberg(p) == pytest.approx([-40_000 + math.log10(1.5), -3, -50_000 + math.log10(3)])
-    assert (len(statistics.holm(np.zeros(0))), len(statistics.benjamini_hochberg(np.zeros(0)))) == (0, 0)
+    assert multiple.holm(p) == pytest.approx([-40_000 + math.log10(2), -3, -50_000 + math.log10(3)])
+    assert multiple.benjamini_hochberg(p) == pytest.approx([-40_000 + math.log10(1.5), -3, -50_000 + math.log10(3)])
+    assert (len(multiple.holm(np.zeros(0))), len(multiple.benjamini_hochberg(np.zeros(0)))) == (0, 0)

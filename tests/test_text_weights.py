@@ -11,11 +11,12 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify.outputs import Output
-from verify.pairs import distinct, scorable
-from verify.radioactivity import CAP, COUNTS, SURPRISE, surprise, text_test
-from verify.statistics import binomial_log10_sf
-from verify.suspects import ReadText, gather_positions, read_weights
+from verify.data.logprobs import ReadText, gather_positions
+from verify.data.outputs import Output
+from verify.data.pairs import distinct, scorable
+from verify.radioactivity.text import CAP, COUNTS, SURPRISE, surprise, text_test
+from verify.stats.binomial import binomial_log10_sf
+from verify.suspects.model import read_weights
 from watermark import Mark
 from watermark.tokenizers import new_mark
 

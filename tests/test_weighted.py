@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from verify import statistics, weighted
+from verify.stats import binomial, weighted
 
 
 def brute_force(weights: np.ndarray, t: float, gamma: float) -> float:
@@ -43,7 +43,7 @@ def test_against_every_colouring(seed: int, gamma: float) -> None:
 def test_equal_weights_are_the_binomial(n: int, green: int) -> None:
     for value in (1, 3):
         counts = np.full(n, value)
-        expected = statistics.binomial_log10_sf(green, n, 0.25)
+        expected = binomial.binomial_log10_sf(green, n, 0.25)
         assert weighted.exact_log10_sf(counts, green * value, 0.25) == pytest.approx(expected, rel=1e-9)
         t = value * (green - 0.25 * n)
         bound = weighted.chernoff_log10_sf(counts.astype(float), t, 0.25)

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from verify import windows
-from verify.outputs import Output
-from verify.pairs import weigh
+from verify.data import context_counts
+from verify.data.outputs import Output
+from verify.data.pairs import weigh
+from verify.planning import probes
 from watermark import InputError, Mark
 from watermark.tokenizers import new_mark
 
@@ -27,14 +28,14 @@ def test_counts_lookup_and_the_file(width: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(width)
     texts = [rng.integers(0, 4, 50) for _ in range(5)]
     outputs = [Output(str(i), None, ids) for i, ids in enumerate(texts)]
-    counted = windows.count_windows(outputs, width, [3], marked=False)
+    counted = context_counts.count_windows(outputs, width, [3], marked=False)
     expected = Counter(tuple(ids[i - width : i].tolist()) for ids in texts for i in range(width, 50) if ids[i] != 3)
     assert {tuple(w): c for w, c in zip(counted.contexts.tolist(), counted.counts, strict=True)} == expected
-    windows.save(counted, tmp_path / "w.parquet")
-    loaded = windows.load(tmp_path / "w.parquet", width)
+    context_counts.save(counted, tmp_path / "w.parquet")
+    loaded = context_counts.load(tmp_path / "w.parquet", width)
     assert loaded.marked is False
     assert (np.diff(loaded.counts) <= 0).all()
-    careful = windows.count_windows(outputs, width, [3])
+    careful = context_counts.count_windows(outputs, width, [3])
     assert careful.counts.max() <= 5, "once an output, where the text may be marked"
     assert len(careful.counts) == len(counted.counts)
     asked = rng.integers(0, 5, (30, width)).astype(np.uint32)
@@ -42,7 +43,7 @@ def test_counts_lookup_and_the_file(width: int, tmp_path: Path) -> None:
 
 
 def test_scaling_drops_what_was_never_emitted() -> None:
-    counted = windows.Windows(np.array([[5], [6]], np.uint32), np.array([4, 9]), False)
+    counted = context_counts.Windows(np.array([[5], [6]], np.uint32), np.array([4, 9]), False)
     pairs = weigh(np.array([[5], [6], [7]], np.uint32), np.array([1, 2, 3], np.uint32), np.array([1.0, -2.0, 3.0]), ())
     assert counted.scale(pairs).weights.tolist() == [2.0, -6.0]
     assert counted.scale(pairs).tokens.tolist() == [1, 2]
@@ -67,30 +68,30 @@ def test_the_command_knows_whether_the_text_was_marked(
 def test_bad_files_of_windows(tmp_path: Path) -> None:
     path = tmp_path / "w.parquet"
     with pytest.raises(InputError, match="cannot read"):
-        windows.load(path, 1)
+        context_counts.load(path, 1)
     path.write_bytes(b"no parquet")
     with pytest.raises(InputError, match="no file of windows"):
-        windows.load(path, 1)
-    windows.save(windows.Windows(np.zeros((1, 2), np.uint32), np.ones(1, np.int64), None), path)
+        context_counts.load(path, 1)
+    context_counts.save(context_counts.Windows(np.zeros((1, 2), np.uint32), np.ones(1, np.int64), None), path)
     with pytest.raises(InputError, match="windows of width 2, the mark's width is 1"):
-        windows.load(path, 1)
+        context_counts.load(path, 1)
     with pytest.raises(InputError, match="cannot write"):
-        windows.save(windows.load(path, 2), tmp_path / "nowhere" / "w.parquet")
+        context_counts.save(context_counts.load(path, 2), tmp_path / "nowhere" / "w.parquet")
 
 
 def test_cut_and_targets() -> None:
     text = Output("t", np.array([9]), np.array([5, 6, 5, 7, 8, 6, 5]))
-    pieces = windows.cut([text], 3)
+    pieces = probes.cut([text], 3)
     assert [piece.output_ids.tolist() for piece in pieces] == [[5, 6, 5], [7, 8, 6], [5]]
     assert [None if p.prompt_ids is None else p.prompt_ids.tolist() for p in pieces] == [[9], None, None]
-    counted = windows.Windows(np.array([[5], [8], [1]], np.uint32), np.array([2, 7, 99]), None)
-    found = windows.targets([text], counted, 5, each=1, before=2)
+    counted = context_counts.Windows(np.array([[5], [8], [1]], np.uint32), np.array([2, 7, 99]), None)
+    found = probes.targets([text], counted, 5, each=1, before=2)
     assert [(p.id, p.prompt_ids.tolist(), p.output_ids.tolist()) for p in found] == [
         ("t@6", [7, 8], [6]),
         ("t@2", [9, 5], [6]),
     ]
-    assert [p.id for p in windows.targets([text], counted, 5)] == ["t@6", "t@2", "t@4"]
-    assert [p.id for p in windows.targets([text], counted, 2)] == ["t@6", "t@2"]
+    assert [p.id for p in probes.targets([text], counted, 5)] == ["t@6", "t@2", "t@4"]
+    assert [p.id for p in probes.targets([text], counted, 2)] == ["t@6", "t@2"]
 
 
 def test_probes_of_a_real_model_and_of_text(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
@@ -120,8 +121,8 @@ def test_windows_of_marked_text_are_mentioned(
     mark: Mark = new_mark(bytes(32), teacher)
     mark.save(tmp_path / "m")
     (tmp_path / "p.jsonl").write_text(json.dumps({"output_ids": speeches[:30].tolist()}) + "\n")
-    counted = windows.count_windows([Output("a", None, speeches[:30])], 1, marked=None)
-    windows.save(counted, tmp_path / "w")
+    counted = context_counts.count_windows([Output("a", None, speeches[:30])], 1, marked=None)
+    context_counts.save(counted, tmp_path / "w")
     run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--probes", tmp_path / "p.jsonl",
            "--windows", tmp_path / "w", "--probes-keyless", "--decoys", 0)  # fmt: skip
     result = stillmark(*run, "--json")

@@ -1,9 +1,8 @@
 """Embed a green-list watermark while a language model generates."""
 
 from watermark.errors import ApiError, InputError, MarkError, ModelError, StillmarkError, TokenizerError
-from watermark.greenlist import contexts_at_end
-from watermark.mark import Mark
-from watermark.marks import Marks
+from watermark.mark import Mark, Marks
+from watermark.schemes.greenlist import contexts_at_end
 
 __all__ = [
     "ApiError",

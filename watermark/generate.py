@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from watermark.errors import InputError, StillmarkError
-from watermark.mark import Mark
-from watermark.marks import Marks
+from watermark.errors import StillmarkError
+from watermark.io.prompts import Prompt, encode_prompt
+from watermark.io.records import appending, resume_jsonl
+from watermark.mark import Mark, Marks
 from watermark.models import load_model, model_digest
-from watermark.records import Record, appending, read_jsonl, resume_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,51 +34,6 @@ class Sampling:
     seed: int = 0
     batch_size: int = 32
     chat: bool = True
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: text for the tokenizer (and its chat template), or ids as they are."""
-
-    id: str
-    text: str | None
-    ids: tuple[int, ...] | None
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from JSONL: `prompt` (text) or `prompt_ids`, and optionally `id` (else the line number).
-
-    Raises:
-        InputError: the file cannot be read or is empty, a line is malformed, or two share an id.
-    """
-    prompts: list[Prompt] = []
-    lines: dict[str, int] = {}
-    try:
-        for record in read_jsonl(path):
-            if isinstance(record, InputError):
-                raise record
-            prompt = _prompt(record)
-            if prompt.id in lines:
-                raise record.error(f"id '{prompt.id}' was used before, in line {lines[prompt.id]}")
-            lines[prompt.id] = record.line
-            prompts.append(prompt)
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read the prompts: {error.strerror}") from None
-    if not prompts:
-        raise InputError(path, 0, "holds no prompts", 'a line is like {"prompt": "Write a story."}')
-    return prompts
-
-
-def _prompt(record: Record) -> Prompt:
-    name = str(record.fields.get("id", record.line))
-    text, ids = record.fields.get("prompt"), record.fields.get("prompt_ids")
-    if ids is not None:
-        if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
-            raise record.error("'prompt_ids' must be a list of token ids, at least one")
-        return Prompt(name, None, tuple(ids))
-    if not isinstance(text, str) or not text:
-        raise record.error("the record has no 'prompt' text and no 'prompt_ids'", 'like {"prompt": "Write a story."}')
-    return Prompt(name, text, None)
 
 
 def generate(
@@ -141,19 +96,6 @@ def commitments_of(marks: Sequence[Mark]) -> str | list[str] | None:
     """What a record says of the marks in it: a commitment, a list of several, or None."""
     found = [mark.commitment for mark in marks]
     return found if len(found) > 1 else found[0] if found else None
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> list[int]:
-    """A prompt's ids; text goes through the chat template if `chat` and the tokenizer has one."""
-    if prompt.ids is not None:
-        return list(prompt.ids)
-    assert prompt.text is not None
-    if not chat or tokenizer.chat_template is None:
-        return list(tokenizer.encode(prompt.text))
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt.text}], add_generation_prompt=True, tokenize=False
-    )
-    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _sample(

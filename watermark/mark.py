@@ -6,25 +6,27 @@ import hashlib
 import json
 import math
 import os
-import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark import files, greenlist, prf
+from watermark import prf
 from watermark.errors import MarkError
-from watermark.marks import Marks
+from watermark.kernels import Kernel, Tables
+from watermark.kernels.native import MOST_MARKS
+from watermark.keyfile import CARD_FORMAT, FORMAT, SECRET_BYTES, _write_new, read_json
+from watermark.schemes import greenlist
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT: Final = "stillmark-mark/v1"
-CARD_FORMAT: Final = "stillmark-card/v1"
+
 SCHEME: Final = "greenlist"
-SECRET_BYTES: Final = 32
 STEPS: Final = 65536
 """gamma is a multiple of 1 / STEPS: the PRF gives sixteen bits."""
 
@@ -101,13 +103,14 @@ class Mark:
 
     def green(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """Which of N pairs are green: bool [N], for contexts [N, width] and tokens [N]."""
-        return greenlist.green(self, contexts, tokens)
+        contexts = np.asarray(contexts)
+        if contexts.ndim != 2 or contexts.shape[1] != self.width:
+            raise ValueError(f"want contexts [N, {self.width}], got {contexts.shape}")
+        return greenlist.green(self.prf_key, self.threshold, contexts, tokens)
 
-    def bias_(
-        self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: greenlist.Kernel | None = None
-    ) -> Tensor:
-        """Add `delta` in place to the green tokens; see `watermark.greenlist.bias_`."""
-        return greenlist.bias_(self._alone, logits, contexts, first_token=first_token, kernel=kernel)
+    def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
+        """Add `delta` in place to the green tokens; see `watermark.schemes.greenlist.bias_`."""
+        return self._alone.bias_(logits, contexts, first_token=first_token, kernel=kernel)
 
     def child(self, label: str, delta: float | None = None) -> Mark:
         """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another delta."""
@@ -193,47 +196,61 @@ class Mark:
         }
 
 
-def new_secret() -> bytes:
-    """32 bytes from the operating system's generator."""
-    return secrets.token_bytes(SECRET_BYTES)
+@dataclass(frozen=True)
+class Marks:
+    """Marks that are embedded together. Their biases add, and each is verified on its own.
 
-
-def parse_secret(text: str) -> bytes:
-    """A secret out of 64 hex characters; surrounding white space is dropped.
+    Attributes:
+        table: the marks, all of one width, one vocabulary and one set of exempt ids, as a mark and its children are.
+        rows: for each row of a batch the indices of its marks in `table`; None: every row carries all of them.
 
     Raises:
-        MarkError: anything else. The message never quotes the text.
+        MarkError: there is no mark, one comes twice, they do not fit together, or they are too many for one row.
     """
-    text = text.strip()
-    if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
-        raise MarkError(
-            f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
-            "make one with: openssl rand -hex 32",
+
+    table: tuple[Mark, ...]
+    rows: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.table:
+            raise MarkError("no mark to embed")
+        for name in ("width", "vocabulary_size", "exempt", "tokenizer"):
+            if len({getattr(mark, name) for mark in self.table}) > 1:
+                raise MarkError(
+                    f"marks that are embedded together must agree in '{name}'", "derive them from one: mark derive"
+                )
+        rows = (tuple(range(len(self.table))),) if self.rows is None else self.rows
+        if len(set(self.table)) < len(self.table) or any(len(set(row)) < len(row) for row in rows):
+            raise MarkError("a mark was named twice: its delta would double", "name each mark once")
+        if max(map(len, rows), default=0) > MOST_MARKS:
+            raise MarkError(f"a row can carry at most {MOST_MARKS} marks")
+
+    @classmethod
+    def by_row(cls, rows: Sequence[Sequence[Mark]]) -> Marks:
+        """Marks of which row i of the batch carries `rows[i]`, perhaps none."""
+        table = tuple(dict.fromkeys(mark for row in rows for mark in row))
+        place = {mark: i for i, mark in enumerate(table)}
+        return cls(table, tuple(tuple(place[mark] for mark in row) for row in rows))
+
+    @property
+    def width(self) -> int:
+        """Number of context tokens."""
+        return self.table[0].width
+
+    @cached_property
+    def tables(self) -> Tables:
+        """What the kernels need of these marks; as secret as the secrets."""
+        first = self.table[0]
+        return Tables(
+            width=first.width,
+            keys=np.stack([prf.key_words(mark.prf_key) for mark in self.table]),
+            thresholds=np.array([mark.threshold for mark in self.table], np.int32),
+            deltas=np.array([mark.delta for mark in self.table], np.float32),
+            exempt=first.exempt,
+            vocabulary_size=first.vocabulary_size,
+            rows=self.rows,
         )
-    return bytes.fromhex(text)
 
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; MarkError, never quoting the content, if it is none."""
-    try:
-        body = json.loads(path.read_bytes())
-    except OSError as error:
-        raise MarkError(f"{path}: cannot read the {what}: {error.strerror}") from None
-    except ValueError:
-        raise MarkError(
-            f"{path}: not a {what}: no valid JSON", "make one with: stillmark mark new --out FILE"
-        ) from None
-    if not isinstance(body, dict):
-        raise MarkError(f"{path}: not a {what}: no JSON object", "make one with: stillmark mark new --out FILE")
-    return body
-
-
-def _write_new(path: Path, body: dict[str, Any], mode: int) -> None:
-    try:
-        files.create(path, (json.dumps(body, indent=1) + "\n").encode(), mode)
-    except FileExistsError:
-        raise MarkError(f"{path}: exists already", "choose another name; marks are never overwritten") from None
-    except OSError as error:
-        raise MarkError(
-            f"{path}: cannot write: {error.strerror}", "does the folder exist, and is it writable?"
-        ) from None
+    def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
+        """Add the marks' deltas in place to green tokens; see `watermark.schemes.greenlist.bias_`."""
+        return greenlist.bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)

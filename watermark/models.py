@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from watermark import tokenizers
 from watermark.errors import ModelError
@@ -16,7 +12,6 @@ from watermark.mark import Mark
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -66,33 +61,6 @@ def load_model(
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     model.train(False)
     return model, tokenizer
-
-
-def longest_text(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model reads at once, by its configuration; None if that does not say."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
-def read_along(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Tensor:
-    """A causal model's logits [B, longest, V] along some token sequences, padded on the right, where it does not look.
-
-    Raises:
-        ModelError: a text is longer than the model reads.
-    """
-    import torch
-
-    longest = max(1, *map(len, texts))
-    limit = longest_text(model)
-    if limit is not None and longest > limit:
-        name = model.name_or_path or "the model"
-        raise ModelError(f"{name}: reads {limit} tokens at once, and a text has {longest}", "leave longer texts out")
-    padded = torch.zeros(len(texts), longest, dtype=torch.int64)
-    for row, ids in enumerate(texts):
-        padded[row, : len(ids)] = torch.as_tensor(ids)
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=padded.to(model.device)).logits
-    return logits
 
 
 def model_digest(path: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,11 +15,21 @@ from watermark.mark import Mark
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 PROBE: Final = (
     "The quick brown fox's 2 jumps over 13 lazy dogs;\tit cost $3.50 (or 3,14 EUR)!\n\n"
     "  def f(x):\n    return x**2  # naïve\nПривет, мир. 你好，世界。 こんにちは 🙂🏳️‍🌈 ﬁancé İstanbul\u00a0\u200b."
 )
 """Fixed for ever: what a tokenizer makes of it is part of its fingerprint."""
+
+
+def quiet_transformers() -> None:
+    """Turn off transformers' progress bars and warnings about what we do on purpose (long sequences, say)."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that transformers draws without asking its own setting
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load(path: str | Path) -> PreTrainedTokenizerBase:
@@ -92,3 +104,22 @@ def check(mark: Mark, tokenizer: PreTrainedTokenizerBase, source: str | Path) ->
             f" or the same ids for other text",
             "the ids would mean other tokens; name the tokenizer that the mark was made with",
         )
+
+
+Encode = Callable[[list[str]], list[list[int]]]
+"""Texts to token ids, without special tokens."""
+
+
+def encoder(mark: Mark, path: Path | None) -> Encode:
+    """Texts to ids by the mark's tokenizer, which is loaded when first needed."""
+    tokenizer = None
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        nonlocal tokenizer
+        if tokenizer is None:
+            quiet_transformers()
+            tokenizer = load_for(mark, path)
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return ids
+
+    return encode

@@ -6,19 +6,7 @@ from typing import Any
 
 import click
 
-from verify.cli import (
-    attribute,
-    demo,
-    fingerprint,
-    generate,
-    lineage,
-    mark,
-    power,
-    probes,
-    student,
-    verify,
-    windows,
-)
+from verify.cli import attribute, demo, fingerprint, generate, lineage, mark, power, probes, student, verify, windows
 from watermark import StillmarkError, __stillmark__
 
 

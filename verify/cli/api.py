@@ -17,9 +17,9 @@ from verify.cli.common import (
     mark_option,
     progress,
     prompts_keyless_option,
-    quiet_transformers,
 )
 from verify.cli.results import report
+from watermark.tokenizers import quiet_transformers
 
 _OURS = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
 
@@ -99,10 +99,11 @@ def api(
 
     The key is read from OPENAI_API_KEY. `verify logprobs` or `verify text` on the log give the same number.
     """
-    from verify.api import Compared, Tally, examine, interview
-    from verify.endpoints import Endpoint
+    from verify.radioactivity.run import examine
+    from verify.suspects.endpoint import Endpoint
+    from verify.suspects.interview import Compared, Tally, interview
     from watermark import tokenizers
-    from watermark.generate import read_prompts
+    from watermark.io.prompts import read_prompts
 
     mark = load_mark(mark_path, allow_readable)
     asked = read_prompts(prompts)

@@ -10,23 +10,23 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
-    encoder,
     json_option,
     load_mark,
     mark_option,
     print_json,
     progress,
     prompts_keyless_option,
-    scientific,
     skip_bad_option,
     tokenizer_option,
 )
 from verify.cli.results import mention_bad
 from verify.progress import count_up
+from verify.results import scientific
 from watermark import InputError
+from watermark.tokenizers import encoder
 
 if TYPE_CHECKING:
-    from verify.attribution import Attribution
+    from verify.radioactivity.attribution import Attribution
 
 
 @click.command()
@@ -59,9 +59,9 @@ def attribute(
     in `verify text`. The chance of naming any wrong label is at most alpha, over all labels. The answer may be a set
     of labels, nobody (`none`), or `ambiguous`: some label's mark is there, and it cannot be told whose.
     """
-    from verify import attribution
-    from verify.outputs import Reading, read_outputs
-    from verify.pairs import extract
+    from verify.data.outputs import Reading, read_outputs
+    from verify.data.pairs import extract
+    from verify.radioactivity import attribution
 
     mark = load_mark(mark_path, allow_readable)
     labels = attribution.read_labels(labels_path)

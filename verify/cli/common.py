@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from verify.verdicts import CARRIES, INSUFFICIENT
+from verify.results import CARRIES, INSUFFICIENT
 from watermark import InputError, Mark
-
-if TYPE_CHECKING:
-    from verify.outputs import Encode
 
 FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
@@ -95,15 +91,6 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[int, int | None], 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def quiet_transformers() -> None:
-    """Warnings about our own doings (long sequences that no model reads, say) and bars of its own, off."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that transformers draws without asking its own setting
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 def load_mark(path: Path, allow_readable: bool) -> Mark:
     """The mark named by the options of `mark_option`."""
     return Mark.load(path, allow_readable=allow_readable)
@@ -116,27 +103,3 @@ def make_record(folder: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
-
-
-def scientific(log10: float) -> str:
-    """A probability of this log10, as one reads it: 0.0213, 3.2e-13, 10^-4133.7."""
-    if log10 > -4:
-        return f"{10**log10:.4f}"
-    return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
-
-
-def encoder(mark: Mark, path: Path | None) -> Encode:
-    """Texts to ids by the mark's tokenizer, which is loaded when first needed."""
-    tokenizer = None
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        nonlocal tokenizer
-        if tokenizer is None:
-            from watermark.tokenizers import load_for
-
-            quiet_transformers()
-            tokenizer = load_for(mark, path)
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return ids
-
-    return encode

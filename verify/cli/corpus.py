@@ -12,21 +12,21 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
-    encoder,
     fail_on_option,
     json_option,
     mark_option,
     print_json,
     progress,
     prompts_keyless_option,
-    scientific,
     skip_bad_option,
     tokenizer_option,
 )
 from verify.cli.results import mention_bad, print_rows
+from verify.results import scientific
+from watermark.tokenizers import encoder
 
 if TYPE_CHECKING:
-    from verify.corpus import CorpusResult
+    from verify.corpus.test import CorpusResult
 
 _SHOWN: Final = 20  # sources
 _UNITS: Final = {"reading": "work items", "testing": "partitions"}
@@ -70,7 +70,7 @@ def corpus(
     Memory does not grow with the text; the --out folder takes some 4 width + 12 bytes a token until the end. The same
     command goes on after a kill. More workers (pip install 'stillmark[ray]') find the same, to the bit.
     """
-    from verify.corpus import run
+    from verify.corpus.test import run
 
     with ExitStack() as bars:
         updates: dict[str, Callable[[int, int | None], None]] = {}

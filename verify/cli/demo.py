@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from verify.cli.common import FILE, json_option, print_json, quiet_transformers
+from verify.cli.common import FILE, json_option, print_json
+from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
-    from verify.demo import Row
+    from verify.planning.demo import Row
 
 
 @click.command()
@@ -23,7 +24,7 @@ def demo(model: Path | None, out: Path, as_json: bool) -> None:
 
     Takes about six minutes on two cores. Killed, it goes on where it was.
     """
-    from verify import demo as script
+    from verify.planning import demo as script
 
     start = time.monotonic()
 

@@ -19,16 +19,16 @@ from verify.cli.common import (
     mark_option,
     print_json,
     progress,
-    quiet_transformers,
-    scientific,
 )
 from verify.progress import count_up
+from verify.results import scientific
+from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from verify.fingerprint.finding import Finding
-    from verify.outputs import Output
+    from verify.data.outputs import Output
+    from verify.results import Finding
     from watermark import Mark
 
 
@@ -160,9 +160,10 @@ def agreement(
     The teacher is one, and named beforehand: the nearest of several is always somebody. Controls are models like the
     suspect that have nothing to do with the teacher; 19 of them let p reach 0.05.
     """
-    from verify.endpoints import Endpoint
     from verify.fingerprint import agreement as module
-    from watermark.generate import read_prompts
+    from verify.suspects import endpoint as endpoints
+    from verify.suspects import model as models
+    from watermark.io.prompts import read_prompts
 
     if sum(one is not None for one in (suspect, answers, base_url)) != 1:
         raise click.UsageError("name one of --suspect, its --answers, and --base-url")
@@ -174,19 +175,19 @@ def agreement(
     module.check_tokenizers(asked, named, controls, [suspect, base])
     said = _Recorder(record, len(asked), "prompts")
 
-    def read(who: str, path: Path) -> tuple[str, list[module.Likely]]:
+    def read(who: str, path: Path) -> tuple[str, list[models.Likely]]:
         with said.of(who) as (log, count):
-            found = module.likeliest(path, asked, top, chat=chat, batch_size=batch_size, record=log, progress=count)
+            found = models.likeliest(path, asked, top, chat=chat, batch_size=batch_size, record=log, progress=count)
             return str(path), found
 
-    def witness() -> tuple[str, list[module.Likely]]:
+    def witness() -> tuple[str, list[models.Likely]]:
         if answers is not None:
             return str(answers), module.recorded(answers, asked, top)
         if base_url is None:
             return read("suspect", _there(suspect))
         with said.of("suspect.endpoint") as (log, count):
-            endpoint = Endpoint(base_url, model or "", chat)
-            return model or "", module.likeliest_of_endpoint(endpoint, asked, _there(log), top, count)
+            endpoint = endpoints.Endpoint(base_url, model or "", chat)
+            return model or "", endpoints.likeliest_of_endpoint(endpoint, asked, _there(log), top, count)
 
     heard = witness()
     result = module.agreement_test(
@@ -290,7 +291,7 @@ def ask(
     if answers is not None:
         result = planted.judge(answers, mark, number, alpha)
     elif base_url is not None:
-        from verify.endpoints import Endpoint
+        from verify.suspects.endpoint import Endpoint
 
         with progress("asking", "questions") as update:
             count = count_up(update, number)
@@ -314,13 +315,14 @@ def canaries() -> None:
 @json_option
 def choose(mark_path: Path, allow_readable: bool, outputs: Path, out: Path, as_json: bool) -> None:
     """Choose the half to serve, by the mark's secret. Keep OUTPUTS as they are: the test reads all of them."""
+    from verify.data.outputs import digest
     from verify.fingerprint import canaries as module
 
     mark = load_mark(mark_path, allow_readable)
     candidates, chosen = _candidates(mark, outputs)
     half = module.served(mark, candidates)
     _write(out, (record for record, kept in zip(chosen, half, strict=True) if kept))
-    found = {"out": str(out), "served": int(half.sum()), "candidates": len(half), "digest": module.digest(candidates)}
+    found = {"out": str(out), "served": int(half.sum()), "candidates": len(half), "digest": digest(candidates)}
     print_json(found) if as_json else click.echo(f"wrote {found['served']} of {len(half)} outputs to {out}")
 
 
@@ -354,15 +356,16 @@ def canaries_test(
 ) -> None:
     """Test whether a suspect finds the served half of OUTPUTS likelier than the other."""
     from verify.fingerprint import canaries as module
+    from verify.suspects import model as models
 
     mark = load_mark(mark_path, allow_readable)
     candidates, _ = _candidates(mark, outputs)
     quiet_transformers()
     said = _Recorder(record, len(candidates), "texts")
 
-    def read(who: str, path: Path) -> tuple[str, module.Floats]:
+    def read(who: str, path: Path) -> tuple[str, models.Floats]:
         with said.of(who) as (log, count):
-            return str(path), module.likelihoods(path, mark, candidates, batch_size, log, count)
+            return str(path), models.likelihoods(path, mark, candidates, batch_size, log, count)
 
     compared = read("reference", reference) if reference else None
     result = module.canary_test(mark, candidates, read("suspect", suspect), compared, alpha, halves, seed)
@@ -401,10 +404,10 @@ def _there(path: Path | None) -> Path:
 
 def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, object]]]:
     """The candidates as token sequences, and the records they come from."""
-    from verify.cli.common import encoder
-    from verify.outputs import read_outputs, read_records
+    from verify.data.outputs import read_outputs, read_records
     from watermark import InputError
-    from watermark.records import Record
+    from watermark.io.records import Record
+    from watermark.tokenizers import encoder
 
     outputs = list(read_outputs([path], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size))
     if len(outputs) % 2:
@@ -414,7 +417,8 @@ def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, ob
 
 def _write(path: Path, rows: Iterable[object]) -> None:
     """A new file, for its owner alone: whoever sees what a suspect is to be tested with can prepare for it."""
-    from watermark import InputError, files
+    from watermark import InputError
+    from watermark.io import files
 
     lines = (json.dumps(row, ensure_ascii=False, default=lambda array: array.tolist()) + "\n" for row in rows)
     try:

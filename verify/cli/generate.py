@@ -13,8 +13,8 @@ from verify.cli.common import (
     load_mark,
     print_json,
     progress,
-    quiet_transformers,
 )
+from watermark.tokenizers import quiet_transformers
 
 
 @click.command()
@@ -51,9 +51,10 @@ def generate(
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
     from watermark import generate as generation
+    from watermark.io.prompts import read_prompts
 
     marks = [load_mark(path, allow_readable) for path in mark_paths]
-    asked = generation.read_prompts(prompts)
+    asked = read_prompts(prompts)
     sampling = generation.Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
     quiet_transformers()
     records = tokens = 0

@@ -10,18 +10,17 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
-    encoder,
     json_option,
     load_mark,
     make_record,
     mark_option,
     print_json,
     progress,
-    quiet_transformers,
 )
+from watermark.tokenizers import encoder, quiet_transformers
 
 if TYPE_CHECKING:
-    from verify.lineage import Lineage
+    from verify.lineage.verdict import Lineage
 
 _VERDICTS = ("copied", "distilled", "copied and distilled", "unrelated so far as this access can see", "cannot tell")
 
@@ -77,8 +76,8 @@ def lineage(
     What will be tested is fixed by the options, before the suspect is read: with --plan FILE the plan is written first,
     or must be the one that was written before. The p-values are adjusted by Holm's method over all lines.
     """
-    from verify import access as at_hand
-    from verify.lineage import conclude
+    from verify.lineage import run as at_hand
+    from verify.lineage.verdict import conclude
 
     url = suspect.startswith(("http://", "https://"))
     if (planted or canaries or ordered) and mark_path is None:
@@ -107,7 +106,7 @@ def lineage(
 
 
 def _print(found: Lineage) -> None:
-    from verify.lineage import breaks
+    from verify.lineage.verdict import breaks
 
     click.secho(found.verdict, bold=True)
     click.echo(f"  {'line':24} {'log10 p':>12} {'adjusted':>12}")

@@ -10,7 +10,7 @@ import click
 
 from verify.cli.common import FILE, allow_readable_option, json_option, load_mark, print_json
 from watermark import Mark, MarkError
-from watermark.mark import CARD_FORMAT, new_secret, parse_secret, read_json
+from watermark.keyfile import CARD_FORMAT, new_secret, parse_secret, read_json
 
 
 @click.group()

@@ -47,7 +47,7 @@ def power(
     student like these. Before you rely on it, train a student of your own (`stillmark student`). With --effect it is
     exact, for the binomial test of text.
     """
-    from verify import power as planning
+    from verify.planning import power as planning
 
     if (delta is None) == (effect is None):
         raise click.UsageError("name either --delta or --effect")

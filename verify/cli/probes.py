@@ -9,16 +9,15 @@ import click
 
 from verify.cli.common import (
     FILE,
-    encoder,
     json_option,
     load_mark,
     mark_option,
     print_json,
     progress,
-    quiet_transformers,
     tokenizer_option,
 )
 from verify.progress import count_up
+from watermark.tokenizers import encoder, quiet_transformers
 
 
 @click.command()
@@ -54,15 +53,17 @@ def probes(
     With --windows a probe is a single position, after a window that the teacher emitted often; the best first. That
     is for suspects where every position costs: ask for one token after each prompt.
     """
-    from verify import windows
-    from verify.outputs import read_outputs
-    from verify.questions import questions
-    from watermark import InputError, files, generate
+    from verify.data import context_counts
+    from verify.data.outputs import read_outputs
+    from verify.planning import probes
+    from verify.planning.questions import questions
+    from watermark import InputError, generate
+    from watermark.io import files
 
     if bool(texts) == bool(model):
         raise click.UsageError("name either texts or a --model that writes some")
     mark = load_mark(mark_path, allow_readable)
-    counts = None if windows_path is None else windows.load(windows_path, mark.width)
+    counts = None if windows_path is None else context_counts.load(windows_path, mark.width)
     if model is not None:
         quiet_transformers()
         written = out.with_name(out.stem + ".texts.jsonl")
@@ -74,7 +75,7 @@ def probes(
             )
         texts = (written,)
     stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
-    chosen = windows.cut(stream, length) if counts is None else windows.targets(stream, counts, positions, mark.exempt)
+    chosen = probes.cut(stream, length) if counts is None else probes.targets(stream, counts, positions, mark.exempt)
     rows = [
         {"id": probe.id, "prompt_ids": [] if probe.prompt_ids is None else probe.prompt_ids.tolist()}
         | {"output_ids": probe.output_ids.tolist()}

@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from verify.cli.common import print_json, scientific
-from verify.verdicts import INSUFFICIENT
+from verify.cli.common import print_json
+from verify.results import INSUFFICIENT, scientific
 
 if TYPE_CHECKING:
-    from verify.radioactivity import Decoys, Result, TextResult, WeightedResult
-    from verify.sequential import SequentialResult
+    from verify.radioactivity.logprobs import WeightedResult
+    from verify.radioactivity.result import Decoys, Result
+    from verify.radioactivity.sequential import SequentialResult
+    from verify.radioactivity.text import TextResult
 
 
 def report(ctx: click.Context, result: Result, more: dict[str, Any], as_json: bool, fail_on: str | None) -> None:
     """Print a result, for a program or for a person, and set the exit status."""
-    from verify.radioactivity import TextResult, WeightedResult
-    from verify.sequential import SequentialResult
+    from verify.radioactivity.logprobs import WeightedResult
+    from verify.radioactivity.sequential import SequentialResult
+    from verify.radioactivity.text import TextResult
 
     if as_json:
         print_json(result.to_dict() | more)

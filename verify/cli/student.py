@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, json_option, print_json, progress, quiet_transformers
+from verify.cli.common import FILE, json_option, print_json, progress
+from watermark.tokenizers import quiet_transformers
 
 
 @click.command()
@@ -37,7 +38,7 @@ def student(
     A student of marked outputs is a positive control: does your mark, at your settings, show in a model
     trained on this much of it?
     """
-    from verify.calibration import Training, train_student
+    from verify.planning.student import Training, train_student
 
     quiet_transformers()
     training = Training(epochs, learning_rate, batch_size, max_length, seed)

@@ -11,7 +11,6 @@ from verify.cli.api import api
 from verify.cli.common import (
     FILE,
     alpha_option,
-    encoder,
     fail_on_option,
     json_option,
     load_mark,
@@ -19,7 +18,6 @@ from verify.cli.common import (
     mark_option,
     progress,
     prompts_keyless_option,
-    quiet_transformers,
     skip_bad_option,
     tokenizer_option,
 )
@@ -27,14 +25,15 @@ from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
 from verify.progress import count_up
 from watermark import InputError
+from watermark.tokenizers import encoder, quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from verify.outputs import Output
-    from verify.radioactivity import Result
-    from verify.suspects import ReadText
-    from verify.windows import Windows
+    from verify.data.context_counts import Windows
+    from verify.data.logprobs import ReadText
+    from verify.data.outputs import Output
+    from verify.radioactivity.result import Result
     from watermark import Mark
 
 
@@ -100,10 +99,12 @@ def text(
     often as it was written less what the reference expected, which takes far fewer tokens. All are exact or
     bounds; choose before you look. The others are shown beside.
     """
-    from verify import pairs, radioactivity, sequential, suspects
-    from verify.outputs import Reading, read_outputs
+    from verify.data import logprobs, pairs
+    from verify.data.outputs import Reading, read_outputs
+    from verify.radioactivity import sequential
+    from verify.radioactivity import text as module
 
-    if test == radioactivity.SURPRISE and reference is None:
+    if test == module.SURPRISE and reference is None:
         raise click.UsageError("--test surprise needs a --reference")
     loaded = load_mark(mark_path, allow_readable)
     reading = Reading()
@@ -127,20 +128,20 @@ def text(
         kept = [output for output in written if len(output.output_ids)]
         along = None if reference is None else _read_along("reference", reference, loaded, kept, 1, None)
         looked = sequential.SequentialTest(loaded, "text", alpha, keyless=prompts_keyless)
-        result = sequential.replay(looked, map(suspects.as_text, kept), along)
+        result = sequential.replay(looked, map(logprobs.as_text, kept), along)
     else:
         positions = pairs.scorable(written, loaded.width, loaded.exempt, prompts_keyless=prompts_keyless)
         surprise = None
         if reference is not None and written:
             texts = _read_along("reference", reference, loaded, written, batch_size, None)
-            surprise = radioactivity.surprise(positions, suspects.gather_positions(texts, positions), loaded.exempt)
-        if surprise is None and test in (None, radioactivity.SURPRISE):
-            test = radioactivity.BINOMIAL
-        result = radioactivity.text_test(
+            surprise = module.surprise(positions, logprobs.gather_positions(texts, positions), loaded.exempt)
+        if surprise is None and test in (None, module.SURPRISE):
+            test = module.BINOMIAL
+        result = module.text_test(
             loaded,
             pairs.distinct(positions),
             alpha,
-            method=test or radioactivity.SURPRISE,
+            method=test or module.SURPRISE,
             surprise=surprise,
             decoys=_DECOYS * (reference is not None) if decoys is None else decoys,
         )
@@ -190,8 +191,9 @@ def model(
     may be any model that has nothing to do with the secret, and a bad one costs power, not validity. With --record
     a killed run goes on where it was.
     """
-    from verify import radioactivity, suspects
-    from verify.outputs import Reading, read_outputs
+    from verify.data import logprobs
+    from verify.data.outputs import Reading, read_outputs
+    from verify.radioactivity.logprobs import logprob_test
 
     loaded = load_mark(mark_path, allow_readable)
     counts = _load_windows(windows_path, loaded)
@@ -210,16 +212,14 @@ def model(
         raise InputError(probes[0], 0, "says that its text carries a mark", "leave --probes-keyless out")
     make_record(record)
 
-    def read(who: str, path: Path) -> suspects.Readings:
+    def read(who: str, path: Path) -> logprobs.Readings:
         log = record / f"{who}.jsonl" if record else None
-        return suspects.gather(
+        return logprobs.gather(
             _read_along(who, path, loaded, texts, batch_size, log), loaded.width, keyless=probes_keyless
         )
 
     suspected, compared = read("suspect", model), read("reference", reference) if reference else None
-    result = radioactivity.logprob_test(
-        loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts
-    )
+    result = logprob_test(loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts)
     more = {"model": str(model), "reference": reference and str(reference), "probes": [str(path) for path in probes]}
     report(ctx, result, more | {"bad_records": reading.bad}, as_json, fail_on)
     mention_bad(reading.bad, reading.first_bad)
@@ -255,12 +255,14 @@ def logprobs(
     log probability]; the top 20 are plenty. Or it is a text: `output_ids`, `prompt_ids`, and `top_logprobs` with
     such a list (or null) for each output token, as `verify model --record` writes it.
     """
-    from verify import radioactivity, sequential, suspects
+    from verify.data import logprobs as recorded
+    from verify.radioactivity import sequential
+    from verify.radioactivity.logprobs import logprob_test
 
     loaded = load_mark(mark_path, allow_readable)
     counts = _load_windows(windows_path, loaded)
-    texts = suspects.read_recorded(records, loaded)
-    reference_texts = None if reference_records is None else suspects.read_recorded(reference_records, loaded)
+    texts = recorded.read_recorded(records, loaded)
+    reference_texts = None if reference_records is None else recorded.read_recorded(reference_records, loaded)
     result: Result
     if _all_sequential([text.sequential for text in texts], (records,)):
         if counts is not None or decoys is not None:
@@ -270,13 +272,11 @@ def logprobs(
         looked = sequential.SequentialTest(loaded, "logprobs", alpha, keyless=probes_keyless)
         result = sequential.replay(looked, texts, reference_texts)
     else:
-        suspected, compared = suspects.gather(texts, loaded.width, keyless=probes_keyless), None
+        suspected, compared = recorded.gather(texts, loaded.width, keyless=probes_keyless), None
         if reference_texts is not None and reference_records is not None:
-            compared = suspects.gather(reference_texts, loaded.width, keyless=probes_keyless)
-            suspects.check_same_positions(suspected, compared, records, reference_records)
-        result = radioactivity.logprob_test(
-            loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts
-        )
+            compared = recorded.gather(reference_texts, loaded.width, keyless=probes_keyless)
+            recorded.check_same_positions(suspected, compared, records, reference_records)
+        result = logprob_test(loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts)
     more = {"files": [str(records)], "reference": reference_records and str(reference_records)}
     report(ctx, result, more, as_json, fail_on)
 
@@ -296,18 +296,18 @@ def _all_sequential(flags: list[bool], paths: tuple[Path, ...]) -> bool:
 def _read_along(
     who: str, path: Path, mark: Mark, texts: Sequence[Output], batch_size: int, record: Path | None
 ) -> list[ReadText]:
-    from verify import suspects
+    from verify.suspects import model
 
     quiet_transformers()
     with progress(f"reading along with the {who}", "texts") as update:
         count = count_up(update, len(texts))
-        return suspects.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
+        return model.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
 
 
 def _load_windows(path: Path | None, mark: Mark) -> Windows | None:
-    from verify import windows
+    from verify.data import context_counts
 
-    return None if path is None else windows.load(path, mark.width)
+    return None if path is None else context_counts.load(path, mark.width)
 
 
 verify.add_command(api)

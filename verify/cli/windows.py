@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, encoder, json_option, load_mark, mark_option, print_json, tokenizer_option
+from verify.cli.common import FILE, json_option, load_mark, mark_option, print_json, tokenizer_option
+from watermark.tokenizers import encoder
 
 
 @click.command()
@@ -23,8 +24,8 @@ def windows(
     Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
     depend on the key, a little: each test that uses them says so.
     """
-    from verify import windows as counting
-    from verify.outputs import read_outputs
+    from verify.data import context_counts as counting
+    from verify.data.outputs import read_outputs
 
     mark = load_mark(mark_path, allow_readable)
     stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))

@@ -7,29 +7,21 @@ means anything.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from verify import statistics
-from verify.endpoints import Endpoint, collect
-from verify.fingerprint.finding import Finding
-from verify.outputs import read_records
+from verify.data.outputs import read_records
+from verify.results import Finding
+from verify.stats import binomial
+from verify.suspects.model import Likely
 from watermark import InputError, ModelError, StillmarkError, TokenizerError, tokenizers
-from watermark.generate import Prompt, encode_prompt
-from watermark.models import load_model, model_digest, read_along
-from watermark.records import appending, resume_jsonl
-
-Likely = frozenset[str]
-"""A model's likeliest next tokens after one prompt, as text; empty where there is no answer, which agrees with none."""
+from watermark.io.prompts import Prompt
 
 TOP: Final = 20
 """Likeliest tokens that `stillmark lineage` compares."""
@@ -58,7 +50,7 @@ class Control:
     @property
     def log10_pvalue(self) -> float:
         """log10 P(Bin(ahead + behind, 1/2) >= ahead): exact, one-sided."""
-        return statistics.binomial_log10_sf(self.ahead, self.ahead + self.behind, 0.5)
+        return binomial.binomial_log10_sf(self.ahead, self.ahead + self.behind, 0.5)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -294,83 +286,6 @@ def check_tokenizers(
                 )
 
 
-def likeliest(
-    path: Path,
-    prompts: Sequence[Prompt],
-    top: int = 1,
-    *,
-    chat: bool = False,
-    batch_size: int = 16,
-    record: Path | None = None,
-    progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[Likely]:
-    """A model's likeliest next tokens after each prompt, as text.
-
-    Args:
-        path: the model's folder.
-        prompts: texts for its own tokenizer, or ids.
-        top: how many tokens.
-        chat: put texts through the model's chat template, if it has one.
-        batch_size: in one forward pass.
-        record: JSONL to keep the answers in, and to go on from.
-        progress: called with the number of prompts asked.
-
-    Raises:
-        InputError: `record` cannot be written, or is of another run.
-        ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
-    """
-    run = "" if record is None else _digest(path, prompts, top, chat)
-    done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(prompts):
-        return done
-    model, tokenizer = load_model(path)
-    limit = model.config.get_text_config().vocab_size
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
-            for one, row in zip(batch, rows, strict=True):
-                if not row or max(row) >= limit:
-                    raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
-            logits = read_along(model, rows)
-            for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
-                ids = logits[i, len(row) - 1].topk(top).indices.tolist()
-                said = [str(tokenizer.decode([token])) for token in ids]
-                done.append(frozenset(said))
-                if log is not None:
-                    line = {"id": one.id, "output": said[0], "top": said, "model": path.name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return done
-
-
-def likeliest_of_endpoint(
-    endpoint: Endpoint,
-    prompts: Sequence[Prompt],
-    log: Path,
-    top: int = 1,
-    progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[Likely]:
-    """The same of a suspect behind an endpoint: what it writes first, or the top of what it might have written.
-
-    Args:
-        endpoint: where; how to ask is settled here: one token, greedily.
-        prompts: what to ask.
-        log: JSONL of all answers; a killed run goes on from there.
-        top: how many tokens.
-        progress: called with the number of prompts asked.
-
-    Raises:
-        ApiError: what `verify.endpoints.collect` raises, or there are no log probabilities and top is not 1.
-        InputError: the log cannot be written, or is of another run.
-    """
-    how = replace(endpoint, max_tokens=1, temperature=0.0, top_logprobs=0 if top == 1 else top)
-    answers = collect(how, prompts, log, progress)
-    return [frozenset(() if one is None else [one.text] if top == 1 and one.text else one.top[:top]) for one in answers]
-
-
 def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[Likely]:
     """Recorded answers to the prompts, from JSONL with `id` and `top`, a list of tokens as text, the likeliest first.
 
@@ -399,8 +314,3 @@ def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[Likely
     if missing is not None:
         raise InputError(path, 0, f"holds no answer to prompt '{missing}'", "ask all of them, or leave the prompt out")
     return [said[one.id] for one in prompts]
-
-
-def _digest(path: Path, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
-    asked = [[one.id, one.text, one.ids] for one in prompts]
-    return hashlib.sha256((json.dumps([asked, top, chat]) + model_digest(path)).encode()).hexdigest()[:12]

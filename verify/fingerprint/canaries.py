@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from verify.fingerprint.finding import Finding
-from verify.outputs import Output
+from verify.data.outputs import Output, digest
+from verify.results import Finding
+from verify.suspects.model import FLOOR
 from watermark import Mark, prf
-from watermark.models import load_model, model_digest, read_along
-from watermark.records import appending, resume_jsonl
 
 SALT: Final = "stillmark/v1/canaries"
-FLOOR: Final = -20.0
-"""Least log likelihood of a token; also that of one for which a model gives no number."""
 
 SAW: Final = "saw the served half"
 
@@ -46,12 +39,6 @@ def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
     chosen = np.zeros(len(candidates), bool)
     chosen[prf.shuffle(key, len(candidates))[: len(candidates) // 2]] = True
     return chosen
-
-
-def digest(candidates: Sequence[Output]) -> str:
-    """SHA-256 over the candidates' ids and tokens, in order, 64 hex characters."""
-    whole = [[one.id, one.ids[: one.start].tolist(), one.output_ids.tolist()] for one in candidates]
-    return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -175,49 +162,3 @@ def canary_test(
 
 def _finite(said: Floats) -> Floats:
     return np.maximum(np.nan_to_num(said, nan=FLOOR, posinf=FLOOR), FLOOR)
-
-
-def likelihoods(
-    path: Path,
-    mark: Mark,
-    candidates: Sequence[Output],
-    batch_size: int = 8,
-    record: Path | None = None,
-    progress: Callable[[int], None] = lambda _texts: None,
-) -> Floats:
-    """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
-
-    Args:
-        path: the model's folder; its tokenizer must be the mark's.
-        mark: the mark.
-        candidates: the outputs.
-        batch_size: in one forward pass.
-        record: JSONL to keep what was read in, and to go on from.
-        progress: called with the number of texts read.
-
-    Raises:
-        InputError: `record` cannot be written, or is of another run.
-    """
-    import torch
-
-    run = "" if record is None else hashlib.sha256((digest(candidates) + model_digest(path)).encode()).hexdigest()[:12]
-    done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(candidates):
-        return np.array(done)
-    model, _ = load_model(path, mark)
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(candidates), batch_size):
-            batch = candidates[start : start + batch_size]
-            logits = read_along(model, [one.ids for one in batch])
-            for i, one in enumerate(batch):
-                first = max(1, one.start)
-                rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
-                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).nan_to_num(FLOOR).clamp(min=FLOOR)
-                done.append(round(float(said.mean()), 6) if len(said) else 0.0)
-                if log is not None:
-                    line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return np.array(done)

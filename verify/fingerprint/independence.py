@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify.fingerprint import permutations
-from verify.fingerprint.finding import Finding
+from verify.results import Finding
+from verify.stats import permutations
 
 DEPENDENT: Final = "weights dependent"
 MATCHED: Final = "weights matched, units shuffled"

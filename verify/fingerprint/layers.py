@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+
 F32 = npt.NDArray[np.float32]
 
 GATE: Final = ("mlp.gate_proj", "mlp.w1", "feed_forward.w1", "ffn.gate_proj")

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.fingerprint.layers import Weights, tensor_names
-from watermark import Mark, ModelError, files, prf
+from watermark import Mark, ModelError, prf
+from watermark.io import files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 SALT: Final = "stillmark/v1/order"
 BESIDE: Final = (

@@ -13,15 +13,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify import statistics
-from verify.calibration import Trained, Training, train_student
-from verify.endpoints import Endpoint, collect
-from verify.fingerprint.finding import Finding
-from verify.outputs import read_records
+from verify.data.outputs import read_records
+from verify.planning.student import Trained, Training, train_student
+from verify.results import Finding
+from verify.stats import binomial
+from verify.suspects.endpoint import Endpoint, collect
+from verify.suspects.model import read_along
 from watermark import InputError, Mark, ModelError, prf
-from watermark.generate import Prompt, encode_prompt
-from watermark.models import load_model, read_along
-from watermark.records import Record
+from watermark.io.prompts import Prompt, encode_prompt
+from watermark.io.records import Record
+from watermark.models import load_model
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -138,7 +139,7 @@ class PlantedResult(Finding):
     @property
     def log10_pvalue(self) -> float:
         """log10 P(Bin(asked, 1/16) >= hits)."""
-        return statistics.binomial_log10_sf(self.hits, self.asked, 1 / len(ANSWERS))
+        return binomial.binomial_log10_sf(self.hits, self.asked, 1 / len(ANSWERS))
 
     @property
     def test(self) -> str:
@@ -260,7 +261,7 @@ def ask_endpoint(
         progress: called with the number of questions answered.
 
     Raises:
-        ApiError, InputError: what `verify.endpoints.collect` raises.
+        ApiError, InputError: what `verify.suspects.endpoint.collect` raises.
     """
     asked = questions(mark, number)
     how = replace(endpoint, chat=True, max_tokens=LONGEST, temperature=0.0, top_logprobs=0)

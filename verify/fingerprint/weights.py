@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from verify.fingerprint import permutations
 from verify.fingerprint.independence import Comparison, Matching
 from verify.fingerprint.layers import Units, Weights, scaled_rows
 from verify.fingerprint.order import keyed_order
+from verify.stats import permutations
 from watermark import Mark
 
 F32 = npt.NDArray[np.float32]

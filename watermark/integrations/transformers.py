@@ -17,9 +17,8 @@ import torch
 from transformers import LogitsProcessor
 from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
-from watermark.greenlist import contexts_at_end
-from watermark.mark import Mark
-from watermark.marks import Marks
+from watermark.mark import Mark, Marks
+from watermark.schemes.greenlist import contexts_at_end
 
 
 class MarkLogitsProcessor(LogitsProcessor):

@@ -3,3 +3,58 @@
 `bias_` raises the green tokens of a batch of logits: `native` (C, on a CPU), `triton` (on a GPU), `torch` (anywhere).
 `native` also has what scoring needs: the bits of pairs, the greens under many keys, distinct rows; `triton` the greens.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Kernel = Literal["native", "triton", "torch"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tables:
+    """What every kernel needs of K marks, as numpy arrays; it holds the PRF keys, so that its repr says nothing.
+
+    Attributes:
+        width: number of context tokens.
+        keys: uint32 [K, 8], the marks' key words (`watermark.prf.key_words`).
+        thresholds: int32 [K]; green means bits < threshold.
+        deltas: float32 [K].
+        exempt: ids never biased, ascending.
+        vocabulary_size: tokens from here on are never biased; None: no limit.
+        rows: for each row of a batch the indices of its marks; None: every row carries all of them.
+        on_device: tensors made of all this, by shape and device.
+    """
+
+    width: int
+    keys: npt.NDArray[np.uint32]
+    thresholds: npt.NDArray[np.int32]
+    deltas: npt.NDArray[np.float32]
+    exempt: tuple[int, ...]
+    vocabulary_size: int | None
+    rows: tuple[tuple[int, ...], ...] | None
+    on_device: dict[Any, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_device": {}}  # what lies on a device stays there
+
+    def which(self, batch: int) -> npt.NDArray[np.int32]:
+        """The marks of each row of the logits, int32 [batch, M] or [1, M], -1 for none.
+
+        Logits with k times as many rows as were named (beams, candidates) take k rows for each of those.
+
+        Raises:
+            ValueError: the number of rows does not fit.
+        """
+        if self.rows is None:
+            return np.arange(len(self.keys), dtype=np.int32)[None]
+        if not self.rows or batch % len(self.rows):
+            raise ValueError(f"marks were named for {len(self.rows)} rows, and the logits have {batch}")
+        found = np.full((len(self.rows), max(1, *map(len, self.rows))), -1, np.int32)
+        for row, chosen in enumerate(self.rows):
+            found[row, : len(chosen)] = chosen
+        return np.repeat(found, batch // len(self.rows), axis=0)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from watermark.kernels import native
+from watermark.kernels import Kernel, native
 from watermark.kernels import torch as plain
-
-if TYPE_CHECKING:
-    from watermark.greenlist import Kernel
 
 SCHEMA = (
     "(str kernel, Tensor(a!) logits, Tensor contexts, Tensor keys, Tensor thresholds, Tensor deltas, Tensor which, "

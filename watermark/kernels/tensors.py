@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from watermark import prf
-
-if TYPE_CHECKING:
-    from watermark.marks import Marks
+from watermark.kernels import Tables
 
 GROUP = 512
 """Tokens that sixteen ChaCha blocks cover."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler that traced this would print the secret in its logs
-def on_device(marks: Marks, rows: int, limit: int, device: torch.device) -> tuple[Tensor, ...]:
+def on_device(tables: Tables, batch: int, limit: int, device: torch.device) -> tuple[Tensor, ...]:
     """Keys, thresholds, deltas, which, exempt, allowed, as `watermark.kernels.torch.bias_` takes them.
 
-    rows: of the logits; limit: tokens from here on are never biased. The tensors are kept with the marks, so that
-    only the first call for a shape and a device copies anything there.
+    The tensors are kept with the tables, so that only the first call for a shape and a device copies anything there.
+
+    Args:
+        tables: of the marks.
+        batch: rows of the logits.
+        limit: tokens from here on are never biased.
+        device: of the logits.
     """
-    where = (rows if marks.rows is not None else 1, limit, device)
-    if where not in marks._tensors:
-        keys = np.stack([prf.key_words(mark.prf_key) for mark in marks.table]).view(np.int32)
-        exempt = [i for i in marks.table[0].exempt if i < limit]
+    where = (batch if tables.rows is not None else 1, limit, device)
+    if where not in tables.on_device:
+        exempt = [i for i in tables.exempt if i < limit]
         tensors = (
-            torch.from_numpy(keys),
-            torch.tensor([mark.threshold for mark in marks.table], dtype=torch.int32),
-            torch.tensor([mark.delta for mark in marks.table], dtype=torch.float32),
-            torch.from_numpy(marks.which(rows)),
+            torch.from_numpy(tables.keys.view(np.int32)),
+            torch.from_numpy(tables.thresholds),
+            torch.from_numpy(tables.deltas),
+            torch.from_numpy(tables.which(batch)),
             torch.tensor(exempt, dtype=torch.int32),
             _allowed(limit, exempt),
         )
-        marks._tensors[where] = tuple(tensor.to(device) for tensor in tensors)
-    found: tuple[Tensor, ...] = marks._tensors[where]
+        tables.on_device[where] = tuple(tensor.to(device) for tensor in tensors)
+    found: tuple[Tensor, ...] = tables.on_device[where]
     return found
 
 

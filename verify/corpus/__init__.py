@@ -1,0 +1,1 @@
+"""Text beyond memory: a verdict on a corpus, on each source and on each document."""

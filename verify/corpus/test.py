@@ -1,0 +1,318 @@
+"""Test more text than fits in memory: a verdict on all of it, on each source, and a q-value for each document.
+
+Each answer is that of `stillmark verify text`, to the bit: the corpus' is what it says of all files together, a
+source's what it says of that source's records alone, with a tape and prompts of their own, a document's what it says
+of that one record. How the work is cut up, who does it, and how often it is interrupted make no difference:
+`verify.corpus.worker` says why. Memory grows with a work item, a partition, the longest record, and with the number of
+documents (some 100 bytes each) and sources; not with the text.
+
+The documents' q-values are Benjamini and Hochberg's. Documents share pairs, and so coins; but each p-value falls as
+the number of green coins among its own rises, and where coins are independent, such a sum of 0s and 1s is log-concave,
+so given a larger sum every increasing function of all coins is larger in expectation (Efron 1965). That is the positive
+dependence (PRDS) under which their step-up holds the false discovery rate (Benjamini and Yekutieli 2001). It takes
+texts that are fixed beforehand, marked ones among them as coins of a higher rate; of prompts that show one document's
+coins to another it says nothing, although each p-value by itself stays exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verify.corpus.plan import Job, Plan, Settings, lock, plan_of
+from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
+from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
+from verify.data.outputs import no_records
+from verify.radioactivity.logprobs import Floats
+from verify.radioactivity.result import LEVEL, Result
+from verify.radioactivity.text import BINOMIAL, METHODS, text_warnings
+from verify.results import CARRIES, INSUFFICIENT
+from verify.stats import binomial, multiple
+from verify.stats.binomial import Interval
+from watermark import Mark
+from watermark.io import files
+from watermark.tokenizers import Encode
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source wrote, as `stillmark verify text` sees it. name: "" for records that name none."""
+
+    name: str
+    records: int
+    tokens: int
+    n: int
+    green: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there was to do, and how much of it an earlier run had done."""
+
+    items: int
+    items_resumed: int
+    partitions: int
+    partitions_resumed: int
+
+
+@dataclass(frozen=True)
+class CorpusResult(Result):
+    """The exact binomial test on a corpus and on each of its sources.
+
+    Attributes:
+        n: distinct pairs scored.
+        green: green ones among them.
+        tokens: output tokens looked at; n plus everything discarded.
+        discarded: positions left out, by reason.
+        records: records in all.
+        prompts: records that had a prompt.
+        keyless: the prompts cannot depend on the key.
+        bad: malformed records that were left out.
+        first_bad: what was wrong with the first.
+        sources: by name.
+        documents: the Parquet file with each document's p- and q-value.
+        discoveries: documents whose q-value is at most alpha.
+        work: what was done, and what was there already.
+    """
+
+    n: int
+    green: int
+    tokens: int
+    discarded: dict[str, int]
+    records: int
+    prompts: int
+    keyless: bool
+    bad: int
+    first_bad: str | None
+    sources: tuple[Source, ...] = field(repr=False)
+    documents: Path
+    discoveries: int
+    work: Work
+
+    @cached_property
+    def log10_pvalue(self) -> float:
+        """log10 P(Bin(n, gamma) >= green)."""
+        return binomial.binomial_log10_sf(self.green, self.n, self.mark.gamma)
+
+    @property
+    def test(self) -> str:
+        """The test's name, in words."""
+        return METHODS[BINOMIAL]
+
+    @property
+    def green_rate(self) -> float | None:
+        """green / n; None without a pair."""
+        return self.green / self.n if self.n else None
+
+    def confidence_interval(self, level: float = LEVEL) -> Interval:
+        """Clopper and Pearson's interval for the rate at which the corpus' pairs are green."""
+        return binomial.binomial_interval(self.green, self.n, level)
+
+    @cached_property
+    def source_log10_pvalues(self) -> Floats:
+        """log10 p of each source by itself, float64 [sources]."""
+        return np.array([binomial.binomial_log10_sf(s.green, s.n, self.mark.gamma) for s in self.sources])
+
+    @cached_property
+    def source_log10_adjusted(self) -> Floats:
+        """The same after Holm, for all sources at once: what a source's verdict rests on, float64 [sources]."""
+        return multiple.holm(self.source_log10_pvalues)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of this result should know, one sentence each."""
+        return text_warnings(self.n, self.tokens, self.discarded, self.prompts, self.records)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
+        return super().to_dict() | {
+            "n": self.n,
+            "green": self.green,
+            "green_rate": self.green_rate,
+            "interval": list(self.confidence_interval()),
+            "interval_level": LEVEL,
+            "tokens": self.tokens,
+            "discarded": self.discarded,
+            "records": self.records,
+            "keyless": self.keyless,
+            "bad_records": self.bad,
+            "sources": self.source_rows(),
+            "documents": {
+                "path": str(self.documents),
+                "number": self.records,
+                "discoveries": self.discoveries,
+                "level": self.alpha,
+            },
+            "work": vars(self.work),
+        }
+
+    def source_rows(self) -> list[dict[str, Any]]:
+        """One object a source, by name."""
+        level = np.log10(self.alpha)
+        numbers = zip(
+            self.sources, self.source_log10_pvalues.tolist(), self.source_log10_adjusted.tolist(), strict=True
+        )
+        return [
+            {
+                "source": source.name,
+                "verdict": CARRIES if adjusted <= level else INSUFFICIENT,
+                "n": source.n,
+                "green": source.green,
+                "green_rate": source.green / source.n if source.n else None,
+                "log10_pvalue": raw,
+                "log10_pvalue_adjusted": adjusted,
+                "records": source.records,
+                "tokens": source.tokens,
+            }
+            for source, raw, adjusted in numbers
+        ]
+
+
+def run(
+    paths: Sequence[Path],
+    mark_path: Path,
+    folder: Path,
+    encoder: Callable[[Mark, Path | None], Encode],
+    *,
+    allow_readable: bool = False,
+    tokenizer: Path | None = None,
+    keyless: bool = False,
+    skip_bad: bool = False,
+    source_column: str = "source",
+    alpha: float = 1e-3,
+    workers: int = 1,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> CorpusResult:
+    """Test a corpus into a folder, or go on with a run that was killed.
+
+    Args:
+        paths: JSONL, Parquet and .txt files, as for `verify.data.outputs.read_outputs`.
+        mark_path: the mark file; each worker loads it.
+        folder: for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
+            the end.
+        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
+        allow_readable: accept a mark file that others may read.
+        tokenizer: folder of the tokenizer, if not where the mark says.
+        keyless: the prompts cannot depend on the key, so windows that occur in them are kept.
+        skip_bad: count malformed records instead of stopping at one.
+        source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
+        alpha: level of the verdicts, fixed before looking.
+        workers: 1: this process; more: so many workers of Ray.
+        progress: called along the way.
+
+    Raises:
+        InputError: a file cannot be read or has changed since the run began, a record is malformed, or the folder
+            holds a run with other settings or files, or one that is at work.
+        MarkError, TokenizerError: as `Mark.load` and `encoder`.
+        StillmarkError: Ray is not installed.
+    """
+    mark = Mark.load(mark_path, allow_readable=allow_readable)
+    settings = Settings(mark.commitment, alpha, keyless, skip_bad, source_column, str(tokenizer) if tokenizer else None)
+    with lock(folder):
+        plan = plan_of(folder, paths, settings)
+        items, parts = len(plan.items), plan.partitions
+        if (folder / "counts.json").exists():
+            work = Work(items, items, parts, parts)
+        else:
+            job = Job(folder, mark_path, allow_readable, encoder)
+            with cluster(workers):
+                read = _do(job, MAP, "reading", [item_path(folder, i) for i in range(items)], workers, progress)
+                judged = _do(job, REDUCE, "testing", [part_path(folder, i) for i in range(parts)], workers, progress)
+            _check_empty(folder, plan)
+            discoveries = _write_documents(folder, mark, alpha, items)
+            counts = _count(folder, plan) | {"discoveries": discoveries}
+            files.replace(folder / "counts.json", json.dumps(counts).encode())
+            work = Work(items, read, parts, judged)
+        for done_with in ("items", "parts"):
+            shutil.rmtree(folder / done_with, ignore_errors=True)
+        counts = json.loads((folder / "counts.json").read_bytes())
+    sources = tuple(Source(**source) for source in counts.pop("sources"))
+    return CorpusResult(
+        alpha, mark, **counts, keyless=keyless, sources=sources, documents=folder / "documents.parquet", work=work
+    )
+
+
+def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progress: Progress) -> int:
+    """Do a step for each result that is not there yet; returns how many are."""
+    todo = [i for i, path in enumerate(results) if not path.exists()]
+    there = len(results) - len(todo)
+    run_steps(job, step, todo, workers, lambda done: progress(what, there + done, len(results)))
+    return there
+
+
+def _check_empty(folder: Path, plan: Plan) -> None:
+    read = {path for facts in read_facts(folder, len(plan.items)) for path in facts["files"]}
+    for path, _, _ in plan.files:
+        if path not in read:
+            raise no_records(Path(path))
+
+
+def _count(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Add up what was read, and what partitions counted: whole numbers, so that the order is no matter."""
+    facts = list(read_facts(folder, len(plan.items)))
+    names = source_names(facts)
+    tally = np.zeros((1 + len(names), len(TALLY)), np.int64)
+    for part in range(plan.partitions):
+        tally += np.load(part_path(folder, part))
+    totals = dict(zip(TALLY, tally[0].tolist(), strict=True))
+    records, tokens = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    discarded: dict[str, int] = {}
+    for one in facts:
+        for name, more_records, more_tokens in zip(one["names"], one["records"], one["tokens"], strict=True):
+            records[name] += more_records
+            tokens[name] += more_tokens
+        for reason, number in one["discarded"].items():
+            discarded[reason] = discarded.get(reason, 0) + number
+    return {
+        "n": totals.pop("n"),
+        "green": totals.pop("green"),
+        "tokens": sum(tokens.values()),
+        "discarded": discarded | totals,
+        "records": sum(records.values()),
+        "prompts": sum(one["prompts"] for one in facts),
+        "bad": sum(one["bad"] for one in facts),
+        "first_bad": next((one["first_bad"] for one in facts if one["first_bad"]), None),
+        "sources": [
+            vars(Source(name, records[name], tokens[name], n, green))
+            for name, (n, green) in zip(names, tally[1:, :2].tolist(), strict=True)
+        ],
+    }
+
+
+def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
+    """Every document with its p- and q-value, in the order of the files; returns how many q are at most alpha."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [item_path(folder, item) / "documents.parquet" for item in range(items)]
+    counted = [pq.read_table(table, columns=["n", "green"]) for table in tables]
+    n, green = (np.concatenate([table.column(name).to_numpy() for table in counted]) for name in ("n", "green"))
+    kinds, which = np.unique(np.column_stack([n, green]), axis=0, return_inverse=True)
+    p = np.array([binomial.binomial_log10_sf(hits, tries, mark.gamma) for tries, hits in kinds.tolist()])
+    p = p[which.ravel()] if len(p) else np.zeros(0)
+    q = multiple.benjamini_hochberg(p)
+    scratch, start = folder / ".documents.parquet", 0
+    writer = None
+    for path in tables:
+        table = pq.read_table(path)
+        stop = start + len(table)
+        table = table.append_column("log10_pvalue", pa.array(p[start:stop]))
+        table = table.append_column("log10_qvalue", pa.array(q[start:stop]))
+        writer = writer or pq.ParquetWriter(scratch, table.schema, compression="zstd")
+        writer.write_table(table)
+        start = stop
+    assert writer is not None
+    writer.close()
+    os.replace(scratch, folder / "documents.parquet")
+    return int((q <= np.log10(alpha)).sum())

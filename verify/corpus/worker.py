@@ -1,0 +1,289 @@
+"""A corpus piece by piece: what a worker does to one work item, and to one partition of all pairs.
+
+The rules of `verify.data.pairs` speak of the whole evidence, which does not fit in memory. So each work item (some
+records) is read once and its pairs and prompt contexts are written down, sorted by a hash of the context; then each
+partition (some contexts, out of all items) is judged by itself. A context has all its pairs and all prompts that showed
+it in one partition, so that both rule 1 and rule 2 can be applied within it, and the counts of partitions add up.
+(Without rule 2 the pair is hashed, which spreads more evenly: at width 1 some contexts are much more frequent than
+others.)
+
+Everything passes through files in one folder, and not through a scheduler's memory. A step reads files, and writes one
+file or folder of a fixed name in one rename; where that is there already it does nothing. A step that was killed may
+therefore be run again, by any worker and any number of times: each record counts once. (After a power cut start afresh:
+the files are not synced to disk.)
+
+    run.json           the plan: settings, input files, work items, number of partitions
+    items/000017/      rows.npy    uint32 [N, width + 3]: source, context, token, how often; sorted by partition
+                       shown.npy   uint32 [M, width + 1]: source, window of a prompt; sorted by partition
+                       ends.npy    int64 [2, partitions]: where each partition ends, in rows and in shown
+                       facts.json  the sources' names, and what was read
+                       documents.parquet    each record with its own n and green
+    parts/000003.npy   int64 [1 + sources, 4]: n, green, prompt_window, repeated_pair; of all, and of each source
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.corpus.plan import Job, Plan, stamp
+from verify.data.dedup import distinct_rows, partition
+from verify.data.outputs import FIELDS, Output, Part, Reading, read_part, to_outputs
+from verify.data.pairs import PROMPT_WINDOW, REPEATED_PAIR, Positions, scorable, was_shown
+from watermark import InputError, Mark, MarkError
+from watermark.io import files
+from watermark.io.records import Record
+
+TALLY: Final = ("n", "green", PROMPT_WINDOW, REPEATED_PAIR)
+
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+
+
+class Worker:
+    """Does the steps of one job.
+
+    Raises:
+        MarkError: the mark cannot be loaded, or is not the plan's.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.folder = job.folder
+        plan = Plan.load(job.folder)
+        assert plan is not None
+        self.plan, self.settings = plan, plan.settings
+        self.mark = Mark.load(job.mark_path, allow_readable=job.allow_readable)
+        if self.mark.commitment != self.settings.commitment:
+            raise MarkError(f"{job.mark_path}: is not the mark that this run began with", "was it replaced?")
+        self.encode = job.encoder(self.mark, Path(self.settings.tokenizer) if self.settings.tokenizer else None)
+        self.stamps = {path: (path, size, changed) for path, size, changed in plan.files}
+
+    def map_item(self, number: int) -> None:
+        """Read a work item and write down its documents, pairs and prompt windows.
+
+        Raises:
+            InputError: as `verify.data.outputs.read_outputs`; or a file has changed, or a record's source is no string.
+            TokenizerError: a text must be tokenized, and cannot be.
+        """
+        target = item_path(self.folder, number)
+        if target.is_dir():
+            return
+        read = self._read(self.plan.items[number])
+        mark, keyless = self.mark, self.settings.keyless
+        held = scorable(read.outputs, mark.width, mark.exempt, prompts_keyless=True)  # rule 2 comes later
+        prompts = [] if keyless else read.outputs
+        shown = scorable(map(_prompt, prompts), mark.width, prompts_keyless=True)
+        n, green = _each_alone(mark, held, shown)
+        rows, shown_rows = _label(read.sources, held), _label(read.sources, shown)[:, :-1]
+        first, counts = distinct_rows(rows)
+        rows = np.column_stack([rows[first], counts.astype(np.uint32)])
+        shown_rows = shown_rows[distinct_rows(shown_rows)[0]]
+        parts = self.plan.partitions
+        rows, ends = _sort(rows, rows[:, 1:-1] if keyless or not mark.width else rows[:, 1:-2], parts)
+        if mark.width:
+            shown_rows, shown_ends = _sort(shown_rows, shown_rows[:, 1:], parts)
+        else:  # the one empty window, of every pair
+            shown_ends = [len(shown_rows) * (part + 1) for part in range(parts)]
+            shown_rows = np.tile(shown_rows, (parts, 1))
+        tokens = np.array([len(output.output_ids) for output in read.outputs], np.int64)
+        facts = {
+            "names": read.names,
+            "records": np.bincount(read.sources, minlength=len(read.names)).tolist(),
+            "tokens": _sums(read.sources, tokens, len(read.names)).tolist(),
+            "prompts": held.prompts,
+            "discarded": held.discarded,
+            "bad": read.reading.bad,
+            "first_bad": read.reading.first_bad and str(read.reading.first_bad),
+            "files": read.files,
+        }
+        try:
+            with files.new_folder(target) as scratch:
+                np.save(scratch / "rows.npy", rows)
+                np.save(scratch / "shown.npy", shown_rows)
+                np.save(scratch / "ends.npy", np.array([ends, shown_ends], np.int64))
+                (scratch / "facts.json").write_text(json.dumps(facts))
+                _write_documents(scratch / "documents.parquet", read, tokens, n, green)
+        except OSError:
+            if not target.is_dir():  # else another worker was first
+                raise
+
+    def reduce_part(self, part: int) -> None:
+        """Judge a partition, once every item is there: rule 2 and the tape, for the corpus and for each source."""
+        target = part_path(self.folder, part)
+        if target.exists():
+            return
+        names = self._sources[0]
+        rows = self._gather("rows", 0, part, self.mark.width + 3)
+        shown = self._gather("shown", 1, part, self.mark.width + 1)
+        source, windows, counts = rows[:, 0], rows[:, 1:-2], rows[:, -1]
+        here, anywhere = was_shown(rows[:, :-2], shown), was_shown(windows, shown[:, 1:])
+        own = np.flatnonzero(~here)
+        coins = own[distinct_rows(rows[own, :-1])[0]]
+        green = self.mark.green(windows[coins], rows[coins, -2])
+        kept = np.flatnonzero(~anywhere[coins])
+        of_all = kept[distinct_rows(rows[coins[kept], 1:-1])[0]]
+
+        tally = np.zeros((1 + len(names), len(TALLY)), np.int64)
+        hidden, scored = int(counts[anywhere].sum(dtype=np.int64)), int(counts[~anywhere].sum(dtype=np.int64))
+        tally[0] = len(of_all), green[of_all].sum(), hidden, scored - len(of_all)
+        tally[1:, 0] = np.bincount(source[coins], minlength=len(names))
+        tally[1:, 1] = np.bincount(source[coins[green]], minlength=len(names))
+        tally[1:, 2] = _sums(source[here], counts[here], len(names))
+        tally[1:, 3] = _sums(source[own], counts[own], len(names)) - tally[1:, 0]
+        target.parent.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, tally)
+        files.replace(target, buffer.getvalue())
+
+    @cached_property
+    def _facts(self) -> list[dict[str, Any]]:
+        return list(read_facts(self.folder, len(self.plan.items)))
+
+    @cached_property
+    def _sources(self) -> tuple[list[str], list[U32]]:
+        """The names of all sources, and the number that each item's sources have among them."""
+        names = source_names(self._facts)
+        number = {name: i for i, name in enumerate(names)}
+        return names, [np.array([number[name] for name in facts["names"]], np.uint32) for facts in self._facts]
+
+    def _gather(self, name: str, which: int, part: int, columns: int) -> U32:
+        """What all items have for a partition: uint32 [N, columns], the source renumbered."""
+        pieces = [np.zeros((0, columns), np.uint32)]
+        for item, numbers in enumerate(self._sources[1]):
+            folder = item_path(self.folder, item)
+            ends = np.load(folder / "ends.npy", mmap_mode="r")[which]
+            start, stop = int(ends[part - 1]) if part else 0, int(ends[part])
+            if stop > start:
+                piece = np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop])
+                piece[:, 0] = numbers[piece[:, 0]]
+                pieces.append(piece)
+        return np.concatenate(pieces)
+
+    def _read(self, parts: Iterable[Part]) -> _Item:
+        item = _Item([], [], {}, [], Reading(), Counter())
+        stream = self._stream(parts, item.files)
+        settings, size = self.settings, self.mark.vocabulary_size
+        for record, output in to_outputs(
+            stream, self.encode, size, not settings.keyless, settings.skip_bad, item.reading
+        ):
+            if output.sequential:
+                raise record.error("was collected until the evidence sufficed", "test its file with `verify text`")
+            item.records.append(record)
+            item.outputs.append(output)
+            name = record.fields.get(settings.source_column) or ""
+            item.source.append(item.number.setdefault(name, len(item.number)))
+        return item
+
+    def _stream(self, parts: Iterable[Part], counts: Counter[str]) -> Iterator[Record | InputError]:
+        column = self.settings.source_column
+        for part in parts:
+            if stamp(part.path) != self.stamps[str(part.path)]:
+                raise InputError(
+                    part.path, 0, "has changed since this run began", "choose another --out and start anew"
+                )
+            for record in read_part(part, {*FIELDS, column}):
+                counts[str(part.path)] += 1
+                if isinstance(record, Record) and not isinstance(record.fields.get(column), str | None):
+                    yield record.error(f"'{column}' must be a string, the name of a source")
+                else:
+                    yield record
+
+
+@dataclass
+class _Item:
+    """The records of a work item; source numbers into `names`."""
+
+    records: list[Record]
+    outputs: list[Output]
+    number: dict[str, int]
+    source: list[int]
+    reading: Reading
+    files: Counter[str]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.number)
+
+    @property
+    def sources(self) -> I64:
+        return np.array(self.source, np.int64)
+
+
+def item_path(folder: Path, number: int) -> Path:
+    """Where a work item's results lie."""
+    return folder / "items" / f"{number:06}"
+
+
+def part_path(folder: Path, part: int) -> Path:
+    """Where a partition's counts lie."""
+    return folder / "parts" / f"{part:06}.npy"
+
+
+def read_facts(folder: Path, items: int) -> Iterator[dict[str, Any]]:
+    """What was read, by work item."""
+    for number in range(items):
+        yield json.loads((item_path(folder, number) / "facts.json").read_bytes())
+
+
+def source_names(facts: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of all sources, in order; the nameless one is ""."""
+    return sorted({name for one in facts for name in one["names"]})
+
+
+def _prompt(output: Output) -> Output:
+    """The prompt as if it were the output: what would be scored of it are the windows that it shows (rule 2)."""
+    return Output(output.id, None, np.zeros(0, np.int64) if output.prompt_ids is None else output.prompt_ids)
+
+
+def _each_alone(mark: Mark, held: Positions, shown: Positions) -> tuple[I64, I64]:
+    """n and green of each record as if it were all the evidence: int64 [records] twice."""
+    rows = np.column_stack([held.record.astype(np.uint32), held.contexts, held.tokens])
+    rows = rows[~was_shown(rows[:, :-1], np.column_stack([shown.record.astype(np.uint32), shown.contexts]))]
+    coins = rows[distinct_rows(rows)[0]]
+    green = mark.green(coins[:, 1:-1], coins[:, -1])
+    return (
+        np.bincount(coins[:, 0], minlength=held.records).astype(np.int64),
+        np.bincount(coins[green, 0], minlength=held.records).astype(np.int64),
+    )
+
+
+def _label(sources: I64, positions: Positions) -> U32:
+    """Pairs with their source in front: uint32 [P, width + 2]."""
+    return np.column_stack([sources[positions.record].astype(np.uint32), positions.contexts, positions.tokens])
+
+
+def _sort(rows: U32, keys: U32, parts: int) -> tuple[U32, list[int]]:
+    """Rows by the partition of their keys, and where each partition ends."""
+    part = partition(keys, parts).astype(np.uint16)
+    return rows[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part, minlength=parts)).tolist()
+
+
+def _sums(groups: npt.NDArray[np.integer], values: npt.NDArray[np.integer], number: int) -> I64:
+    """The sum of the values in each of some groups: int64 [number], exact below 2**53."""
+    return np.bincount(groups, values, minlength=number).astype(np.int64)
+
+
+def _write_documents(path: Path, read: _Item, tokens: I64, n: I64, green: I64) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = read.names
+    columns = {
+        "file": pa.array([str(record.path) for record in read.records], pa.string()),
+        "line": pa.array([record.line for record in read.records], pa.int64()),
+        "id": pa.array([output.id for output in read.outputs], pa.string()),
+        "source": pa.array([names[number] for number in read.source], pa.string()),
+        "tokens": tokens,
+        "n": n,
+        "green": green,
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")

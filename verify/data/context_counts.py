@@ -1,0 +1,122 @@
+"""How often each window was emitted: what the owner of a teacher knows, as weights for a test.
+
+A student can have learned the mark only after windows that it saw, and learned it best after those it saw often.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.data.dedup import codes, find
+from verify.data.outputs import Output
+from verify.data.pairs import U32, WeightedPairs, scorable
+from watermark import InputError
+from watermark.io import files
+
+_META: Final = b"stillmark"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Distinct windows and how often a token was emitted after each.
+
+    Attributes:
+        contexts: uint32 [n, width], oldest token first.
+        counts: int64 [n], positive.
+        marked: whether any of the text carried a mark; None: not known.
+    """
+
+    contexts: U32
+    counts: npt.NDArray[np.int64]
+    marked: bool | None
+
+    def lookup(self, contexts: U32) -> npt.NDArray[np.int64]:
+        """The count of each of some windows, uint32 [N, width]; int64 [N], 0 for one that was never emitted."""
+        if contexts.shape[1] != self.contexts.shape[1]:
+            raise ValueError(f"windows of width {self.contexts.shape[1]}, contexts of width {contexts.shape[1]}")
+        both = codes([*np.concatenate([self.contexts, contexts]).T], len(self.contexts) + len(contexts))
+        place = find(both[: len(self.contexts)], both[len(self.contexts) :])
+        return np.append(self.counts, 0)[place]  # -1, where there is none, is the 0 at the end
+
+    def scale(self, pairs: WeightedPairs) -> WeightedPairs:
+        """The pairs with each weight times the root of its window's count; never-emitted windows drop out.
+
+        The root: a student's tilt grows with how often it saw the window, but its noise does not shrink to nothing.
+        """
+        factor = np.sqrt(self.lookup(pairs.contexts))
+        kept = factor > 0
+        return WeightedPairs(pairs.contexts[kept], pairs.tokens[kept], (pairs.weights * factor)[kept])
+
+
+def count_windows(
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), marked: bool | None = None
+) -> Windows:
+    """Count the windows of some outputs of the teacher, wherever a token that is not exempt came next.
+
+    In text that may be `marked` a window counts once an output: a green loop would otherwise raise its own weight.
+    """
+    positions = scorable(outputs, width, exempt, prompts_keyless=True)
+    contexts = positions.contexts
+    if marked is not False:
+        once = codes([positions.record, *contexts.T], len(contexts))
+        contexts = contexts[np.sort(np.unique(once, return_index=True)[1])]
+    code = codes([*contexts.T], len(contexts))
+    _, first, counts = np.unique(code, return_index=True, return_counts=True)
+    return Windows(contexts[first], counts.astype(np.int64), marked)
+
+
+def save(windows: Windows, path: Path) -> None:
+    """Write Parquet: `window` (list of token ids, oldest first) and `count`, the most frequent first.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    order = np.argsort(-windows.counts, kind="stable")
+    width = windows.contexts.shape[1]
+    flat = pa.array(windows.contexts[order].ravel())
+    offsets = pa.array(np.arange(len(order) + 1, dtype=np.int32) * width)
+    table = pa.table({"window": pa.ListArray.from_arrays(offsets, flat), "count": windows.counts[order]})
+    meta = json.dumps({"width": width, "marked": windows.marked}).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_META: meta}), sink)
+    try:
+        files.replace(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
+
+
+def load(path: Path, width: int) -> Windows:
+    """Read what `save` wrote.
+
+    Raises:
+        InputError: the file cannot be read, is no file of windows, or they are of another width.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        meta = json.loads((table.schema.metadata or {})[_META])
+        held, marked = int(meta["width"]), meta["marked"]
+        rows = table["window"].combine_chunks().cast(pa.list_(pa.uint32()))
+        flat = rows.flatten().to_numpy(zero_copy_only=False)
+        counts = table["count"].cast(pa.int64()).to_numpy()
+        if len(flat) != held * len(counts) or (counts < 1).any():
+            raise ValueError
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
+    except (pa.ArrowException, KeyError, TypeError, ValueError):
+        raise InputError(path, 0, "no file of windows", "`stillmark windows` writes one") from None
+    if held != width:
+        raise InputError(path, 0, f"holds windows of width {held}, the mark's width is {width}")
+    return Windows(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)

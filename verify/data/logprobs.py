@@ -1,0 +1,258 @@
+"""What can be asked of a suspect: next-token probabilities, read from its weights or recorded from an API."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.data.outputs import Output, check_ids, read_records
+from verify.data.pairs import Positions, contexts_before, places
+from watermark import InputError, Mark
+from watermark.io.records import Record
+from watermark.prf import NO_TOKEN
+
+LIKELY: Final = 1e-3
+"""A token is likely at a position if its probability exceeds this."""
+
+LEAST: Final = -20.0
+"""Smallest log probability that is taken for one: some servers say -9999 of tokens that their sampling cuts off."""
+
+
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Next-token log probabilities at P positions, of the likely tokens or the top ones only.
+
+    Attributes:
+        contexts: uint32 [P, width], the tokens before each position, oldest first.
+        position: int64 [K], which position each entry belongs to, ascending.
+        tokens: uint32 [K].
+        logprobs: float32 [K], natural logarithms.
+        discarded: positions left out, by reason.
+        record: int64 [P], the text that each position lies in, from 0.
+        keyless: what the suspect was shown cannot depend on the key.
+    """
+
+    contexts: U32
+    position: I64
+    tokens: U32
+    logprobs: F32
+    discarded: dict[str, int]
+    record: I64
+    keyless: bool = True
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """One text and what a model said of the tokens that come next in it.
+
+    Attributes:
+        id: the text's name.
+        ids: int64 [length], prompt and output.
+        start: where the output begins.
+        place: int64 [K], the index in `ids` whose token each entry predicts, ascending.
+        tokens: uint32 [K].
+        logprobs: float32 [K], natural logarithms.
+        sampled: the suspect wrote the output itself; otherwise it was made to read it.
+        sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
+    """
+
+    id: str
+    ids: I64
+    start: int
+    place: I64
+    tokens: U32
+    logprobs: F32
+    sampled: bool = False
+    sequential: bool = False
+
+
+def as_output(text: ReadText) -> Output:
+    """The text alone."""
+    return Output(text.id, text.ids[: text.start], text.ids[text.start :])
+
+
+def as_text(output: Output) -> ReadText:
+    """A text that the suspect wrote, and of which nothing more is known."""
+    return ReadText(output.id, output.ids, output.start, *_NOWHERE, sampled=True)
+
+
+def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
+    """Recorded log probabilities, from JSONL.
+
+    A record is a position: `context_ids` (all that the suspect saw: rule 2 needs it, unless nothing of it can
+    depend on the key) and `top_logprobs`, a list of [token id, natural log probability]. Or it is a text:
+    `output_ids`, perhaps `prompt_ids`, and `top_logprobs` with one such list, or null, for each output token;
+    `sampled` says that the suspect wrote the output itself, and was not made to read it.
+
+    Raises:
+        InputError: the file cannot be read, or a record is malformed.
+    """
+    texts: list[ReadText] = []
+    for record in read_records(path):
+        if isinstance(record, InputError):
+            raise record
+        texts.append(from_record(record, _limit(mark)))
+    return texts
+
+
+def gather(texts: Sequence[ReadText], width: int, *, keyless: bool) -> Readings:
+    """What may be scored of some texts (rule 2, see `verify.data.pairs.places`), as arrays."""
+    where: list[I64] = []
+    discarded: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    for text in texts:
+        kept, left_out = places(text.ids, text.start, width, keyless=keyless, sampled=text.sampled, seen=seen)
+        where.append(kept)
+        discarded.update(left_out)
+    return replace(gather_at(texts, where, width), discarded=dict(discarded), keyless=keyless)
+
+
+def gather_positions(texts: Sequence[ReadText], positions: Positions) -> Readings:
+    """What a model said at the positions of some outputs, of which `texts` are what it read, one a record."""
+    where = np.split(positions.place, np.searchsorted(positions.record, np.arange(1, len(texts))))[: len(texts)]
+    return gather_at(texts, where, positions.contexts.shape[1])
+
+
+def gather_at(texts: Sequence[ReadText], where: Sequence[I64], width: int) -> Readings:
+    """What was said at some places of each text; where nothing was, a position has no entry."""
+    contexts: list[U32] = [np.zeros((0, width), np.uint32)]
+    entries: list[tuple[I64, U32, F32]] = []
+    total = 0
+    for text, places_here in zip(texts, where, strict=True):
+        kept = np.isin(text.place, places_here)
+        position = np.searchsorted(places_here, text.place[kept]) + total
+        entries.append((position, text.tokens[kept], text.logprobs[kept]))
+        contexts.append(contexts_before(text.ids, places_here, width))
+        total += len(places_here)
+    position, tokens, logprobs = (np.concatenate(column) for column in zip(_NOWHERE, *entries, strict=True))
+    record = np.repeat(np.arange(len(where)), [len(one) for one in where])
+    return Readings(np.concatenate(contexts), position, tokens, logprobs, {}, record)
+
+
+def check_same_positions(suspect: Readings, reference: Readings, path: Path, reference_path: Path) -> None:
+    """Raises InputError, with the first position that differs, unless both were read at the same ones."""
+    common = min(len(suspect), len(reference))
+    differ = np.flatnonzero((suspect.contexts[:common] != reference.contexts[:common]).any(axis=1))
+    if len(differ) or len(suspect) != len(reference):
+        number = int(differ[0]) if len(differ) else common
+        longer = reference if number < len(reference) else suspect
+        raise InputError(
+            reference_path,
+            int(longer.record[number]) + 1,
+            f"position {number + 1} is not the one in {path}",
+            "reference records need the same contexts in the same order",
+        )
+
+
+def from_record(record: Record, vocabulary: int) -> ReadText:
+    """One record of `read_recorded`; ids lie below `vocabulary`. Raises InputError."""
+    fields, top = record.fields, record.fields.get("top_logprobs")
+    name = str(fields.get("id", f"{record.path.name}:{record.line}"))
+    if "context_ids" in fields and top is not None:
+        ids = check_ids(record, "context_ids", fields["context_ids"], vocabulary)
+        tokens, logprobs = _check_top(record, top, vocabulary)
+        # the token that came next is unknown, and not needed
+        return ReadText(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
+    if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
+        raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
+    if fields.get("prompt") and fields.get("prompt_ids") is None:
+        raise record.error("the record has a 'prompt' and no 'prompt_ids'", "what the suspect was shown must be known")
+    output = check_ids(record, "output_ids", fields["output_ids"], vocabulary)
+    prompt = check_ids(record, "prompt_ids", fields.get("prompt_ids") or [], vocabulary)
+    top = [None] * len(output) if top is None else top
+    if not isinstance(top, list) or len(top) != len(output):
+        raise record.error("a text's 'top_logprobs' must be a list with one list, or null, for each output token")
+    tops = [_check_top(record, one, vocabulary) if one else _NOTHING for one in top]
+    place = np.repeat(np.arange(len(prompt), len(prompt) + len(output)), [len(tokens) for tokens, _ in tops])
+    tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
+    whole = np.concatenate([prompt, output])
+    flags = (fields.get("sampled") is True, fields.get("sequential") is True)
+    return ReadText(name, whole, len(prompt), place, tokens, logprobs, *flags)
+
+
+_NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
+_NOWHERE: Final[tuple[I64, U32, F32]] = (np.zeros(0, np.int64), *_NOTHING)
+
+
+def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
+    rows = top if isinstance(top, list) and all(isinstance(row, list) and len(row) == 2 for row in top) else []
+    if not rows or not all(is_logprob(p) for _, p in rows):
+        raise record.error(
+            "'top_logprobs' must be a list of [token id, log probability]", "natural logarithms, none above 0"
+        )
+    tokens = check_ids(record, "top_logprobs", [token for token, _ in rows], vocabulary)
+    if len(set(tokens.tolist())) < len(tokens):
+        raise record.error("'top_logprobs' names a token twice")
+    logprobs = np.array([max(p, 10 * LEAST) for _, p in rows], np.float64)
+    kept = logprobs >= LEAST
+    return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
+
+
+def is_logprob(p: Any) -> bool:
+    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
+    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
+
+
+def to_record(read: ReadText) -> dict[str, Any]:
+    """What `from_record` reads back, for JSON."""
+    bounds = np.searchsorted(read.place, np.arange(read.start, len(read.ids) + 1))
+    rows = [
+        [[int(t), float(str(p))] for t, p in zip(read.tokens[low:high], read.logprobs[low:high], strict=True)] or None
+        for low, high in pairwise(bounds)
+    ]
+    prompt, output = read.ids[: read.start].tolist(), read.ids[read.start :].tolist()
+    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows}
+
+
+def _limit(mark: Mark) -> int:
+    """What token ids lie below."""
+    return NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
+
+
+def top(readings: Readings, k: int) -> Readings:
+    """The k largest log probabilities of each position only, as an API gives them."""
+    return _kept(readings, _largest(readings.position, readings.logprobs, k), len(readings))
+
+
+def top_of_text(read: ReadText, k: int) -> ReadText:
+    """The k largest log probabilities at each place only."""
+    kept = _largest(read.place, read.logprobs, k)
+    return replace(read, place=read.place[kept], tokens=read.tokens[kept], logprobs=read.logprobs[kept])
+
+
+def _largest(group: I64, logprobs: F32, k: int) -> I64:
+    """Indices, ascending, of the k largest log probabilities in each run of equal `group`, which ascends."""
+    order = np.lexsort((-logprobs, group))
+    rank = np.arange(len(order)) - np.searchsorted(group, group[order])
+    return np.sort(order[rank < k])
+
+
+def first(readings: Readings, positions: int) -> Readings:
+    """The first positions only."""
+    return _kept(readings, np.flatnonzero(readings.position < positions), positions)
+
+
+def _kept(readings: Readings, entries: I64, positions: int) -> Readings:
+    return replace(
+        readings,
+        contexts=readings.contexts[:positions],
+        position=readings.position[entries],
+        tokens=readings.tokens[entries],
+        logprobs=readings.logprobs[entries],
+        record=readings.record[:positions],
+    )

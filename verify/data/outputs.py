@@ -1,0 +1,377 @@
+"""Read a suspect's outputs: JSONL, Parquet or plain text, into token sequences.
+
+A record has `output_ids` and/or `output`, and may have `prompt_ids` and/or `prompt`, `id` and `ended`; ids
+win over text. A `.txt` file is one output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import InputError, TokenizerError
+from watermark.io.records import Record, line_ranges, read_jsonl
+from watermark.prf import NO_TOKEN
+from watermark.tokenizers import Encode
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "marked", "sequential")
+
+_BATCH: Final = 512  # records tokenized together
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a suspect as token ids, int64 [length].
+
+    prompt_ids is None when the record names no prompt. ended: whether the model stopped by itself;
+    None when the record does not say. marked: whether it says that it was generated with a mark, as
+    `stillmark generate` does. sequential: it was collected until the evidence sufficed, as `stillmark verify api`
+    does, so that only a sequential test may use it.
+    """
+
+    id: str
+    prompt_ids: Ids | None
+    output_ids: Ids
+    ended: bool | None = None
+    marked: bool | None = None
+    sequential: bool = False
+
+    @property
+    def start(self) -> int:
+        """Where the output begins in `ids`."""
+        return 0 if self.prompt_ids is None else len(self.prompt_ids)
+
+    @property
+    def ids(self) -> Ids:
+        """Prompt and output, int64 [length]."""
+        return self.output_ids if self.prompt_ids is None else np.concatenate([self.prompt_ids, self.output_ids])
+
+
+@dataclass
+class Reading:
+    """What was read so far: counts that a result reports."""
+
+    records: int = 0
+    bad: int = 0
+    first_bad: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of one file's records, by default all of them.
+
+    line: number of its first line, or row. start, stop: bytes of a JSONL file, first bytes of lines both; or rows of
+    the Parquet row group `group`.
+    """
+
+    path: Path
+    line: int = 1
+    start: int = 0
+    stop: int | None = None
+    group: int | None = None
+
+
+def split(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
+    """The parts of one file, of about `tokens` tokens each, and how many it may be: a text is never cut.
+
+    In Parquet ids are counted; elsewhere four bytes are taken for a token.
+
+    Raises:
+        InputError: the file cannot be read, or is of no known kind.
+    """
+    kind = _kind(path)
+    try:
+        if kind == "jsonl":
+            for line, start, stop in line_ranges(path, 4 * tokens):
+                yield Part(path, line, start, stop), (stop - start) // 4
+        elif kind == "parquet":
+            yield from _split_parquet(path, tokens)
+        else:
+            yield Part(path), path.stat().st_size // 4
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_records(path: Path) -> Iterator[Record | InputError]:
+    """The records of one file, in order; a malformed one comes as an InputError.
+
+    Raises:
+        InputError: the file itself cannot be read, holds nothing, or is of no known kind.
+    """
+    empty = True
+    for record in read_part(Part(path)):
+        empty = False
+        yield record
+    if empty:
+        raise no_records(path)
+
+
+def no_records(path: Path) -> InputError:
+    """What is wrong with a file that holds none."""
+    return InputError(path, 0, "holds no records", "was it written to the end?")
+
+
+def read_part(part: Part, fields: Collection[str] = FIELDS) -> Iterator[Record | InputError]:
+    """The records of a part, in order; a malformed one comes as an InputError.
+
+    Args:
+        part: the part.
+        fields: the columns to read from Parquet.
+
+    Raises:
+        InputError: the file cannot be read, or is of no known kind.
+    """
+    kind = _kind(part.path)
+    try:
+        if kind == "jsonl":
+            yield from read_jsonl(part.path, part.line, part.start, part.stop)
+        elif kind == "parquet":
+            yield from _read_parquet(part, fields)
+        else:
+            yield from _read_text(part.path)
+    except OSError as error:
+        raise _unreadable(part.path, error) from error
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return "jsonl"
+    if suffix in (".parquet", ".pq"):
+        return "parquet"
+    if suffix == ".txt":
+        return "text"
+    if path.is_dir():
+        raise InputError(path, 0, "is a folder", "name its files, or a glob of them")
+    raise InputError(path, 0, f"unknown kind of file '{suffix}'", "want .jsonl, .parquet or .txt")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(path, 0, f"cannot read: {error.strerror or error}")
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise InputError(path, 0, f"no readable Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _split_parquet(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
+    with _open_parquet(path) as file:
+        line = 1
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group)
+            columns = {
+                column.path_in_schema.split(".")[0]: column for column in map(about.column, range(about.num_columns))
+            }
+            ids = {name: columns[name].num_values for name in ("prompt_ids", "output_ids") if name in columns}
+            texts = {
+                name: columns[name].total_uncompressed_size // 4 for name in ("prompt", "output") if name in columns
+            }
+            total = sum(max(ids.get(f"{name}_ids", 0), texts.get(name, 0)) for name in ("prompt", "output"))
+            pieces = min(max(1, -(-total // tokens)), max(1, about.num_rows))
+            for piece in range(pieces):
+                start, stop = about.num_rows * piece // pieces, about.num_rows * (piece + 1) // pieces
+                if stop > start:
+                    yield Part(path, line + start, start, stop, group), total // pieces
+            line += about.num_rows
+
+
+def _read_parquet(part: Part, fields: Collection[str]) -> Iterator[Record | InputError]:
+    with _open_parquet(part.path) as file:
+        columns = [name for name in file.schema_arrow.names if name in fields]
+        groups = None if part.group is None else [part.group]
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns):
+            first, row = row, row + len(batch)
+            if row <= part.start:
+                continue
+            if part.stop is not None and first >= part.stop:
+                return
+            low, high = max(part.start - first, 0), row if part.stop is None else min(row, part.stop)
+            cut = batch.slice(low, high - first - low)
+            values = [_values(column) for column in cut.columns]
+            for i in range(len(cut)):
+                named = zip(columns, (value[i] for value in values), strict=True)
+                there = {name: value for name, value in named if value is not None}
+                yield Record(part.path, part.line + first + low + i - part.start, there)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's rows as Python values; a list of integers without holes as an array."""
+    import pyarrow as pa
+
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (lists and pa.types.is_integer(kind.value_type)) or column.flatten().null_count:
+        rows: list[Any] = column.to_pylist()
+        return rows
+    values = column.flatten().to_numpy()
+    ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    arrays = np.split(values, ends[:-1])
+    return [array if there else None for array, there in zip(arrays, column.is_valid().to_pylist(), strict=True)]
+
+
+def _read_text(path: Path) -> Iterator[Record | InputError]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield InputError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
+        return
+    if text.strip():
+        yield Record(path, 1, {"id": path.name, "output": text})
+
+
+def read_outputs(
+    paths: Iterable[Path],
+    *,
+    encode: Encode,
+    vocabulary_size: int | None = None,
+    need_prompts: bool = True,
+    skip_bad: bool = False,
+    reading: Reading | None = None,
+) -> Iterator[Output]:
+    """The outputs in some files as token sequences, in order.
+
+    Args:
+        paths: the files.
+        encode: texts to ids; called only for records that have no ids.
+        vocabulary_size: ids must lie below it; None: below 2**32 - 1.
+        need_prompts: False: a prompt without ids is not tokenized but left out.
+        skip_bad: count malformed records in `reading` instead of stopping at the first.
+        reading: filled while the records are read.
+
+    Raises:
+        InputError: a file cannot be read or, without `skip_bad`, a record is malformed.
+        TokenizerError: a text must be tokenized and `encode` cannot.
+    """
+    stream = (record for path in paths for record in read_records(path))
+    reading = Reading() if reading is None else reading
+    for _, output in to_outputs(stream, encode, vocabulary_size, need_prompts, skip_bad, reading):
+        yield output
+
+
+def to_outputs(
+    records: Iterator[Record | InputError],
+    encode: Encode,
+    vocabulary_size: int | None,
+    need_prompts: bool,
+    skip_bad: bool,
+    reading: Reading,
+) -> Iterator[tuple[Record, Output]]:
+    """Records as token sequences, in order; arguments and errors as for `read_outputs`."""
+    limit = NO_TOKEN if vocabulary_size is None else vocabulary_size
+    while batch := list(islice(records, _BATCH)):
+        good: list[tuple[Record, dict[str, Ids | str | None]]] = []
+        for record in batch:
+            try:
+                if isinstance(record, InputError):
+                    raise record
+                good.append((record, parse(record, limit, need_prompts)))
+            except InputError as error:
+                if not skip_bad:
+                    raise
+                reading.bad += 1
+                reading.first_bad = reading.first_bad or error
+        _tokenize(good, encode)
+        for record, parts in good:
+            reading.records += 1
+            prompt, output = parts["prompt"], parts["output"]
+            assert not isinstance(prompt, str)
+            assert isinstance(output, np.ndarray)
+            name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
+            marked = record.fields["mark"] is not None if "mark" in record.fields else record.fields.get("marked")
+            yield (
+                record,
+                Output(
+                    name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
+                ),
+            )
+
+
+def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str | None]:
+    """A record's prompt and output, as ids where it has them, else as text. Raises InputError."""
+    parts: dict[str, Ids | str | None] = {}
+    for name in ("prompt", "output"):
+        ids, text = record.fields.get(f"{name}_ids"), record.fields.get(name)
+        if ids is not None:
+            parts[name] = check_ids(record, f"{name}_ids", ids, limit)
+        elif text is None:
+            parts[name] = None
+        elif not isinstance(text, str):
+            raise record.error(f"'{name}' must be a string, not {type(text).__name__}")
+        else:
+            parts[name] = text if name == "output" or need_prompts else None
+    if parts["output"] is None:
+        raise record.error(
+            "the record has neither 'output_ids' nor 'output'",
+            f"it has {', '.join(map(repr, record.fields)) or 'no fields'}",
+        )
+    if not isinstance(record.fields.get("ended", False), bool):
+        raise record.error("'ended' must be true or false")
+    return parts
+
+
+def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
+    """A list (or array) of token ids below `limit` as int64 [length]. Raises InputError."""
+    try:
+        array = np.asarray(ids if isinstance(ids, list | np.ndarray) else None)
+    except (ValueError, OverflowError):
+        array = np.asarray(None)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise record.error(f"'{name}' must be a list of token ids", "whole numbers, one list a record")
+    outside = (array < 0) | (array >= limit)
+    if outside.any():
+        position = int(outside.argmax())
+        raise record.error(
+            f"'{name}' holds id {array[position]} at position {position}, outside the vocabulary of {limit}",
+            "were these outputs made with the mark's tokenizer?",
+        )
+    return array.astype(np.int64)
+
+
+def _tokenize(records: list[tuple[Record, dict[str, Ids | str | None]]], encode: Encode) -> None:
+    """Replace the texts by their ids, in place."""
+    slots = [
+        (record, parts, name) for record, parts in records for name, part in parts.items() if isinstance(part, str)
+    ]
+    if not slots:
+        return
+    try:
+        encoded = encode([str(parts[name]) for _, parts, name in slots])
+    except TokenizerError as error:
+        record, _, name = slots[0]
+        raise record.error(f"'{name}' is text and must be tokenized: {error}", error.hint) from error
+    for (_, parts, name), ids in zip(slots, encoded, strict=True):
+        parts[name] = np.asarray(ids, dtype=np.int64)
+
+
+def digest(outputs: Sequence[Output]) -> str:
+    """SHA-256 over the outputs' ids and tokens, in order, 64 hex characters."""
+    whole = [[one.id, one.ids[: one.start].tolist(), one.output_ids.tolist()] for one in outputs]
+    return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()

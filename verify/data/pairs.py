@@ -1,0 +1,279 @@
+"""Token sequences to distinct (context, token) pairs. The three validity rules live here and nowhere else.
+
+1. One coin a pair: a distinct pair counts once over the whole evidence, across records.
+2. No leaks from the context: a position is skipped if its window occurred, with a successor, in any prompt of
+   the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
+   records whose prompts show each other's windows tie the coins of the one to the choices in the other.)
+3. Predictable selection: what is skipped depends on windows and on which tokens are special, never on the
+   key. Nothing in this module knows a key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.data.dedup import codes, distinct_rows
+from verify.data.outputs import Output
+
+SEEN_WINDOW: Final = "seen_window"
+SHORT_CONTEXT: Final = "short_context"
+SPECIAL_TOKEN: Final = "special_token"
+PROMPT_WINDOW: Final = "prompt_window"
+REPEATED_PAIR: Final = "repeated_pair"
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Distinct pairs in the order in which they first occurred.
+
+    Attributes:
+        contexts: uint32 [n, width], oldest token first.
+        tokens: uint32 [n].
+        counts: int64 [n], how often each occurred at a position that may be scored.
+        positions: output tokens looked at; n plus everything discarded.
+        discarded: positions left out, by reason: `short_context` (fewer than width tokens before it),
+            `special_token`, `prompt_window` (rule 2), `repeated_pair` (rule 1).
+        prompts: records that had a prompt.
+        records: records in all.
+        keyless: the prompts cannot depend on the key.
+    """
+
+    contexts: U32
+    tokens: U32
+    counts: npt.NDArray[np.int64]
+    positions: int
+    discarded: dict[str, int]
+    prompts: int
+    records: int
+    keyless: bool = False
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions of some outputs that may be scored, in order, repeated pairs among them.
+
+    Attributes:
+        contexts: uint32 [P, width], oldest token first.
+        tokens: uint32 [P], what was chosen.
+        record: int64 [P], the record each lies in, from 0.
+        place: int64 [P], its index in the record's prompt + output.
+        looked_at: output tokens in all; P plus everything discarded.
+        discarded: positions left out, by reason.
+        prompts: records that had a prompt.
+        records: records in all.
+        keyless: the prompts cannot depend on the key.
+    """
+
+    contexts: U32
+    tokens: U32
+    record: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    looked_at: int
+    discarded: dict[str, int]
+    prompts: int
+    records: int
+    keyless: bool = False
+
+
+def scorable(
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
+) -> Positions:
+    """The positions of some outputs that may be scored (rules 2 and 3).
+
+    Args:
+        outputs: token sequences; a window may reach back into the prompt.
+        width: number of context tokens.
+        exempt: token ids never scored (they do serve as context).
+        prompts_keyless: the prompts cannot depend on the key, so windows that occur in them are kept.
+    """
+    parts: list[npt.NDArray[np.int64]] = []
+    lengths: list[tuple[int, int]] = []  # of each record's prompt, and of prompt + output
+    prompts = 0
+    for output in outputs:
+        prompt = 0
+        if output.prompt_ids is not None:
+            prompts += 1
+            prompt = len(output.prompt_ids)
+            parts.append(output.prompt_ids)
+        parts.append(output.output_ids)
+        lengths.append((prompt, prompt + len(output.output_ids)))
+
+    ids = np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.uint32)
+    prompt_length, length = np.array(lengths, np.int64).reshape(-1, 2).T
+    record = np.repeat(np.arange(len(length)), length)
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(length) - length, length)  # within prompt + output
+    in_prompt = place < prompt_length[record]
+
+    scored = ~in_prompt
+    looked_at = int(scored.sum())
+    discarded: dict[str, int] = {}
+
+    def discard(reason: str, bad: Bools) -> None:
+        nonlocal scored
+        discarded[reason] = int((scored & bad).sum())
+        scored = scored & ~bad
+
+    discard(SHORT_CONTEXT, place < width)
+    discard(SPECIAL_TOKEN, np.isin(ids, np.fromiter(exempt, np.uint32)))
+    where = np.flatnonzero(scored)
+    contexts = contexts_before(ids, where, width)
+    discarded[PROMPT_WINDOW] = 0
+    if not prompts_keyless:
+        shown = was_shown(contexts, contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width))
+        discarded[PROMPT_WINDOW] = int(shown.sum())
+        where, contexts = where[~shown], contexts[~shown]
+    return Positions(
+        contexts=contexts,
+        tokens=ids[where],
+        record=record[where],
+        place=place[where],
+        looked_at=looked_at,
+        discarded=discarded,
+        prompts=prompts,
+        records=len(lengths),
+        keyless=prompts_keyless,
+    )
+
+
+def distinct(positions: Positions) -> Pairs:
+    """One coin a pair (rule 1)."""
+    first, counts = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
+    repeated = len(positions.tokens) - len(first)
+    return Pairs(
+        contexts=positions.contexts[first],
+        tokens=positions.tokens[first],
+        counts=counts,
+        positions=positions.looked_at,
+        discarded=positions.discarded | {REPEATED_PAIR: repeated},
+        prompts=positions.prompts,
+        records=positions.records,
+        keyless=positions.keyless,
+    )
+
+
+def extract(
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
+) -> Pairs:
+    """The distinct pairs of some outputs; arguments as for `scorable`."""
+    return distinct(scorable(outputs, width, exempt, prompts_keyless=prompts_keyless))
+
+
+@dataclass(frozen=True)
+class WeightedPairs:
+    """Distinct pairs with a weight each: contexts uint32 [n, width], tokens uint32 [n], weights float64 [n]."""
+
+    contexts: U32
+    tokens: U32
+    weights: npt.NDArray[np.float64]
+
+
+def weigh(contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: Iterable[int]) -> WeightedPairs:
+    """One coin a pair (rule 1) where pairs come with weights: those of a repeated pair add up.
+
+    contexts [N, width], tokens [N] and weights [N] may repeat pairs; pairs of exempt tokens are dropped. The
+    weights must not depend on the key (rule 3).
+    """
+    kept = ~np.isin(tokens, np.fromiter(exempt, np.uint32)) & (weights != 0)
+    contexts, tokens, weights = contexts[kept], tokens[kept], weights[kept]
+    columns = [*contexts.T, tokens]
+    _, first, which = np.unique(codes(columns, len(tokens)), return_index=True, return_inverse=True)
+    return WeightedPairs(
+        contexts[first], tokens[first], np.bincount(which, weights, minlength=len(first)).astype(np.float64)
+    )
+
+
+def places(
+    ids: npt.NDArray[np.int64],
+    start: int,
+    width: int,
+    *,
+    keyless: bool,
+    sampled: bool = False,
+    seen: set[bytes] | None = None,
+    once: bool = True,
+) -> tuple[npt.NDArray[np.int64], Counter[str]]:
+    """The positions of one text, from `start` on, whose prediction may be scored (rule 2).
+
+    A position needs `width` tokens before it (and one, for the model to have seen anything). Unless what was shown is
+    `keyless`, a position is left out if its window occurred before, with a successor, in anything that the suspect was
+    shown: there it may repeat what the mark put into the text. Then each coin that is scored is fresh, given all that
+    was shown and scored before it.
+
+    Args:
+        ids: int64 [length], the text, prompt and all.
+        start: where the part begins whose tokens are predicted.
+        width: number of context tokens.
+        keyless: what is shown cannot depend on the key.
+        sampled: the suspect wrote what follows `start` itself, and was shown only the part before it.
+        seen: the windows that were shown before, over several texts; they are added to.
+        once: score a window once only, so that a coin's weight never comes from two moments.
+
+    Returns:
+        indices into `ids`, and how many were left out, by reason.
+    """
+    seen = set() if seen is None else seen
+    kept: list[int] = []
+    discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_WINDOW: 0})
+    raw = ids.astype(np.uint32).tobytes()
+    for i in range(len(ids)):
+        if i < max(width, 1):
+            discarded[SHORT_CONTEXT] += i >= start
+        if i < width:
+            continue
+        window = raw[4 * (i - width) : 4 * i]
+        if i >= max(start, 1):
+            if keyless or window not in seen:
+                kept.append(i)
+            else:
+                discarded[SEEN_WINDOW] += 1
+        if i < start or not sampled or (once and i > 0):
+            seen.add(window)
+    return np.array(kept, np.int64), discarded
+
+
+def contexts_before(ids: npt.NDArray[np.integer], where: npt.NDArray[np.int64], width: int) -> U32:
+    """The `width` tokens before each of some places in `ids`: uint32 [len(where), width], oldest first."""
+    contexts = np.empty((len(where), width), np.uint32)
+    for column in range(width):
+        contexts[:, column] = ids[where - (width - column)]
+    return contexts
+
+
+def was_shown(windows: U32, shown: U32) -> Bools:
+    """Rule 2: which of some windows precede a token of a prompt, its own or another's: bool [N].
+
+    windows: uint32 [N, k]. shown: uint32 [M, k], the windows of the prompts' own tokens. With a record's number in
+    front of either, each record is held against its own prompt alone.
+    """
+    if not len(shown):
+        return np.zeros(len(windows), np.bool_)
+    code = codes([*np.concatenate([windows, shown]).T], len(windows) + len(shown))
+    return np.isin(code[: len(windows)], code[len(windows) :])
+
+
+class Tape:
+    """Which pairs have been counted (rule 1), where evidence comes record by record."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def fresh(self, pairs: WeightedPairs) -> WeightedPairs:
+        """Those of some distinct pairs that were never counted before; they are now."""
+        rows = np.ascontiguousarray(np.concatenate([pairs.contexts, pairs.tokens[:, None]], axis=1, dtype=np.uint32))
+        kept = []
+        for i, row in enumerate(rows):
+            key = row.tobytes()
+            if key not in self._seen:
+                self._seen.add(key)
+                kept.append(i)
+        return WeightedPairs(pairs.contexts[kept], pairs.tokens[kept], pairs.weights[kept])

@@ -1,0 +1,294 @@
+"""What is at hand of a suspect, and the tests of `verify.lineage.verdict` that it allows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from verify.data.outputs import Output, read_outputs, read_records
+from verify.fingerprint import agreement, canaries, independence, planted
+from verify.fingerprint.independence import Comparison
+from verify.fingerprint.weights import compare
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, Plan
+from verify.lineage.verdict import Line
+from verify.progress import Update, count_up
+from verify.radioactivity.result import Result
+from verify.radioactivity.run import examine, mark_in_weights
+from verify.results import Answer, Finding
+from verify.suspects import endpoint, model
+from verify.suspects.endpoint import Endpoint, NoLogprobsError
+from verify.suspects.interview import Compared, Tally, interview
+from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
+from watermark.io import files
+from watermark.io.prompts import read_prompts
+from watermark.io.records import resume_jsonl
+from watermark.models import model_digest
+from watermark.tokenizers import Encode, load_for
+
+_KEPT = {agreement.TOP: "agreement", 1: "agreement.greedy"}
+"""Names of the records, by how many tokens are compared."""
+
+
+class NotAtHandError(StillmarkError):
+    """The access does not allow a test."""
+
+
+def run(
+    plan: Plan,
+    tests: dict[str, Callable[[Update], Answer]],
+    progress: Callable[[str], AbstractContextManager[Update]] = lambda _line: nullcontext(lambda _done, _all: None),
+) -> list[Line]:
+    """Make the planned tests in order; a test that cannot be made becomes a line that says why.
+
+    Args:
+        plan: what to make.
+        tests: each line's test, by name.
+        progress: opened around each line, by its name.
+    """
+    lines = []
+    for name in plan.lines:
+        try:
+            with progress(name) as update:
+                lines.append(Line(name, tests[name](update)))
+        except NotAtHandError as error:
+            lines.append(Line(name, None, str(error)))
+        except (ApiError, ModelError, TokenizerError) as error:
+            lines.append(Line(name, None, str(error), failed=True))
+    return lines
+
+
+@dataclass(frozen=True)
+class Access:
+    """What is at hand: the models and files that `stillmark lineage` was given.
+
+    Attributes:
+        teacher: folder. suspect: folder or URL. mark: or None.
+        probes, reference, controls, prompts, base, canaries: files and folders, or None.
+        planted: number of planted answers; None: none.
+        keyless: probes and prompts cannot carry the mark.
+        model: the endpoint's name for the suspect. budget: billed tokens to spend there.
+        ordered: the teacher was released in the mark's order; `teacher` is the model from before.
+        seed: of every draw that is not keyed.
+        record: folder to keep what was read in.
+    """
+
+    teacher: Path
+    suspect: str
+    mark: Mark | None = None
+    probes: Path | None = None
+    reference: Path | None = None
+    controls: tuple[Path, ...] = ()
+    prompts: Path | None = None
+    base: Path | None = None
+    planted: int | None = None
+    canaries: Path | None = None
+    keyless: bool = False
+    ordered: bool = False
+    model: str | None = None
+    budget: int = 50_000
+    seed: int = 0
+    record: Path | None = None
+
+    @property
+    def url(self) -> bool:
+        """Whether the suspect is an endpoint."""
+        return self.suspect.startswith(("http://", "https://"))
+
+    @property
+    def shown(self) -> str:
+        """The suspect as it may be shown: without a name, password or query in its URL."""
+        if not self.url:
+            return self.suspect
+        parts = urlsplit(self.suspect)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+    def plan(self, alpha: float) -> Plan:
+        """What will be tested. Reads everything but the suspect.
+
+        Raises:
+            ModelError, InputError: something that is needed cannot be read.
+        """
+        planned = {
+            WEIGHTS: True,
+            SHUFFLED: True,
+            MARK: self.mark is not None and (self.prompts if self.url else self.probes) is not None,
+            PLANTED: self.planted is not None,
+            CANARIES: self.canaries is not None,
+            AGREEMENT: bool(self.controls),
+        }
+        named = {"teacher": self.teacher, "reference": self.reference, "base": self.base}
+        named |= {f"control {i}": path for i, path in enumerate(self.controls)}
+        models = {name: path for name, path in named.items() if path is not None}
+        if self.url:
+            self._endpoint().check(())
+        for path in (*models.values(), *(() if self.url else (Path(self.suspect),))):
+            if not path.is_dir():
+                raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+        inputs = {name: model_digest(path) for name, path in models.items()}
+        texts = {"probes": self.probes, "prompts": self.prompts, "canaries": self.canaries}
+        inputs |= {name: _sha256(path) for name, path in texts.items() if path is not None}
+        if self.canaries is not None and (number := sum(1 for _ in read_records(self.canaries))) % 2:
+            raise InputError(
+                self.canaries, 0, f"holds {number} outputs", "half of them are served: want an even number"
+            )
+        if self.mark is not None:
+            inputs["mark"] = self.mark.commitment
+        inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
+        settings: dict[str, Any] = {"version": importlib.metadata.version("stillmark"), "seed": self.seed}
+        settings |= {
+            "keyless": self.keyless,
+            "ordered": self.ordered,
+            "planted": self.planted,
+            "top": agreement.TOP,
+            "top_without_logprobs": 1,
+        }
+        if self.url:
+            settings |= {"budget_tokens": self.budget, "endpoint": "chat completions", "model": self.model}
+        return Plan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
+
+    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[Update], Answer]]:
+        """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
+        compared: list[Comparison] = []
+
+        def weights(update: Update) -> Comparison:
+            if not compared:
+                order = self._secret() if self.ordered else None
+                compared.append(compare(self.teacher, self._folder(), self.seed, update, order))
+            return compared[0]
+
+        def shuffled(update: Update) -> Finding:
+            return weights(update).match(list(self._shares(update)), alpha)
+
+        return {
+            WEIGHTS: lambda update: weights(update).independence(alpha),
+            SHUFFLED: shuffled,
+            MARK: lambda update: self._mark(alpha, encode, update),
+            PLANTED: lambda update: self._planted(alpha, update),
+            CANARIES: lambda update: self._canaries(alpha, encode, update),
+            AGREEMENT: lambda update: self._agreement(alpha, update),
+        }
+
+    def _shares(self, update: Update) -> Iterator[tuple[str, float]]:
+        """The controls whose weights can be read, and how like the teacher each is; from the record if known."""
+        ours = model_digest(self.teacher) if self.record and self.controls else ""
+        for i, control in enumerate(self.controls):
+            log = self._log(f"weights.control{i}")
+            run, known = "", []
+            if log is not None:
+                run = hashlib.sha256(f"{ours} {model_digest(control)} {self.seed}".encode()).hexdigest()[:12]
+                known = resume_jsonl(log, run)
+            if known:
+                yield str(control), float(known[0].fields["share"])
+                continue
+            try:
+                share = compare(self.teacher, control, self.seed, update).share
+            except ModelError:
+                continue
+            if log is not None:
+                files.replace(log, (json.dumps({"id": control.name, "share": share, "run": run}) + "\n").encode())
+            yield str(control), share
+
+    def _mark(self, alpha: float, encode: Encode | None, update: Update) -> Result:
+        mark = self._secret()
+        if self.url:
+            assert self.prompts is not None
+            log, tally = self._kept("mark.endpoint"), Tally()
+            compared = Compared(self.reference, mark, tally, log) if self.reference else None
+            asked = read_prompts(self.prompts)
+            waves = interview(self._endpoint(), asked, mark, load_for(mark), log, self.budget, tally)
+            return examine(
+                waves, tally, mark, log, alpha, keyless=self.keyless, compared=compared,
+                judged=lambda: update(tally.billed, self.budget),
+            )  # fmt: skip
+        texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
+        return mark_in_weights(
+            mark, self._folder(), self.reference, texts, alpha, keyless=self.keyless, record=self.record, update=update
+        )
+
+    def _planted(self, alpha: float, update: Update) -> Finding:
+        number = self.planted or planted.NUMBER
+        count = count_up(update, number)
+        if self.url:
+            log = self._kept("planted.endpoint")
+            return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, count)
+        return planted.ask(self._folder(), self._secret(), number, alpha, count)
+
+    def _canaries(self, alpha: float, encode: Encode | None, update: Update) -> Finding:
+        folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries, encode)
+
+        def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
+            log, count = self._log(f"canaries.{who}"), count_up(update, len(candidates))
+            return str(path), model.likelihoods(path, mark, candidates, record=log, progress=count)
+
+        reference = read("reference", self.reference) if self.reference else None
+        return canaries.canary_test(mark, candidates, read("suspect", folder), reference, alpha, seed=self.seed)
+
+    def _agreement(self, alpha: float, update: Update) -> Finding:
+        assert self.prompts is not None
+        asked = agreement.distinct(read_prompts(self.prompts))
+        suspect = None if self.url else self._folder()
+        agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
+
+        def read(who: str, path: Path) -> tuple[str, list[model.Likely]]:
+            log, count = self._log(f"{_KEPT[top]}.{who}"), count_up(update, len(asked))
+            return str(path), model.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
+
+        def ask(top: int) -> tuple[str, list[model.Likely]]:
+            log, count = self._kept(f"{_KEPT[top]}.endpoint"), count_up(update, len(asked))
+            return self.shown, endpoint.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
+
+        top = agreement.TOP
+        if suspect is not None:
+            said = read("suspect", suspect)
+        else:
+            try:
+                said = ask(top)
+            except NoLogprobsError:  # then what it writes is compared, as the plan says
+                top = 1
+                said = ask(top)
+        return agreement.agreement_test(
+            read("teacher", self.teacher),
+            said,
+            [read(f"control{i}", path) for i, path in enumerate(self.controls)],
+            read("base", self.base) if self.base else None,
+            alpha,
+            top,
+        )
+
+    def _folder(self) -> Path:
+        if self.url:
+            raise NotAtHandError("the suspect's weights are not at hand, only an endpoint")
+        return Path(self.suspect)
+
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self.suspect, self.model or "")
+
+    def _kept(self, name: str) -> Path:
+        assert self.record is not None
+        return self.record / f"{name}.jsonl"
+
+    def _secret(self) -> Mark:
+        assert self.mark is not None
+        return self.mark
+
+    def _texts(self, path: Path | None, encode: Encode | None) -> list[Output]:
+        assert path is not None
+        assert encode is not None
+        return list(read_outputs([path], encode=encode, vocabulary_size=self._secret().vocabulary_size))
+
+    def _log(self, name: str) -> Path | None:
+        return None if self.record is None else self.record / f"{name}.jsonl"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None

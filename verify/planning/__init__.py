@@ -1,0 +1,1 @@
+"""Before a test: how much it takes, positive controls, what to ask, where to read."""

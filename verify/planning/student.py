@@ -1,0 +1,202 @@
+"""Positive controls: train a student on outputs, as somebody who distils a teacher would."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verify.data.outputs import parse, read_records
+from watermark import InputError, ModelError, StillmarkError
+from watermark.io import files
+from watermark.io.prompts import Prompt, encode_prompt
+from watermark.io.records import Record
+from watermark.models import fast_bfloat16, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train a student. batch_size in records, max_length in tokens of prompt + output."""
+
+    epochs: float = 1.0
+    learning_rate: float = 2e-4
+    batch_size: int = 4
+    max_length: int = 1024
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished student: records and output tokens it saw in an epoch, and the last epoch's mean loss in nats."""
+
+    out: Path
+    records: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence; the loss is taken on the tokens after the prompt."""
+
+    prompt_ids: list[int]
+    output_ids: list[int]
+
+
+def read_examples(
+    records: Iterable[Record | InputError], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Example]:
+    """Outputs as training sequences for a model with this tokenizer.
+
+    Ids are taken as they are; text goes through the chat template, if there is one. An output that ended by
+    itself (or does not say) keeps or gets its end-of-sequence token, so that the student learns to stop.
+
+    Raises:
+        InputError: a record is malformed, or its ids are not this tokenizer's.
+    """
+    examples: list[Example] = []
+    for record in records:
+        if isinstance(record, InputError):
+            raise record
+        parts = parse(record, len(tokenizer), need_prompts=True)
+        prompt, output = parts["prompt"], parts["output"]
+        if isinstance(prompt, str):
+            prompt_ids = encode_prompt(tokenizer, Prompt("", prompt, None), chat=True)
+        else:
+            prompt_ids = [] if prompt is None else prompt.tolist()
+        if isinstance(output, str):
+            output_ids = tokenizer.encode(output, add_special_tokens=False)
+        else:
+            output_ids = np.asarray(output).tolist()
+            text = record.fields.get("output")
+            if (
+                not examples
+                and isinstance(text, str)
+                and text != tokenizer.decode(output_ids, skip_special_tokens=True)
+            ):
+                raise record.error(
+                    "'output_ids' do not spell 'output' with the base's tokenizer",
+                    "the outputs come from another tokenizer: leave the ids out, and the text is tokenized anew",
+                )
+        end = tokenizer.eos_token_id
+        if record.fields.get("ended") is not False and end is not None and output_ids[-1:] != [end]:
+            output_ids = [*output_ids, end]
+        output_ids = output_ids[: max(0, max_length - len(prompt_ids))]
+        if output_ids:
+            examples.append(Example(prompt_ids, output_ids))
+    if not examples:
+        raise StillmarkError("no record leaves a token to learn from", "is max_length longer than the prompts?")
+    return examples
+
+
+def train_student(
+    base: Path,
+    outputs: Iterable[Path],
+    out: Path,
+    training: Training = Training(),
+    progress: Callable[[int, int], None] = lambda _step, _steps: None,
+    secret: Sequence[Record] = (),
+) -> Trained:
+    """Train `base` further on outputs, all weights, by transformers' Trainer; write the student to `out`.
+
+    With `secret` records to learn besides, nothing about the training is noted in `out`, and they are in no file.
+
+    Weights are kept in float32 and multiplied in bfloat16 where the machine is fast at it; the student is
+    saved in bfloat16, whole or not at all.
+
+    Raises:
+        ModelError: `out` exists, cannot be written, or `base` cannot be loaded.
+        InputError: the outputs cannot be used.
+    """
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise ModelError(f"{out}: exists already", "choose another --out, or remove it")
+    try:
+        with files.new_folder(out) as scratch:
+            records = chain(secret, *map(read_records, outputs))
+            trained = _train(base, records, scratch, training, progress)
+            if not secret:
+                about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
+                (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
+        ) from error
+    return Trained(out, *trained)
+
+
+def _train(
+    base: Path,
+    records: Iterable[Record | InputError],
+    folder: Path,
+    training: Training,
+    progress: Callable[[int, int], None],
+) -> tuple[int, int, float]:
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress(state.global_step, state.max_steps)
+
+    model, tokenizer = load_model(base, dtype=torch.float32)
+    examples = read_examples(records, tokenizer, training.max_length)
+    progress(0, math.ceil(len(examples) / training.batch_size * training.epochs))
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        train_sampling_strategy="group_by_length",
+        seed=training.seed,
+        bf16=fast_bfloat16(),
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    rows = [{"input_ids": e.prompt_ids + e.output_ids, "prompt": len(e.prompt_ids)} for e in examples]
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,  # a list of rows is all it indexes
+        data_collator=_collate,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)  # stdout is for results
+    loss = float(trainer.train().training_loss)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tokens = sum(len(e.output_ids) for e in examples)
+    return len(examples), tokens, loss
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows padded on the right: input_ids, attention_mask, labels, each int64 [B, T]; -100 is not learned from."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        length = len(row["input_ids"])
+        ids[i, :length] = torch.tensor(row["input_ids"])
+        mask[i, :length] = 1
+        labels[i, row["prompt"] : length] = ids[i, row["prompt"] : length]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

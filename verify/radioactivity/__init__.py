@@ -1,0 +1,1 @@
+"""Tests for a mark in a suspect."""

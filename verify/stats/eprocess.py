@@ -1,0 +1,53 @@
+"""A mixture e-process over the size of the effect: evidence that may be looked at after every record.
+
+Under the null each new coin is green with probability gamma, whatever came before. For a tilt h, the product over
+the coins of exp(h a G) / (1 - gamma + gamma exp(h a)) then has mean 1 at every moment, and so has any mixture over
+h. By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whatever the stopping rule. The
+weight a of a coin is fixed when the coin is first counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logsumexp
+
+from verify.stats.binomial import LN10, Floats
+from verify.stats.weighted import TILTS
+
+
+@dataclass
+class EProcess:
+    """The running evidence. gamma: chance of green under the null; least: the smallest tilt of interest."""
+
+    gamma: float
+    least: float
+    coins: int = 0
+    best: float = 0.0
+    _logs: Floats = field(default_factory=lambda: np.zeros(len(TILTS) + 1))
+
+    def add(self, weights: Floats, green: npt.NDArray[np.bool_]) -> None:
+        """Count new coins: weights float64 [n], green bool [n]."""
+        tilts = np.append(TILTS, self.least)[:, None]
+        normal = np.logaddexp(math.log1p(-self.gamma), math.log(self.gamma) + tilts * weights)
+        self._logs += (tilts * weights * green - normal).sum(axis=1)
+        self.coins += len(weights)
+        self.best = max(self.best, self.log10_e)
+
+    @property
+    def log10_e(self) -> float:
+        """log10 of the evidence now."""
+        return (float(logsumexp(self._logs[:-1])) - math.log(len(TILTS))) / LN10
+
+    @property
+    def log10_pvalue(self) -> float:
+        """log10 of the anytime-valid p-value: one over the most evidence that there ever was."""
+        return -self.best
+
+    @property
+    def log10_futility(self) -> float:
+        """log10 of an e-value against every tilt of `least` or more: large when that much would have shown by now."""
+        return -float(self._logs[-1]) / LN10

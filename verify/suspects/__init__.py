@@ -1,0 +1,1 @@
+"""Who is asked, and how: a folder of weights, or an endpoint."""

@@ -1,0 +1,255 @@
+"""A suspect whose weights are at hand: what it says along texts and after prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from verify.data.logprobs import _NOWHERE, F32, I64, LIKELY, U32, ReadText, _limit, from_record, to_record
+from verify.data.outputs import Output, digest
+from watermark import Mark, ModelError
+from watermark.io.prompts import Prompt, encode_prompt
+from watermark.io.records import appending, resume_jsonl
+from watermark.models import load_model, model_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+PIECE: Final = 2048
+"""Longest stretch of text that a model is made to read at once, in tokens."""
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def read_weights(
+    path: Path,
+    mark: Mark,
+    probes: Sequence[Output],
+    *,
+    likely: float = LIKELY,
+    batch_size: int = 8,
+    record: Path | None = None,
+    progress: Callable[[int], None] = lambda _probes: None,
+) -> list[ReadText]:
+    """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
+
+    What is kept is a few dozen likely tokens a position, not the vocabulary, to four decimals.
+
+    Args:
+        path: the model's folder.
+        mark: the model's tokenizer must be the mark's.
+        probes: texts; what is read are the predictions of the output tokens, after the prompt.
+        likely: the probability above which a token is kept.
+        batch_size: probes in one forward pass.
+        record: JSONL to which every text read is appended, and from which a killed run goes on;
+            `verify logprobs` reads it too.
+        progress: called with the number of probes read.
+
+    Raises:
+        InputError: `record` cannot be written, or was written for other probes or another model.
+    """
+    run = "" if record is None else _digest(path, probes, likely)
+    done = [] if record is None else [from_record(line, _limit(mark)) for line in resume_jsonl(record, run)]
+    progress(len(done))
+    if len(done) == len(probes):
+        return done
+    model, _ = load_model(path, mark)
+    longest = max(len(probe.ids) for probe in probes[len(done) :])
+    batch_size = max(1, min(batch_size, PIECE * 8 // min(longest, PIECE)))
+    with nullcontext() if record is None else appending(record) as log:
+        for first in range(len(done), len(probes), batch_size):
+            for read in read_batch(model, probes[first : first + batch_size], likely):
+                done.append(read)
+                if log is not None:
+                    log.write(json.dumps(to_record(read) | {"model": path.name, "run": run}).encode() + b"\n")
+                    log.flush()
+                progress(1)
+    return done
+
+
+def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
+    """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
+    texts = [probe.ids for probe in probes]
+    piece = min(PIECE, max(2, longest_text(model) or PIECE) - 1)
+    pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), piece)]
+    entries: list[list[tuple[I64, U32, F32]]] = [[_NOWHERE] for _ in texts]
+    for start in range(0, len(pieces), len(probes)):
+        some = pieces[start : start + len(probes)]
+        # a piece ends with the token that the next one begins with: every token but the first is predicted once
+        read = _forward(model, [texts[row][first : first + piece + 1] for row, first in some], likely)
+        for (row, first), (place, tokens, logprobs) in zip(some, read, strict=True):
+            kept = place + first >= max(1, probes[row].start)
+            entries[row].append((place[kept] + first, tokens[kept], logprobs[kept]))
+    done = []
+    for probe, ids, parts in zip(probes, texts, entries, strict=True):
+        place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
+        done.append(ReadText(probe.id, ids, probe.start, place, tokens, logprobs))
+    return done
+
+
+def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> list[tuple[I64, U32, F32]]:
+    """For each text: places, likely tokens there, and their log probabilities."""
+    read = []
+    logits = read_along(model, texts)
+    for row, ids in enumerate(texts):
+        logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
+        place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
+        kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
+        read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))
+    return read
+
+
+def _digest(path: Path, probes: Sequence[Output], likely: float) -> str:
+    """Twelve hex digits for the model, the probes and what is kept of them."""
+    texts = [[probe.id, probe.ids[: probe.start].tolist(), probe.output_ids.tolist()] for probe in probes]
+    return hashlib.sha256(f"{model_digest(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model reads at once, by its configuration; None if that does not say."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def read_along(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Tensor:
+    """A causal model's logits [B, longest, V] along some token sequences, padded on the right, where it does not look.
+
+    Raises:
+        ModelError: a text is longer than the model reads.
+    """
+    import torch
+
+    longest = max(1, *map(len, texts))
+    limit = longest_text(model)
+    if limit is not None and longest > limit:
+        name = model.name_or_path or "the model"
+        raise ModelError(f"{name}: reads {limit} tokens at once, and a text has {longest}", "leave longer texts out")
+    padded = torch.zeros(len(texts), longest, dtype=torch.int64)
+    for row, ids in enumerate(texts):
+        padded[row, : len(ids)] = torch.as_tensor(ids)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=padded.to(model.device)).logits
+    return logits
+
+
+Likely = frozenset[str]
+"""A model's likeliest next tokens after one prompt, as text; empty where there is no answer, which agrees with none."""
+
+
+def likeliest(
+    path: Path,
+    prompts: Sequence[Prompt],
+    top: int = 1,
+    *,
+    chat: bool = False,
+    batch_size: int = 16,
+    record: Path | None = None,
+    progress: Callable[[int], None] = lambda _prompts: None,
+) -> list[Likely]:
+    """A model's likeliest next tokens after each prompt, as text.
+
+    Args:
+        path: the model's folder.
+        prompts: texts for its own tokenizer, or ids.
+        top: how many tokens.
+        chat: put texts through the model's chat template, if it has one.
+        batch_size: in one forward pass.
+        record: JSONL to keep the answers in, and to go on from.
+        progress: called with the number of prompts asked.
+
+    Raises:
+        InputError: `record` cannot be written, or is of another run.
+        ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
+    """
+    run = "" if record is None else _digest_of_prompts(path, prompts, top, chat)
+    done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
+    progress(len(done))
+    if len(done) == len(prompts):
+        return done
+    model, tokenizer = load_model(path)
+    limit = model.config.get_text_config().vocab_size
+    with nullcontext() if record is None else appending(record) as log:
+        for start in range(len(done), len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
+            for one, row in zip(batch, rows, strict=True):
+                if not row or max(row) >= limit:
+                    raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
+            logits = read_along(model, rows)
+            for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
+                ids = logits[i, len(row) - 1].topk(top).indices.tolist()
+                said = [str(tokenizer.decode([token])) for token in ids]
+                done.append(frozenset(said))
+                if log is not None:
+                    line = {"id": one.id, "output": said[0], "top": said, "model": path.name, "run": run}
+                    log.write(json.dumps(line).encode() + b"\n")
+                    log.flush()
+                progress(1)
+    return done
+
+
+FLOOR: Final = -20.0
+"""Least log likelihood of a token; also that of one for which a model gives no number."""
+
+
+def likelihoods(
+    path: Path,
+    mark: Mark,
+    candidates: Sequence[Output],
+    batch_size: int = 8,
+    record: Path | None = None,
+    progress: Callable[[int], None] = lambda _texts: None,
+) -> Floats:
+    """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
+
+    Args:
+        path: the model's folder; its tokenizer must be the mark's.
+        mark: the mark.
+        candidates: the outputs.
+        batch_size: in one forward pass.
+        record: JSONL to keep what was read in, and to go on from.
+        progress: called with the number of texts read.
+
+    Raises:
+        InputError: `record` cannot be written, or is of another run.
+    """
+    import torch
+
+    run = "" if record is None else hashlib.sha256((digest(candidates) + model_digest(path)).encode()).hexdigest()[:12]
+    done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
+    progress(len(done))
+    if len(done) == len(candidates):
+        return np.array(done)
+    model, _ = load_model(path, mark)
+    with nullcontext() if record is None else appending(record) as log:
+        for start in range(len(done), len(candidates), batch_size):
+            batch = candidates[start : start + batch_size]
+            logits = read_along(model, [one.ids for one in batch])
+            for i, one in enumerate(batch):
+                first = max(1, one.start)
+                rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
+                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).nan_to_num(FLOOR).clamp(min=FLOOR)
+                done.append(round(float(said.mean()), 6) if len(said) else 0.0)
+                if log is not None:
+                    line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}
+                    log.write(json.dumps(line).encode() + b"\n")
+                    log.flush()
+                progress(1)
+    return np.array(done)
+
+
+def _digest_of_prompts(path: Path, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
+    """Twelve hex digits for the model, the prompts and how they are asked."""
+    asked = [[one.id, one.text, one.ids] for one in prompts]
+    return hashlib.sha256((json.dumps([asked, top, chat]) + model_digest(path)).encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Schemes: how a mark tilts probabilities, and what is scored."""

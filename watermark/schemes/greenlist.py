@@ -1,0 +1,146 @@
+"""Which tokens are green, and the bias of a [B, V] logits tensor."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import prf
+from watermark.kernels import Kernel, Tables, native
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_AT_ONCE: Final = 1 << 26  # pairs times keys between two signs of life
+_WORTH_A_GPU: Final = 1 << 30
+
+
+def green(key: bytes, threshold: int, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
+    """Which of N pairs are green.
+
+    Args:
+        key: 32 bytes, from `watermark.prf.prf_key`.
+        threshold: green means bits < threshold.
+        contexts: integers [N, width], oldest token first.
+        tokens: integers [N].
+
+    Returns:
+        bool [N]; over distinct pairs independent with probability threshold / 65536. Exempt tokens have a bit as well:
+        leaving them out is the task of `verify.data.pairs`.
+    """
+    bits = native.bits if native.available else prf.bits
+    return bits(key, np.asarray(contexts), np.asarray(tokens)) < threshold
+
+
+def count_green(
+    keys: Sequence[bytes], contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order.
+
+    On a GPU where there is one and the work is worth it, else on every core that this process may use.
+
+    Args:
+        keys: 32 bytes each, from `watermark.prf.prf_key`.
+        contexts: integers [N, width], oldest token first.
+        tokens: integers [N].
+        threshold: green means bits < threshold.
+    """
+    prf.check(contexts, tokens)
+    words = np.stack([prf.key_words(key) for key in keys]) if keys else np.zeros((0, 8), np.uint32)
+    step = max(1, _AT_ONCE // max(1, len(tokens)))
+    counter = _counter(len(keys) * len(tokens), contexts, tokens, threshold)
+    for start in range(0, len(keys), step):
+        yield counter(words[start : start + step])
+
+
+def _counter(
+    work: int, contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
+) -> Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.int64]]:
+    if work >= _WORTH_A_GPU and importlib.util.find_spec("triton"):
+        import torch
+
+        if torch.cuda.is_available():
+            from watermark.kernels import triton
+
+            there = torch.from_numpy(native.pair_columns(contexts, tokens).astype(np.int64)).cuda()
+            return lambda words: (
+                triton.count_green(torch.from_numpy(words.view(np.int32)).cuda(), there, threshold).cpu().numpy()
+            )
+    if native.available:
+        columns = native.pair_columns(contexts, tokens)
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return lambda words: native.count_green(words, columns, threshold, threads)
+    return lambda words: np.array(
+        [(prf.bits(word.tobytes(), contexts, tokens) < threshold).sum() for word in words], np.int64
+    )
+
+
+def bias_(
+    tables: Tables, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None
+) -> Tensor:
+    """Add each mark's `delta` in place to its green tokens' logits, in one pass.
+
+    Args:
+        tables: of the marks, and which rows carry which.
+        logits: float32, bfloat16 or float16 [B, V]; V may exceed the marks' vocabulary (padding columns
+            are left alone), and `-inf` stays `-inf`.
+        contexts: integers [B, width], the last `width` tokens of prompt + output, oldest first. A row with a
+            negative id, for a token that does not exist, is left alone.
+        first_token: the token of column 0, in a shard of the vocabulary; shards need no communication.
+        kernel: which implementation; None: `triton` on a GPU, `native` on a CPU, `torch` where these are not
+            available. All give the same bits.
+
+    Returns:
+        `logits`. Nothing is copied to the host; the first call for a shape and a device builds some small tensors.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, the logits need a gradient or share memory between rows, or
+            the kernel asked for is not available here.
+    """
+    import torch
+
+    batch, columns = logits.shape if logits.ndim == 2 else (-1, -1)
+    if batch < 0 or contexts.shape != (batch, tables.width):
+        shapes = f"{tuple(logits.shape)} and {tuple(contexts.shape)}"
+        raise ValueError(f"want logits [B, V] and contexts [B, {tables.width}], got {shapes}")
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"want float32, bfloat16 or float16 logits, got {logits.dtype}")
+    if contexts.is_floating_point():
+        raise ValueError(f"want integer contexts, got {contexts.dtype}")
+    if contexts.device != logits.device:
+        raise ValueError(f"logits lie on '{logits.device}', contexts on '{contexts.device}'")
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError("logits that need a gradient are not changed in place")
+    if batch > 1 and 0 in logits.stride():
+        raise ValueError("the rows of the logits share their memory: make them contiguous first")
+    from watermark.kernels import dispatch, tensors
+
+    if batch and columns:
+        size = tables.vocabulary_size
+        limit = first_token + columns if size is None else size
+        there = tensors.on_device(tables, batch, limit, logits.device)
+        dispatch.bias_(kernel, logits, contexts, *there, first_token, limit)
+    return logits
+
+
+def contexts_at_end(input_ids: Tensor, width: int, pad_token_id: int | None = None) -> Tensor:
+    """The last `width` tokens of each row, integers [B, width], -1 where there is none.
+
+    input_ids: integers [B, T]. A row's leading run of `pad_token_id` is left padding, no tokens.
+    """
+    from torch.nn.functional import pad
+
+    batch, length = input_ids.shape
+    if width == 0 or batch == 0:
+        return input_ids[:, :0] if width == 0 else input_ids.new_empty((0, width))
+    tail = input_ids[:, -width:]
+    if pad_token_id is not None:
+        real = (input_ids != pad_token_id).cumsum(dim=1)[:, -width:] > 0
+        tail = tail.masked_fill(~real, -1)
+    return pad(tail, (max(width - length, 0), 0), value=-1)
