@@ -7,7 +7,7 @@ demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
 
 test: .venv/ready
-	$(BIN)/python -c "from verify.demo import teacher_model; print('teacher:', teacher_model())"
+	$(BIN)/python -c "from verify.planning.demo import teacher_model; print('teacher:', teacher_model())"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/ready

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.data.logprobs import Readings, first, gather_positions
+from verify.data.logprobs import LogprobTable, keep_first, logprobs_at_positions
 from verify.data.pairs import distinct
 from verify.radioactivity.logprobs import comparisons, logprob_weights
-from verify.radioactivity.text import BINOMIAL, COUNTS, SURPRISE, surprise, text_test
+from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, excess, text_test
 from watermark import Mark
 
 GOAL = -6.0
@@ -37,7 +37,7 @@ def grid(most: int) -> list[int]:
     return [int(n) for n in points]
 
 
-def weighted_log10(mark: Mark, suspect: Readings, reference: Readings | None) -> float:
+def weighted_log10(mark: Mark, suspect: LogprobTable, reference: LogprobTable | None) -> float:
     pairs, _ = logprob_weights(suspect, reference, mark.exempt)
     return w.log10_pvalue(mark, pairs)
 
@@ -49,12 +49,12 @@ def reading_curves(name: str, mark: Mark, seed: int) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for n in grid(len(full)):
         one = {
-            "weights, reference": weighted_log10(mark, first(full, n), first(full_base, n)),
-            "top 20, reference": weighted_log10(mark, first(top, n), first(top_base, n)),
-            "weights, no reference": weighted_log10(mark, first(full, n), None),
-            "top 20, no reference": weighted_log10(mark, first(top, n), None),
+            "weights, reference": weighted_log10(mark, keep_first(full, n), keep_first(full_base, n)),
+            "top 20, reference": weighted_log10(mark, keep_first(top, n), keep_first(top_base, n)),
+            "weights, no reference": weighted_log10(mark, keep_first(full, n), None),
+            "top 20, no reference": weighted_log10(mark, keep_first(top, n), None),
         }
-        known = comparisons(mark, first(full, n))
+        known = comparisons(mark, keep_first(full, n))
         one |= {"top 1 (Sander et al.)": known["top1"], "mean mass, Hoeffding (ADFP)": known["mean_mass_hoeffding"]}
         for test, value in one.items():
             curves.setdefault(test, []).append((n, value))
@@ -67,9 +67,9 @@ def text_curves(name: str, mark: Mark, seed: int) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for number in np.unique(np.geomspace(2, len(texts), 16).round().astype(int)).tolist():
         positions = w.written(texts[:number], mark)
-        less = surprise(positions, gather_positions(base[:number], positions), mark.exempt)
-        tests = text_test(mark, distinct(positions), method=SURPRISE, surprise=less).tests
-        for test in (BINOMIAL, COUNTS, SURPRISE):
+        less = excess(positions, logprobs_at_positions(base[:number], positions), mark.exempt)
+        tests = text_test(mark, distinct(positions), method=EXCESS, excess=less).tests
+        for test in (BINOMIAL, COUNTS, EXCESS):
             curves.setdefault(f"text, {test}", []).append((positions.looked_at, tests[test]))
     return curves
 

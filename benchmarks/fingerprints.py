@@ -420,7 +420,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
             found = json.loads(
                 stillmark(
                     "lineage", "--teacher", folder / "teacher", "--suspect", folder / one.folder(name), "--mark", mark,
-                    "--keyless", "--probes", probes, "--reference", reference, "--prompts", asked, "--planted",
+                    "--unmarked-probes", "--probes", probes, "--reference", reference, "--prompts", asked, "--planted",
                     planted.NUMBER, "--canaries", folder / "candidates.jsonl", "--record", record, "--json",
                     *(word for other in others for word in ("--controls", folder / other)),
                     *(("--base", folder / one.base) if one.base else ()), *(["--ordered"] if one.ordered else ()),

@@ -29,7 +29,7 @@ from torch.nn import functional
 from verify.fingerprint import weights
 from verify.fingerprint.agreement import agreement_test
 from verify.stats.binomial import binomial_log10_sf
-from verify.suspects.model import Likely
+from verify.suspects.model import TopTokens
 from watermark import Mark
 
 VOCABULARY, WIDTH, UNITS, LAYERS = 64, 24, 48, 2
@@ -197,7 +197,7 @@ def agreement(models: int, prompts: int = 300) -> dict[str, Any]:
 
         for top in (1, 5):
 
-            def said(model: int, asked: Any = asked, top: int = top) -> tuple[str, list[Likely]]:
+            def said(model: int, asked: Any = asked, top: int = top) -> tuple[str, list[TopTokens]]:
                 return str(model), [frozenset(map(str, row)) for row in best[model, asked, :top].tolist()]
 
             for controls in CONTROLS:

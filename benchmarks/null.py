@@ -5,7 +5,7 @@
 
 1. Innocent suspects (the base, the student of unmarked outputs, a student of another key) with the keys that the
    others really learned from. 2. A thousand decoy keys on the student of delta 3. 3. Probes that carry the mark, with
-   rule 2 off and on. 4. Weights by windows that were counted in marked text: 400 keys of a simulated teacher.
+   rule 2 off and on. 4. Weights by contexts that were counted in marked text: 400 keys of a simulated teacher.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 import scipy.stats
 
 from benchmarks import witnesses as w
-from verify.data.context_counts import count_windows
-from verify.data.logprobs import first, gather_positions
+from verify.data.context_counts import count_contexts
+from verify.data.logprobs import keep_first, logprobs_at_positions
 from verify.data.outputs import Output
 from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
 from verify.radioactivity.logprobs import comparisons, logprob_weights
 from verify.radioactivity.result import score
-from verify.radioactivity.text import BINOMIAL, CAP, COUNTS, SURPRISE, surprise, text_test
+from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_test
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
@@ -37,8 +37,8 @@ def evidence(suspect: str, reference: str, mark: Mark, positions: int) -> dict[s
     """The pairs and weights of each test on probabilities: they do not depend on the key."""
     found = {}
     for access, k in (("weights", None), ("top 20", 20)):
-        said = first(w.readings(w.along(suspect, "probes"), mark, k), positions)
-        compared = first(w.readings(w.along(reference, "probes"), mark, k), positions)
+        said = keep_first(w.readings(w.along(suspect, "probes"), mark, k), positions)
+        compared = keep_first(w.readings(w.along(reference, "probes"), mark, k), positions)
         found[f"{access}, reference"] = logprob_weights(said, compared, mark.exempt)[0]
         found[f"{access}, no reference"] = logprob_weights(said, None, mark.exempt)[0]
     return found
@@ -47,7 +47,7 @@ def evidence(suspect: str, reference: str, mark: Mark, positions: int) -> dict[s
 def text_evidence(suspect: str, reference: str, mark: Mark) -> tuple[Pairs, WeightedPairs]:
     positions = w.written(w.text_of(suspect), mark)
     texts = w.along(reference, f"{suspect}.text")
-    return distinct(positions), surprise(positions, gather_positions(texts, positions), mark.exempt)
+    return distinct(positions), excess(positions, logprobs_at_positions(texts, positions), mark.exempt)
 
 
 def innocents(names: list[str]) -> None:
@@ -62,8 +62,8 @@ def innocents(names: list[str]) -> None:
                 name: w.log10_pvalue(mark, pairs) for name, pairs in evidence(suspect, reference, mark, 10**9).items()
             }
             pairs, less = text_evidence(suspect, reference, mark)
-            tests = text_test(mark, pairs, method=SURPRISE, surprise=less).tests
-            row |= {f"text, {name}": tests[name] for name in (BINOMIAL, COUNTS, SURPRISE)}
+            tests = text_test(mark, pairs, method=EXCESS, excess=less).tests
+            row |= {f"text, {name}": tests[name] for name in (BINOMIAL, COUNTS, EXCESS)}
             rows.append((key, suspect, row))
     names_of_tests = list(rows[0][2])
     print("| key | suspect | " + " | ".join(names_of_tests) + " |")
@@ -85,13 +85,13 @@ def decoys(name: str) -> None:
         for test, pairs in evidence(name, "base", mark, POSITIONS).items()
     }
     pairs, less = text_evidence(name, "base", mark)
-    counts = pairs.counts.clip(max=CAP)
+    counts = pairs.counts.clip(max=MAX_COUNT)
     for key in keys:
         green = key.green(pairs.contexts, pairs.tokens)
         found.setdefault("text, binomial", []).append(binomial_log10_sf(int(green.sum()), len(green), key.gamma))
         exact = weighted.exact_log10_sf(counts, int(counts[green].sum()), key.gamma)
         found.setdefault("text, counts", []).append(exact)
-    found["text, surprise"] = [w.log10_pvalue(key, less) for key in keys]
+    found["text, excess"] = [w.log10_pvalue(key, less) for key in keys]
     print("| test | " + " | ".join(f"<= {level:g}" for level in LEVELS) + " | within bounds |")
     print("|---|" + "--:|" * len(LEVELS) + "---|")
     for test, values in found.items():
@@ -108,16 +108,16 @@ def rule_2(name: str) -> None:
     print("|---|---|--:|--:|--:|--:|")
     mark = w.mark_of(name)
     for suspect, reference in (("base", "unmarked"), ("unmarked", "base")):
-        for keyless in (True, False):
+        for unmarked in (True, False):
             said, compared = (
-                w.readings(w.along(who, f"{name}.teacher"), mark, keyless=keyless) for who in (suspect, reference)
+                w.readings(w.along(who, f"{name}.teacher"), mark, unmarked=unmarked) for who in (suspect, reference)
             )
             top = comparisons(mark, said)["top1"]
             alone, against = (
                 w.log10_pvalue(mark, logprob_weights(said, other, mark.exempt)[0]) for other in (None, compared)
             )
             values = f"{len(said):,} | {top:.2f} | {alone:.2f} | {against:.2f}"
-            print(f"| {suspect} | {'off' if keyless else 'on'} | {values} |")
+            print(f"| {suspect} | {'off' if unmarked else 'on'} | {values} |")
     print()
 
 
@@ -131,7 +131,7 @@ def simulate(rng: np.random.Generator, table: np.ndarray, chains: int, length: i
 
 
 def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
-    print(f"## 4. Weights by windows counted in marked text: {keys} keys of a simulated teacher, innocent suspects\n")
+    print(f"## 4. Weights by contexts counted in marked text: {keys} keys of a simulated teacher, innocent suspects\n")
     rng = np.random.default_rng(12)
     table = rng.dirichlet(np.full(size, 0.05), size) * (1 / np.arange(1, size + 1)) + 1e-6
     table /= table.sum(1, keepdims=True)
@@ -146,7 +146,7 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
         mark = Mark(rng.bytes(32), delta=3.0)
         green = mark.green(contexts[:, None], followers).reshape(size, size)
         for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.delta * green))):
-            counted = count_windows(simulate(rng, raised, 100, 200), 1)
+            counted = count_contexts(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)
                 z = weighted.z_score(scaled.weights, score(mark, scaled), mark.gamma)

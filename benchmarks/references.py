@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import witnesses as w
-from verify.data.logprobs import first
+from verify.data.logprobs import keep_first
 from verify.planning.demo import teacher_model
 from verify.radioactivity.logprobs import logprob_weights
 
@@ -39,10 +39,10 @@ def damage() -> None:
 def log10(key: str, suspect: str, reference: str | None, k: int | None) -> float:
     mark, values = w.mark_of(key), []
     for seed in range(ORDERS):
-        said = first(w.readings(w.shuffled(w.along(suspect, "probes"), seed), mark, k), POSITIONS)
+        said = keep_first(w.readings(w.shuffled(w.along(suspect, "probes"), seed), mark, k), POSITIONS)
         compared = None
         if reference is not None:
-            compared = first(w.readings(w.shuffled(w.along(reference, "probes"), seed), mark, k), POSITIONS)
+            compared = keep_first(w.readings(w.shuffled(w.along(reference, "probes"), seed), mark, k), POSITIONS)
         pairs = logprob_weights(said, compared, mark.exempt)[0]
         values.append(w.log10_pvalue(mark, pairs))
     return float(np.median(values))

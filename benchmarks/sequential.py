@@ -13,14 +13,14 @@ import math
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.data.logprobs import ReadText
-from verify.radioactivity.sequential import EVIDENCE, FUTILITY, LEAST, NO_HOPE, SequentialResult, SequentialTest
+from verify.data.logprobs import TextLogprobs
+from verify.radioactivity.sequential import EVIDENCE, FUTILE, MAX_FUTILE, MIN_TILT, SequentialResult, SequentialTest
 from verify.stats.eprocess import EProcess
 from watermark import Mark
 
 KEYS = 1000
 ALPHA = 0.01
-Answers = list[tuple[ReadText, ReadText | None]]
+Answers = list[tuple[TextLogprobs, TextLogprobs | None]]
 
 
 def answers(name: str, access: str, reference: str | None) -> Answers:
@@ -32,7 +32,7 @@ def answers(name: str, access: str, reference: str | None) -> Answers:
 
 
 def run(mark: Mark, access: str, said: Answers, alpha: float) -> SequentialResult:
-    test = SequentialTest(mark, access, alpha, keyless=True)
+    test = SequentialTest(mark, access, alpha, unmarked=True)
     for answer, reference in said:
         test.add(answer, reference)
         if test.stopped:
@@ -43,21 +43,21 @@ def run(mark: Mark, access: str, said: Answers, alpha: float) -> SequentialResul
 def null(access: str, reference: str | None, records: int) -> None:
     rng = np.random.default_rng(13)
     shape = w.mark_of("d3w1")
-    test = SequentialTest(shape, access, ALPHA, keyless=True)
+    test = SequentialTest(shape, access, ALPHA, unmarked=True)
     blocks = [test.fresh(*both) for both in answers("unmarked", access, reference)[:records]]  # for every key the same
     stops = []
     for _ in range(KEYS):
-        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, LEAST), None
+        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, MIN_TILT), None
         for block in blocks:
             process.add(block.weights, key.green(block.contexts, block.tokens))
             if process.log10_pvalue <= math.log10(ALPHA):
                 why = EVIDENCE
-            elif process.log10_futility >= -math.log10(FUTILITY):
-                why = NO_HOPE
+            elif process.log10_futility >= -math.log10(MAX_FUTILE):
+                why = FUTILE
             if why:
                 break
         stops.append(why)
-    evidence, futility = (stops.count(why) / KEYS for why in (EVIDENCE, NO_HOPE))
+    evidence, futility = (stops.count(why) / KEYS for why in (EVIDENCE, FUTILE))
     print(f"| {access} | {reference or 'none'} | {len(blocks)} | {evidence:.4f} | {futility:.3f} |", flush=True)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verify.data.logprobs import Readings, ReadText, gather, top_of_text
+from verify.data.logprobs import LogprobTable, TextLogprobs, keep_top_of_text, scorable_logprobs
 from verify.data.outputs import Output, read_outputs
-from verify.data.pairs import Positions, WeightedPairs, scorable
+from verify.data.pairs import Positions, WeightedPairs, scorable_batch
 from verify.planning.demo import teacher_model
 from verify.radioactivity.result import score
 from verify.stats import weighted
@@ -45,7 +45,7 @@ def text_of(name: str) -> list[Output]:
 
 
 @cache
-def along(name: str, texts: str) -> list[ReadText]:
+def along(name: str, texts: str) -> list[TextLogprobs]:
     """What a model says along texts: `probes`, or `X.text` or `X.teacher` of a student X."""
     record = FOLDER / "read" / f"{name}@{texts}.jsonl"
     record.parent.mkdir(exist_ok=True)
@@ -59,19 +59,21 @@ def log10_pvalue(mark: Mark, pairs: WeightedPairs) -> float:
     return weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
 
 
-def shuffled(texts: Sequence[ReadText], seed: int) -> list[ReadText]:
+def shuffled(texts: Sequence[TextLogprobs], seed: int) -> list[TextLogprobs]:
     return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
-def readings(texts: Sequence[ReadText], mark: Mark, k: int | None = None, *, keyless: bool = True) -> Readings:
+def readings(texts: Sequence[TextLogprobs], mark: Mark, k: int | None = None, *, unmarked: bool = True) -> LogprobTable:
     """What may be scored of texts; k: only the k largest log probabilities."""
-    return gather([text if k is None else top_of_text(text, k) for text in texts], mark.width, keyless=keyless)
+    return scorable_logprobs(
+        [text if k is None else keep_top_of_text(text, k) for text in texts], mark.width, unmarked=unmarked
+    )
 
 
 def written(texts: Sequence[Output], mark: Mark) -> Positions:
-    return scorable(texts, mark.width, mark.exempt, prompts_keyless=True)
+    return scorable_batch(texts, mark.width, mark.exempt, unmarked_prompts=True)
 
 
-def sampled(texts: Sequence[ReadText], k: int) -> list[ReadText]:
+def sampled(texts: Sequence[TextLogprobs], k: int) -> list[TextLogprobs]:
     """As an endpoint would tell it of what it wrote itself."""
-    return [replace(top_of_text(text, k), sampled=True) for text in texts]
+    return [replace(keep_top_of_text(text, k), sampled=True) for text in texts]

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def command(folder: Path, url: str, *more: object, budget: int = 300, model: str = "real") -> tuple[object, ...]:
     return ("verify", "api", "--mark", folder / "m", "--base-url", url, "--model", model, "--prompts",
-            folder / "prompts.jsonl", "--budget-tokens", budget, "--log", folder / "log.jsonl", "--prompts-keyless",
+            folder / "prompts.jsonl", "--budget-tokens", budget, "--log", folder / "log.jsonl", "--unmarked-prompts",
             "--max-tokens", 16, "--json", *more)  # fmt: skip
 
 
@@ -68,13 +68,13 @@ def test_log_probabilities_of_a_real_model(folder: Path, teacher: Path, stillmar
         return json.loads(shown.stdout)
 
     again = replay("logprobs", folder / "log.jsonl", "--reference-records", folder / "log.reference.jsonl",
-                   "--probes-keyless")  # fmt: skip
+                   "--unmarked-probes")  # fmt: skip
     assert (again["log10_e"], again["n"]) == (found["log10_e"], found["n"]), "to the last bit"
     (folder / "short.jsonl").write_text("".join((folder / "log.reference.jsonl").read_text().splitlines(True)[1:]))
     words = ("logprobs", folder / "log.jsonl", "--reference-records", folder / "short.jsonl", "--mark", folder / "m")
     assert "which are not the" in stillmark("verify", *words).stderr
     assert stillmark("verify", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
-    text = replay("text", folder / "log.jsonl", "--prompts-keyless")
+    text = replay("text", folder / "log.jsonl", "--unmarked-prompts")
     assert text["test"].startswith("sequential")
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
 
@@ -104,7 +104,7 @@ def test_a_guilty_endpoint_stops_early_and_resumes(folder: Path, teacher: Path, 
     ids = [row["id"] for row in log(folder)]
     assert ids == [f"q{i}" for i in range(len(ids))], "none lost, none twice"
     assert len(seen) == len(ids) + 1
-    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--prompts-keyless", "--json")
+    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
     assert json.loads(again.stdout)["log10_e"] == found["log10_e"]
     other = stillmark(*command(folder, url, "--temperature", 0.5, model="m"))
     assert other.exit_code == 1
@@ -171,7 +171,7 @@ def test_a_hostile_server_costs_evidence_and_nothing_else(folder: Path, stillmar
     assert found["unknown_tokens"] >= 3
     assert max(max(row["output_ids"], default=0) for row in rows) < 49152
     replayed = stillmark(
-        "verify", "logprobs", "--mark", folder / "m", folder / "log.jsonl", "--probes-keyless", "--json"
+        "verify", "logprobs", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-probes", "--json"
     )
     assert json.loads(replayed.stdout)["log10_e"] == found["log10_e"]
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
@@ -316,5 +316,5 @@ def test_transformers_own_server(folder: Path, teacher: Path, transformers_serve
     assert found["records"] >= 2
     assert found["failed_requests"] == 0
     assert found["n"] > 20
-    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--prompts-keyless", "--json")
+    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
     assert json.loads(again.stdout)["log10_e"] == found["log10_e"]

@@ -47,7 +47,7 @@ def new(tmp_path: Path, width: int) -> tuple[Mark, Path]:
 
 
 def some_records(rng: np.random.Generator, number: int) -> Records:
-    """Ids out of few, so that pairs and windows come again everywhere; long ones, empty ones, copies."""
+    """Ids out of few, so that pairs and contexts come again everywhere; long ones, empty ones, copies."""
     records: Records = []
     for i in range(number):
         ids = int(rng.integers(4, VOCABULARY))
@@ -82,11 +82,11 @@ def documents(answer: dict[str, Any]) -> Records:
     return rows
 
 
-@pytest.mark.parametrize("keyless", [False, True])
+@pytest.mark.parametrize("unmarked", [False, True])
 @pytest.mark.parametrize("width", [0, 1, 2, 4])
-def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, width: int, keyless: bool) -> None:
+def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, width: int, unmarked: bool) -> None:
     mark, mark_path = new(tmp_path, width)
-    rng = np.random.default_rng([width, keyless])
+    rng = np.random.default_rng([width, unmarked])
     records = some_records(rng, 160)
     if width == 0:
         for record in records:  # at width 0 any prompt takes everything; so only one source has some
@@ -95,16 +95,16 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
     files = [jsonl(*records[:70], name="1.jsonl"), write_parquet(tmp_path / "2.parquet", records[70:150])]
     files += [jsonl(*records[150:], name="3.jsonl"), files[0]]
     records += records[:70]
-    options = ["--mark", mark_path, *(["--prompts-keyless"] if keyless else []), "--json"]
+    options = ["--mark", mark_path, *(["--unmarked-prompts"] if unmarked else []), "--json"]
     whole = found(stillmark("verify", "text", *files, *options))
     ours = found(stillmark("verify", "corpus", *files, *options, "--out", tmp_path / "out"))
     assert ours["work"]["items"] > 10
     assert ours["work"]["partitions"] > 5
     same = ("verdict", "pvalue", "log10_pvalue", "n", "green", "green_rate", "interval", "discarded", "records",
-            "keyless", "gamma", "mark", "warnings", "bad_records", "files", "test", "alpha")  # fmt: skip
+            "unmarked_prompts", "gamma", "mark", "warnings", "bad_records", "files", "test", "alpha")  # fmt: skip
     assert {name: ours[name] for name in same} == {name: whole[name] for name in same}
     assert ours["tokens"] == whole["positions"]
-    if not (width == 0 and not keyless):
+    if not (width == 0 and not unmarked):
         assert ours["n"] > 20
 
     names = {record.get("source", "") for record in records}
@@ -123,7 +123,7 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
     for row, record in zip(rows, records, strict=True):
         prompt = record.get("prompt_ids")
         output = Output("", None if prompt is None else np.array(prompt, int), np.array(record["output_ids"], int))
-        pairs = extract([output], width, mark.exempt, prompts_keyless=keyless)
+        pairs = extract([output], width, mark.exempt, unmarked_prompts=unmarked)
         green = int(mark.green(pairs.contexts, pairs.tokens).sum())
         assert (row["n"], row["green"], row["tokens"]) == (len(pairs.tokens), green, pairs.positions)
         assert row["log10_pvalue"] == binomial_log10_sf(green, len(pairs.tokens), mark.gamma)
@@ -164,9 +164,10 @@ SCRIPT = """
 import os, signal, sys
 from functools import partial
 from pathlib import Path
-from verify import corpus, jobs, shards
+from verify.corpus import plan, worker
+from verify.corpus import test as corpus
 
-jobs.ITEM_TOKENS, jobs.PART_TOKENS = 300, 800
+plan.ITEM_TOKENS, plan.PART_TOKENS = 300, 800
 
 def letters(mark, tokenizer, folder=None, pid=None, item=3):
     # ids of letters; kills a process, once, by the time that some items are there
@@ -213,12 +214,12 @@ def same_files(one: Path, other: Path) -> bool:
 
 IN_READING = "run(folder, partial(letters, folder=folder))"
 IN_TESTING = """
-reduce_part = shards.Worker.reduce_part
+reduce_part = worker.Worker.reduce_part
 def reduce_and_die(self, part):
     if part == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     reduce_part(self, part)
-shards.Worker.reduce_part = reduce_and_die
+worker.Worker.reduce_part = reduce_and_die
 run(folder)
 """
 IN_COUNTING = """
@@ -307,7 +308,7 @@ def test_the_same_command_again_answers_at_once(evidence: list[Any], stillmark: 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(["--alpha", "0.01"], "alpha"), (["--prompts-keyless"], "keyless"), (["--source-column", "id"], "source_column"),
+    [(["--alpha", "0.01"], "alpha"), (["--unmarked-prompts"], "unmarked"), (["--source-column", "id"], "source_column"),
      (["more"], "files"), (["mark"], "commitment"), (["touch"], "files")],
 )  # fmt: skip
 def test_other_settings_are_refused(
@@ -330,11 +331,11 @@ def test_other_settings_are_refused(
 def test_a_file_that_changes_on_the_way_is_refused(victim: Any, tmp_path: Path) -> None:
     assert victim(IN_READING).returncode == -signal.SIGKILL
     lines = """
-mapped = shards.Worker.map_item
+mapped = worker.Worker.map_item
 def map_and_touch(self, number):
     mapped(self, number)
     os.utime(folder / "2.jsonl", ns=(1, 1))
-shards.Worker.map_item = map_and_touch
+worker.Worker.map_item = map_and_touch
 run(folder)
 """
     done = victim(lines)

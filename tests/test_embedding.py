@@ -154,7 +154,7 @@ def embed(way: str, lm: LlamaForCausalLM, mark: Mark) -> Iterator[Output]:
 def test_round_trip_all_green(lm: LlamaForCausalLM, way: str, width: int) -> None:
     """A bias of 40 leaves no red token a chance: what the detector scores must be green, without exception."""
     mark = make(width)
-    result = text_test(mark, extract(embed(way, lm, mark), width, mark.exempt, prompts_keyless=True))
+    result = text_test(mark, extract(embed(way, lm, mark), width, mark.exempt, unmarked_prompts=True))
     assert result.n > 20
     assert result.green == result.n, "chance of a red token: below 4 * 640 * exp(-40 + 4) = 6e-13 a position"
     assert result.discarded["short_context"] == sum(max(0, width - n) for n in (1, 12, 7, 3, 9, 2))
@@ -175,7 +175,7 @@ def test_round_trip_all_red(lm: LlamaForCausalLM, width: int) -> None:
     reverse = LogitsProcessorList([Reverse(mark)])
     ids = generated(lm, prompts, torch.ones_like(prompts), logits_processor=reverse, suppress_tokens=padding)
     outputs = [Output(str(i), row[:8].numpy(), row[8:].numpy()) for i, row in enumerate(ids)]
-    result = text_test(mark, extract(outputs, width, mark.exempt, prompts_keyless=True))
+    result = text_test(mark, extract(outputs, width, mark.exempt, unmarked_prompts=True))
     assert result.n > 20
     assert result.green == 0
     assert result.pvalue == 1.0
@@ -209,7 +209,7 @@ def test_two_marks_at_once_are_each_verified_on_their_own(lm: LlamaForCausalLM) 
     both = LogitsProcessorList([MarkLogitsProcessor(provider), MarkLogitsProcessor(customer)])
     ids = generated(lm, prompts, torch.ones_like(prompts), logits_processor=both, max_new_tokens=64)
     outputs = [Output(str(i), row[:4].numpy(), np.minimum(row[4:].numpy(), 612)) for i, row in enumerate(ids)]
-    pairs = extract(outputs, 1, provider.exempt, prompts_keyless=True)
+    pairs = extract(outputs, 1, provider.exempt, unmarked_prompts=True)
     other = provider.child("customer-18")
     found = {m.label: text_test(m, pairs).log10_pvalue for m in (provider, customer, other)}
     assert found[""] < -20
@@ -227,7 +227,7 @@ def test_each_row_of_a_batch_carries_its_own_customers_mark(lm: LlamaForCausalLM
     how = {"num_beams": beams, "do_sample": beams == 1} | ({"top_k": None} if beams > 1 else {})
     ids = generated(lm, prompts, torch.ones_like(prompts), watermarking_config=config, **how)
     for row in range(6):
-        pairs = extract([Output("", ids[row, :8].numpy(), ids[row, 8:].numpy())], 1, prompts_keyless=True)
+        pairs = extract([Output("", ids[row, :8].numpy(), ids[row, 8:].numpy())], 1, unmarked_prompts=True)
         rates = [text_test(mark, pairs).green_rate for mark in customers]
         assert rates[row] == 1.0, "a bias of 40 leaves no red token a chance"
         assert len(pairs.tokens) >= 10

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 
 from tests.servers import Handler, chat, serve
-from verify.suspects.endpoint import GIVE_UP, Endpoint, Said, TooManyFailuresError, collect
+from verify.suspects.endpoint import MAX_FAILURES, Completion, Endpoint, TooManyFailuresError, ask_all
 from watermark import ApiError, InputError
 from watermark.io.prompts import Prompt
 
@@ -43,30 +43,30 @@ def test_prompts_that_a_server_chokes_on_do_not_block(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with serve(refusing(set(range(6)), 400)) as (url, seen):
         endpoint = replace(ENDPOINT, base_url=url)
-        with pytest.raises(TooManyFailuresError, match=f"the last {GIVE_UP} requests failed"):
-            collect(endpoint, PROMPTS, log)
-        said = collect(endpoint, PROMPTS, log)
+        with pytest.raises(TooManyFailuresError, match=f"the last {MAX_FAILURES} requests failed"):
+            ask_all(endpoint, PROMPTS, log)
+        said = ask_all(endpoint, PROMPTS, log)
         assert [one is None for one in said] == [True] * 6 + [False] * 14
-        assert said[7] == Said("There are none in What is 7?", ()), "a key of `none` is no secret"
+        assert said[7] == Completion("There are none in What is 7?", ()), "a key of `none` is no secret"
         asked = len(seen)
-        assert collect(endpoint, PROMPTS, log) == said
+        assert ask_all(endpoint, PROMPTS, log) == said
         assert asked < len(seen) <= asked + 6, "only what failed is asked again"
 
 
 def test_a_refusal_of_one_prompt_is_not_of_the_key(tmp_path: Path) -> None:
     with serve(refusing({4}, 403)) as (url, _):
-        said = collect(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "log.jsonl")
+        said = ask_all(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "log.jsonl")
         assert [i for i, one in enumerate(said) if one is None] == [4]
     with serve(refusing(set(range(20)), 403)) as (url, seen):
         with pytest.raises(ApiError, match="the endpoint refuses"):
-            collect(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "other.jsonl")
+            ask_all(replace(ENDPOINT, base_url=url), PROMPTS, tmp_path / "other.jsonl")
         assert len(seen) == 1
 
 
 def test_no_log_probabilities_are_noticed_at_once(tmp_path: Path) -> None:
     with serve(refusing(set(), 400)) as (url, seen):
         with pytest.raises(ApiError, match="gives no log probabilities"):
-            collect(replace(ENDPOINT, base_url=url, top_logprobs=20), PROMPTS, tmp_path / "log.jsonl")
+            ask_all(replace(ENDPOINT, base_url=url, top_logprobs=20), PROMPTS, tmp_path / "log.jsonl")
         assert len(seen) == 1
 
 
@@ -79,7 +79,7 @@ def test_what_a_server_repeats_is_not_logged(tmp_path: Path, monkeypatch: pytest
 
     with serve(echo) as (url, _):
         where = url.replace("http://", "http://somebody:hunter2hunter2@")
-        said = collect(replace(ENDPOINT, base_url=where), PROMPTS[:2], tmp_path / "log.jsonl")
+        said = ask_all(replace(ENDPOINT, base_url=where), PROMPTS[:2], tmp_path / "log.jsonl")
     text = (tmp_path / "log.jsonl").read_text()
     for secret in ("sk-0123456789", "hunter2hunter2", login):
         assert secret not in text + repr(said)
@@ -89,7 +89,7 @@ def test_what_a_server_repeats_is_not_logged(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("address", ["http://h:notaport/v1", "http://[", "ftp://x/v1", "x", "http:///v1"])
 def test_an_address_that_is_none(address: str, tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="is no http"):
-        collect(replace(ENDPOINT, base_url=address), PROMPTS, tmp_path / "log.jsonl")
+        ask_all(replace(ENDPOINT, base_url=address), PROMPTS, tmp_path / "log.jsonl")
 
 
 def test_a_log_that_somebody_cut(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_a_log_that_somebody_cut(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with serve(refusing(set(), 400)) as (url, _):
         endpoint = replace(ENDPOINT, base_url=url)
-        collect(endpoint, PROMPTS[:3], log)
+        ask_all(endpoint, PROMPTS[:3], log)
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         del lines[1]["answer"]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        assert collect(endpoint, PROMPTS[:3], log)[1] == Said("", ())
+        assert ask_all(endpoint, PROMPTS[:3], log)[1] == Completion("", ())
         with pytest.raises(InputError, match=r"another (model|run)"):
-            collect(endpoint, PROMPTS[:4], log)
+            ask_all(endpoint, PROMPTS[:4], log)

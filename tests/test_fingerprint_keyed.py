@@ -217,7 +217,7 @@ def test_likelihoods_of_a_broken_model(teacher: Path, tmp_path: Path) -> None:
     tensors["model.norm.weight"][5] = float("nan")
     save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     said = model.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
-    assert said.tolist() == [model.FLOOR] * 4
+    assert said.tolist() == [model.MIN_LOGPROB] * 4
     assert "NaN" not in (tmp_path / "r.jsonl").read_text()
 
 

@@ -101,7 +101,7 @@ def test_null_of_the_exact_test(networks: list[Tensors], folders: list[Path]) ->
         for level in (0.2, 0.05, 0.01):
             fired = int((np.array(values) <= np.log10(level)).sum())
             assert fired <= scipy.stats.binom(len(values), level).isf(1e-6), f"{name}: false failure 1e-6"
-    fixed = np.array([layer.fixed for one in found for layer in one.layers])
+    fixed = np.array([layer.fixed_points for one in found for layer in one.layers])
     expected = scipy.stats.binom(int(len(fixed) * 48), 1 / 48)
     assert expected.ppf(1e-6) <= fixed.sum() <= expected.isf(1e-6), "false failure 2e-6: one fixed point a layer"
 
@@ -133,7 +133,7 @@ def test_copies_of_a_network(networks: list[Tensors], folders: list[Path], tmp_p
     assert all(layer.log10_pvalue > -3 for layer in shuffled.layers), "blind: false failure 2e-3, seed fixed"
     assert shuffled.share > 0.95
     assert shuffled.embedding is not None
-    assert shuffled.embedding.fixed == 24
+    assert shuffled.embedding.fixed_points == 24
 
     turned = compare(folders[0], write(tmp_path / "turned", rotated(one, 2)))
     assert turned.basis == ALIGNED
@@ -141,7 +141,7 @@ def test_copies_of_a_network(networks: list[Tensors], folders: list[Path], tmp_p
     both = compare(folders[0], write(tmp_path / "both", rotated(permuted(one, 4), 5)))
     assert both.share > 0.95
     assert both.independence().verdict == INSUFFICIENT, "false failure 1e-3, seed fixed: it hides from the exact test"
-    assert [layer.fixed for layer in compare(folders[0], folders[0]).layers] == [48, 48]
+    assert [layer.fixed_points for layer in compare(folders[0], folders[0]).layers] == [48, 48]
 
 
 def test_shuffling_the_suspect_leaves_the_share(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ def test_units_of_zeros_are_left_out(tmp_path: Path) -> None:
             }
             paths.append(write(tmp_path / f"{i}-{j}", padded))
         result = compare(*paths, seed=i)
-        assert [(one.n, one.units, one.live) for one in result.layers] == [(48, 64, 48)] * 2
+        assert [(one.n, one.units, one.nonzero) for one in result.layers] == [(48, 64, 48)] * 2
         fired.append(result.independence().log10_pvalue <= -1)
     assert sum(fired) <= scipy.stats.binom(20, 0.1).isf(1e-6), "false failure 1e-6"
     same = compare(paths[0], paths[0]).independence()
-    assert [layer.fixed for layer in same.layers] == [48, 48]
+    assert [layer.fixed_points for layer in same.layers] == [48, 48]
 
 
 def test_siblings_are_told_apart_by_the_order_of_release() -> None:
@@ -253,7 +253,7 @@ def test_the_release_in_the_teachers_place_is_no_evidence(
     # one mark, two models of one parent: the release of the first says nothing of the second
     other = write(tmp_path / "second", {name: tensor * 1.001 for name, tensor in networks[0].items()})
     again = compare(other, tmp_path / "0", order=Mark(bytes(32))).independence()
-    assert again.layers[0].fixed < 24
+    assert again.layers[0].fixed_points < 24
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "phi3"])
@@ -326,7 +326,7 @@ def test_what_goes_along_with_a_release(networks: list[Tensors], tmp_path: Path)
     assert found == {"config.json", "LICENSE", "additional_chat_templates/t.jinja", "model.safetensors.index.json",
                      "a/m.safetensors", "b/m.safetensors"}  # fmt: skip
     assert (tmp_path / "out" / "a" / "m.safetensors").stat().st_mode & 0o777 == 0o644
-    assert [layer.fixed for layer in compare(folder, tmp_path / "out", order=mark).layers] == [48, 48]
+    assert [layer.fixed_points for layer in compare(folder, tmp_path / "out", order=mark).layers] == [48, 48]
 
 
 def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_other_towers_and_decoys(networks: list[Tensors], folders: list[Path], t
     more |= {f"zz.{name}": torch.randn_like(t) for name, t in networks[0].items() if "embed" in name}
     decoy = write(tmp_path / "decoy", networks[0] | more)
     (decoy / "config.json").write_text('{"num_hidden_layers": 2}')
-    assert [layer.fixed for layer in compare(folders[0], decoy).layers] == [48, 48]
+    assert [layer.fixed_points for layer in compare(folders[0], decoy).layers] == [48, 48]
     for extra, message in (
         ({"model.layers.0.mlp.w1.weight": torch.zeros(48, 24)}, "both .* may be the MLP's"),
         ({"model.wte.weight": torch.zeros(64, 24)}, "both .* may be the embedding"),
@@ -395,9 +395,9 @@ def test_decoys_that_transformers_would_not_load(tmp_path: Path) -> None:
         folder("wide", tensors | wide),
     ):
         found = compare(tmp_path / "m", path)
-        assert [layer.fixed for layer in found.layers] == [40, 40], path.name
+        assert [layer.fixed_points for layer in found.layers] == [40, 40], path.name
         assert found.embedding is not None
-        assert found.embedding.fixed == 16
+        assert found.embedding.fixed_points == 16
         assert compare(path, path).share == 1
     assert any("no place for were not read" in one for one in compare(tmp_path / "m", tmp_path / "fused").skipped)
     # an index only names files: what they hold besides is loaded, the last file's last
@@ -445,12 +445,12 @@ def test_numbers_that_drown_others(networks: list[Tensors], folders: list[Path],
         moved = {n: (t[order] if "down_proj" in n else t[:, order]).clone() for n, t in one.items()}
         moved["model.embed_tokens.weight"][63] = size
         found = compare(folders[0], write(tmp_path / f"row{i}", moved))
-        assert [layer.fixed for layer in found.layers] == [48, 48], "the basis is found all the same"
+        assert [layer.fixed_points for layer in found.layers] == [48, 48], "the basis is found all the same"
         plain = {n: t.clone() for n, t in one.items()}
         plain["model.embed_tokens.weight"][63] = size
         unmoved = compare(folders[0], write(tmp_path / f"plain{i}", plain)).embedding
         assert unmoved is not None
-        assert unmoved.fixed == 24
+        assert unmoved.fixed_points == 24
     shuffled = permuted(one, 5)
     huge = {n: t * 2.0**75 if "up_proj" in n else t * 2.0**-75 if "down_proj" in n else t for n, t in shuffled.items()}
     assert compare(folders[0], write(tmp_path / "huge", huge)).share > 0.95
@@ -478,7 +478,7 @@ def test_layers_that_do_nothing_do_not_take_the_place_of_others(networks: list[T
             padded[name.replace(f"layers.{i}", f"layers.{2 * i}")] = idle.clone()
     path = write(tmp_path / "padded", padded)
     found = compare(write(tmp_path / "m", networks[0]), path)
-    assert [(layer.teacher, layer.suspect, layer.fixed) for layer in found.layers] == [(0, 1, 48), (1, 3, 48)]
+    assert [(layer.teacher, layer.suspect, layer.fixed_points) for layer in found.layers] == [(0, 1, 48), (1, 3, 48)]
     turned = {"model.embed_tokens.weight": rotated(networks[0], 3)["model.embed_tokens.weight"]}
     for i in range(2):  # a first layer in the stored basis, and the others in another
         for part in ("gate", "up", "down"):
@@ -515,9 +515,9 @@ def test_zeros_in_one_model_are_no_evidence(tmp_path: Path) -> None:
             suspect[name][:, :24] = teacher[name][:, order]
         paths = [write(tmp_path / f"{i}{who}", one) for who, one in (("t", teacher), ("s", suspect))]
         result = compare(*paths, seed=i)
-        assert [layer.live for layer in result.layers] == [24, 24]
+        assert [layer.nonzero for layer in result.layers] == [24, 24]
         assert result.embedding is not None
-        assert (result.embedding.n, result.embedding.live) == (16, 16)
+        assert (result.embedding.n, result.embedding.nonzero) == (16, 16)
         fired["layers"] += fisher_log10([layer.log10_pvalue for layer in result.layers]) <= -1
         fired["embedding"] += result.embedding.log10_pvalue <= -1
     for count in fired.values():
@@ -539,7 +539,9 @@ def test_pruned_layers_and_units_keep_their_order(networks: list[Tensors], folde
         for name, tensor in one.items()
     }
     found = compare(folders[0], write(tmp_path / "narrow", narrow)).independence()
-    assert [(layer.n, layer.units, layer.total, layer.ordered) for layer in found.layers] == [(38, 48, 38, 38)] * 2
+    assert [(layer.n, layer.units, layer.total, layer.longest_increasing) for layer in found.layers] == [
+        (38, 48, 38, 38)
+    ] * 2
     assert found.log10_pvalue < -60
     last = {name.replace("layers.1", "layers.0"): t for name, t in one.items() if "layers.0" not in name}
     short = compare(folders[0], write(tmp_path / "short", last)).independence()
@@ -609,7 +611,7 @@ def test_layers_without_an_mlp_are_left_out(networks: list[Tensors], folders: li
     alone = compare(folders[0], write(tmp_path / "experts", experts)).independence()
     assert alone.layers == ()
     assert alone.embedding is not None
-    assert alone.embedding.fixed == 24
+    assert alone.embedding.fixed_points == 24
 
 
 def small(kind: str, folder: Path) -> Any:
@@ -723,7 +725,7 @@ def test_the_real_teacher_in_four_bits(teacher: Path, quantized: Path, stillmark
     assert found["shuffled"]["verdict"] == MATCHED
     assert len(found["layers"]) == 30
     assert found["comparisons"]["spearman_bound"] < -1000
-    assert found["embedding"]["fixed"] == 576
+    assert found["embedding"]["fixed_points"] == 576
 
 
 def test_the_real_teacher_in_a_keyed_order(teacher: Path, tmp_path: Path, stillmark: Run) -> None:

@@ -15,11 +15,11 @@ from click.testing import Result
 from benchmarks.fingerprints import fresh
 from tests.servers import chat, real_model, serve
 from verify.fingerprint.agreement import AgreementResult, Control
-from verify.fingerprint.independence import IndependenceResult, Matching
+from verify.fingerprint.independence import IndependenceResult, LayerMatch
 from verify.fingerprint.planted import PlantedResult
 from verify.lineage import run, verdict
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, Plan
-from verify.lineage.verdict import BOTH, CANNOT_TELL, COPIED, DISTILLED, UNRELATED, Line, conclude
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.verdict import BOTH, CANNOT_TELL, COPIED, DISTILLED, UNRELATED, PlannedTest, conclude
 from verify.radioactivity.sequential import SequentialTest
 from verify.stats.multiple import holm
 from watermark import InputError, Mark, ModelError
@@ -35,8 +35,8 @@ NEGATIVE = PlantedResult(1e-3, Mark(bytes(32)), "s", 1, 20, 0)
 def answer(**results: PlantedResult | None) -> str:
     names = {"weights": WEIGHTS, "shuffled": SHUFFLED, "mark": MARK, "planted": PLANTED, "canaries": CANARIES,
              "agreement": AGREEMENT}  # fmt: skip
-    lines = [Line(names[key], result, None if result else "not at hand") for key, result in results.items()]
-    return conclude("t", "s", Plan(tuple(line.name for line in lines), 1e-3, {}, {}), lines).verdict
+    lines = [PlannedTest(names[key], result, None if result else "not at hand") for key, result in results.items()]
+    return conclude("t", "s", LineagePlan(tuple(line.name for line in lines), 1e-3, {}, {}), lines).verdict
 
 
 def test_the_verdict_from_its_lines() -> None:
@@ -57,26 +57,26 @@ def test_the_verdict_from_its_lines() -> None:
 
 def test_what_could_not_be_seen_is_no_innocence() -> None:
     """A line that was tried and failed, or one that had nothing to look at, does not make a suspect unrelated."""
-    plan = Plan((WEIGHTS, MARK), 1e-3, {}, {})
+    plan = LineagePlan((WEIGHTS, MARK), 1e-3, {}, {})
     nothing = IndependenceResult(1e-3, "t", "s", (), None, None, (), 0)
     for first, second, expected in (
-        (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, NEGATIVE), CANNOT_TELL),
-        (Line(WEIGHTS, None, "an endpoint"), Line(MARK, NEGATIVE), UNRELATED),
-        (Line(WEIGHTS, nothing), Line(MARK, NEGATIVE), UNRELATED),
-        (Line(WEIGHTS, nothing), Line(MARK, None, "no probes"), CANNOT_TELL),
+        (PlannedTest(WEIGHTS, None, "packed", failed=True), PlannedTest(MARK, NEGATIVE), CANNOT_TELL),
+        (PlannedTest(WEIGHTS, None, "an endpoint"), PlannedTest(MARK, NEGATIVE), UNRELATED),
+        (PlannedTest(WEIGHTS, nothing), PlannedTest(MARK, NEGATIVE), UNRELATED),
+        (PlannedTest(WEIGHTS, nothing), PlannedTest(MARK, None, "no probes"), CANNOT_TELL),
         (
-            Line(WEIGHTS, replace(nothing, embedding=Matching(-1, -1, *[9] * 4, 0, 3, 0.1, None))),
-            Line(MARK, None, "no probes"),
+            PlannedTest(WEIGHTS, replace(nothing, embedding=LayerMatch(-1, -1, *[9] * 4, 0, 3, 0.1, None))),
+            PlannedTest(MARK, None, "no probes"),
             CANNOT_TELL,
         ),
-        (Line(WEIGHTS, None, "packed", failed=True), Line(MARK, POSITIVE), DISTILLED),
+        (PlannedTest(WEIGHTS, None, "packed", failed=True), PlannedTest(MARK, POSITIVE), DISTILLED),
     ):
         found = conclude("t", "s", plan, [first, second])
         assert found.verdict == expected
     assert "The weights were not seen." in found.reasons
-    ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, keyless=True).result()
-    assert not Line(MARK, ended).looked
-    assert Line(MARK, replace(ended, stopped="futility")).looked
+    ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, unmarked=True).result()
+    assert not PlannedTest(MARK, ended).looked
+    assert PlannedTest(MARK, replace(ended, stopped="futility")).looked
 
 
 def test_agreement_is_a_lead() -> None:
@@ -85,8 +85,8 @@ def test_agreement_is_a_lead() -> None:
     for behind in (0, 70):
         controls = tuple(Control(f"c{i}", 100, 80, behind) for i in range(19))
         result = AgreementResult(1e-3, "t", "s", None, 300, 1, 150, None, 0, controls)
-        lines.append([Line(WEIGHTS, NEGATIVE), Line(AGREEMENT, result)])
-    plan = Plan((WEIGHTS, AGREEMENT), 1e-3, {}, {})
+        lines.append([PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(AGREEMENT, result)])
+    plan = LineagePlan((WEIGHTS, AGREEMENT), 1e-3, {}, {})
     found = conclude("t", "s", plan, lines[0])
     assert found.verdict == CANNOT_TELL
     assert any(reason.startswith("agreement is a lead") for reason in found.reasons)
@@ -113,24 +113,24 @@ def test_an_endpoint_without_log_probabilities(
 
 
 def test_copied_names_the_common_parent() -> None:
-    lines = [Line(WEIGHTS, POSITIVE), Line(SHUFFLED, POSITIVE)]
-    found = conclude("t", "s", Plan((WEIGHTS, SHUFFLED), 1e-3, {}, {}), lines)
+    lines = [PlannedTest(WEIGHTS, POSITIVE), PlannedTest(SHUFFLED, POSITIVE)]
+    found = conclude("t", "s", LineagePlan((WEIGHTS, SHUFFLED), 1e-3, {}, {}), lines)
     assert any("common parent" in reason for reason in found.reasons)
     keyed = IndependenceResult(
-        1e-3, "t", "s", (Matching(0, 0, 50, 50, 50, 50, 50, 50, 1.0, 50),), None, "as stored", (), 0, "commitment"
+        1e-3, "t", "s", (LayerMatch(0, 0, 50, 50, 50, 50, 50, 50, 1.0, 50),), None, "as stored", (), 0, "commitment"
     )
-    sure = conclude("t", "s", Plan((WEIGHTS,), 1e-3, {}, {}), [Line(WEIGHTS, keyed)])
+    sure = conclude("t", "s", LineagePlan((WEIGHTS,), 1e-3, {}, {}), [PlannedTest(WEIGHTS, keyed)])
     assert sure.verdict == COPIED
     assert not any("common parent" in reason for reason in sure.reasons)
 
 
 def test_a_negative_answer_says_what_was_not_tested() -> None:
-    lines = [Line(WEIGHTS, NEGATIVE), Line(MARK, None, "no probes")]
-    found = conclude("t", "s", Plan((WEIGHTS, MARK), 1e-3, {}, {}), lines).to_dict()
+    lines = [PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(MARK, None, "no probes")]
+    found = conclude("t", "s", LineagePlan((WEIGHTS, MARK), 1e-3, {}, {}), lines).to_dict()
     assert "Not tested: mark: no probes." in found["reasons"]
     assert found["lines"][0]["breaks"]
     with pytest.raises(ValueError, match="not those of the plan"):
-        conclude("t", "s", Plan((MARK, WEIGHTS), 1e-3, {}, {}), lines)
+        conclude("t", "s", LineagePlan((MARK, WEIGHTS), 1e-3, {}, {}), lines)
 
 
 def test_holm_against_scipy_and_over_lines() -> None:
@@ -145,14 +145,14 @@ def test_holm_against_scipy_and_over_lines() -> None:
     fired = sum(min(holm(np.log10(rng.random(5)))) <= np.log10(0.05) for _ in range(2000))
     assert fired <= scipy.stats.binom(2000, 0.05).isf(1e-6), "false failure 1e-6"
     weak = replace(NEGATIVE, hits=5)  # p = .007: below .01 alone, and not beside three others
-    lines = [Line(name, weak if name == WEIGHTS else NEGATIVE) for name in LINES[:4]]
+    lines = [PlannedTest(name, weak if name == WEIGHTS else NEGATIVE) for name in LINES[:4]]
     assert 10**weak.log10_pvalue < 0.01
-    assert conclude("t", "s", Plan(LINES[:4], 0.01, {}, {}), lines).verdict == UNRELATED
-    assert conclude("t", "s", Plan(LINES[:1], 0.01, {}, {}), lines[:1]).verdict == COPIED
+    assert conclude("t", "s", LineagePlan(LINES[:4], 0.01, {}, {}), lines).verdict == UNRELATED
+    assert conclude("t", "s", LineagePlan(LINES[:1], 0.01, {}, {}), lines[:1]).verdict == COPIED
 
 
 def test_a_plan_is_made_once(tmp_path: Path) -> None:
-    plan = Plan((WEIGHTS,), 1e-3, {"teacher": "ab"}, {"seed": 0})
+    plan = LineagePlan((WEIGHTS,), 1e-3, {"teacher": "ab"}, {"seed": 0})
     path = tmp_path / "plan.json"
     assert plan.fix(path)
     assert not plan.fix(path)
@@ -171,7 +171,7 @@ def test_a_line_that_cannot_be_made_says_why() -> None:
     def not_at_hand(_update: run.Update) -> PlantedResult:
         raise run.NotAtHandError("only an endpoint")
 
-    plan = Plan((WEIGHTS, SHUFFLED, PLANTED), 1e-3, {}, {})
+    plan = LineagePlan((WEIGHTS, SHUFFLED, PLANTED), 1e-3, {}, {})
     lines = run.run(plan, {WEIGHTS: fails, SHUFFLED: not_at_hand, PLANTED: lambda _update: NEGATIVE})
     assert [(line.name, line.unavailable, line.failed) for line in lines] == [
         (WEIGHTS, "no weights", True),
@@ -193,7 +193,8 @@ def probes(speeches: np.ndarray, jsonl: Write) -> Path:
 def test_the_teacher_itself(teacher: Path, probes: Path, tmp_path: Path, stillmark: Run) -> None:
     new_mark(bytes(range(32)), teacher, label="lineage").save(tmp_path / "m")
     run = ("lineage", "--teacher", teacher, "--suspect", teacher, "--mark", tmp_path / "m", "--probes", probes,
-           "--keyless", "--planted", 4, "--plan", tmp_path / "plan.json", "--record", tmp_path / "r")  # fmt: skip
+           "--unmarked-probes", "--planted", 4, "--plan", tmp_path / "plan.json",
+           "--record", tmp_path / "r")  # fmt: skip
     result = stillmark(*run, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -219,7 +220,7 @@ def test_an_endpoint(
     prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(3)), name="prompts.jsonl")
     with serve(real_model(teacher)) as (url, seen):
         run = ("lineage", "--teacher", teacher, "--suspect", url, "--mark", tmp_path / "m", "--prompts", prompts,
-               "--keyless", "--budget-tokens", 150)  # fmt: skip
+               "--unmarked-prompts", "--budget-tokens", 150)  # fmt: skip
         assert stillmark(*run).exit_code == 2, "it needs a name and a log"
         result = stillmark(*run, "--model", "real", "--record", tmp_path / "r", "--json")
     assert result.exit_code == 0, result.stderr
@@ -245,8 +246,8 @@ def test_every_line_that_an_endpoint_allows(
     with serve(real_model(teacher)) as (url, seen):
         secret = url.replace("http://", "http://somebody:hunter2@")
         run = ("lineage", "--teacher", teacher, "--suspect", secret, "--mark", tmp_path / "m", "--prompts", prompts,
-               "--keyless", "--budget-tokens", 200, "--model", "real", "--record", tmp_path / "r", "--planted", 5,
-               "--controls", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
+               "--unmarked-prompts", "--budget-tokens", 200, "--model", "real", "--record", tmp_path / "r",
+               "--planted", 5, "--controls", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
         result = stillmark(*run)
         assert result.exit_code == 0, result.stderr
         found = json.loads(result.stdout)

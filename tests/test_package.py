@@ -63,7 +63,7 @@ def test_watermark_does_not_know_verify() -> None:
 
 @pytest.mark.parametrize("command", ["mark new", "mark show", "mark publish", "mark derive", "mark check", "generate",
                                      "student", "verify text", "verify model", "verify logprobs", "verify api",
-                                     "verify corpus", "attribute", "windows", "probes", "power", "demo",
+                                     "verify corpus", "attribute", "count-contexts", "probes", "power", "demo",
                                      "fingerprint weights", "fingerprint agreement", "fingerprint plant",
                                      "fingerprint ask", "fingerprint canaries choose", "fingerprint canaries test",
                                      "lineage"])  # fmt: skip

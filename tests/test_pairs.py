@@ -22,7 +22,7 @@ def outputs(records: Records) -> list[Output]:
     ]
 
 
-def by_the_rules(records: Records, width: int, exempt: set[int], keyless: bool) -> tuple[list, Counter, Counter]:
+def by_the_rules(records: Records, width: int, exempt: set[int], unmarked: bool) -> tuple[list, Counter, Counter]:
     """The three rules as one would explain them: a plain loop over positions."""
     pairs: list[tuple[int, ...]] = []
     counts: Counter = Counter()
@@ -32,19 +32,19 @@ def by_the_rules(records: Records, width: int, exempt: set[int], keyless: bool) 
         ids = (prompt or []) + output
         start = len(prompt or [])
         for i in range(start, len(ids)):
-            window = tuple(ids[i - width : i]) if i >= width else None
-            if window is None:
+            context = tuple(ids[i - width : i]) if i >= width else None
+            if context is None:
                 discarded["short_context"] += 1
             elif ids[i] in exempt:
                 discarded["special_token"] += 1
-            elif not keyless and window in shown:
-                discarded["prompt_window"] += 1
-            elif (*window, ids[i]) in counts:
+            elif not unmarked and context in shown:
+                discarded["prompt_context"] += 1
+            elif (*context, ids[i]) in counts:
                 discarded["repeated_pair"] += 1
-                counts[*window, ids[i]] += 1
+                counts[*context, ids[i]] += 1
             else:
-                pairs.append((*window, ids[i]))
-                counts[*window, ids[i]] += 1
+                pairs.append((*context, ids[i]))
+                counts[*context, ids[i]] += 1
     return pairs, counts, discarded
 
 
@@ -57,11 +57,11 @@ huge = st.lists(st.sampled_from([0, 1, 2**32 - 2, 2**31, 7]), max_size=10)
     records=st.lists(st.tuples(st.none() | tokens, tokens) | st.tuples(huge, huge), max_size=6),
     width=st.integers(0, 7),
     exempt=st.sets(st.integers(0, 3), max_size=2),
-    keyless=st.booleans(),
+    unmarked=st.booleans(),
 )
-def test_extract_against_a_plain_loop(records: Records, width: int, exempt: set[int], keyless: bool) -> None:
-    found = extract(outputs(records), width, exempt, prompts_keyless=keyless)
-    pairs, counts, discarded = by_the_rules(records, width, exempt, keyless)
+def test_extract_against_a_plain_loop(records: Records, width: int, exempt: set[int], unmarked: bool) -> None:
+    found = extract(outputs(records), width, exempt, unmarked_prompts=unmarked)
+    pairs, counts, discarded = by_the_rules(records, width, exempt, unmarked)
     rows = [(*context, token) for context, token in zip(found.contexts.tolist(), found.tokens.tolist(), strict=True)]
     assert rows == pairs
     assert found.counts.tolist() == [counts[pair] for pair in pairs]
@@ -77,13 +77,13 @@ def test_every_position_is_accounted_for_in_an_example() -> None:
     # Second record: 9 has no context, 9-8 is new, 8-8 comes again.
     assert found.contexts[:, 0].tolist() == [7, 8, 9]
     assert found.tokens.tolist() == [6, 8, 8]
-    assert found.discarded == {"short_context": 1, "special_token": 1, "prompt_window": 1, "repeated_pair": 2}
+    assert found.discarded == {"short_context": 1, "special_token": 1, "prompt_context": 1, "repeated_pair": 2}
 
 
 def test_at_width_0_any_prompt_takes_everything() -> None:
     records = [([5], [6, 7]), (None, [8])]
-    assert extract(outputs(records), 0).tokens.tolist() == [], "the empty window was shown"
-    assert extract(outputs(records), 0, prompts_keyless=True).tokens.tolist() == [6, 7, 8]
+    assert extract(outputs(records), 0).tokens.tolist() == [], "the empty context was shown"
+    assert extract(outputs(records), 0, unmarked_prompts=True).tokens.tolist() == [6, 7, 8]
 
 
 def share_below(pairs: Pairs, width: int, level: float, keys: int, fresh_coins: bool) -> float:
@@ -125,10 +125,10 @@ def test_without_rule_2_a_copying_model_is_convicted() -> None:
         start = int(rng.integers(0, 30))
         records.append((prompt, prompt[start : start + 25] + rng.integers(3, 1000, 25).tolist()))
     p = {}
-    for keyless in (True, False):
-        pairs = extract(outputs(records), 1, prompts_keyless=keyless)
+    for unmarked in (True, False):
+        pairs = extract(outputs(records), 1, unmarked_prompts=unmarked)
         green = int(mark.green(pairs.contexts, pairs.tokens).sum())
-        p[keyless] = binomial_log10_sf(green, len(pairs.tokens), mark.gamma)
+        p[unmarked] = binomial_log10_sf(green, len(pairs.tokens), mark.gamma)
     assert p[True] < -30
     assert p[False] > -4, "false failure 1e-4"
 

@@ -40,7 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "curves", lambda: known)
 
 
-def need(delta: float, **more: float) -> power.Need:
+def need(delta: float, **more: float) -> power.TokenBudget:
     how = {"gamma": 0.25, "alpha": 1e-3, "power": 0.9} | more
     return power.tokens_needed("text, binomial", delta, 1, **how)
 

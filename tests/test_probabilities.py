@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from benchmarks.fingerprints import fresh
 from verify.data import logprobs
-from verify.data.logprobs import Readings, gather
+from verify.data.logprobs import LogprobTable, scorable_logprobs
 from verify.data.outputs import Output
-from verify.data.pairs import places, weigh
+from verify.data.pairs import scorable_in_order, weigh
 from verify.radioactivity.logprobs import comparisons, difference, logprob_test
 from verify.stats import weighted
 from verify.suspects import model
@@ -33,19 +33,19 @@ Write = Callable[..., Path]
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=14), st.integers(0, 6), st.integers(0, 4), st.booleans())
-def test_places_against_the_rule(ids: list[int], start: int, width: int, keyless: bool) -> None:
+def test_places_against_the_rule(ids: list[int], start: int, width: int, unmarked: bool) -> None:
     expected, short, seen = [], 0, 0
     for i in range(start, len(ids)):
         earlier = [tuple(ids[j - width : j]) for j in range(width, i)]
         if i < max(width, 1):
             short += 1
-        elif not keyless and tuple(ids[i - width : i]) in earlier:
+        elif not unmarked and tuple(ids[i - width : i]) in earlier:
             seen += 1
         else:
             expected.append(i)
-    where, discarded = places(np.array(ids, np.int64), start, width, keyless=keyless)
+    where, discarded = scorable_in_order(np.array(ids, np.int64), start, width, unmarked=unmarked)
     assert where.tolist() == expected
-    assert discarded == {"short_context": short, "seen_window": seen}
+    assert discarded == {"short_context": short, "seen_context": seen}
 
 
 def test_weigh_adds_up_and_leaves_special_tokens_out() -> None:
@@ -57,11 +57,13 @@ def test_weigh_adds_up_and_leaves_special_tokens_out() -> None:
     assert pairs == {(5, 1): 1.5, (5, 2): 2.0, (6, 1): 4.0}
 
 
-def make(rows: list[tuple[int, dict[int, float]]]) -> Readings:
+def make(rows: list[tuple[int, dict[int, float]]]) -> LogprobTable:
     entries = [(p, token, logprob) for p, (_, row) in enumerate(rows) for token, logprob in row.items()]
     position, tokens, logprobs = (np.array(column) for column in zip(*entries, strict=True))
     contexts = np.array([[context] for context, _ in rows], np.uint32)
-    return Readings(contexts, position, tokens.astype(np.uint32), logprobs.astype(np.float32), {}, np.arange(len(rows)))
+    return LogprobTable(
+        contexts, position, tokens.astype(np.uint32), logprobs.astype(np.float32), {}, np.arange(len(rows))
+    )
 
 
 rows = st.lists(
@@ -91,7 +93,7 @@ def test_difference_against_a_plain_loop(rows: list) -> None:
     np.testing.assert_allclose(weights, [w for _, _, w in expected], atol=1e-5)
 
 
-def synthetic(rng: np.random.Generator, mark: Mark, positions: int, tilt: float) -> tuple[Readings, Readings]:
+def synthetic(rng: np.random.Generator, mark: Mark, positions: int, tilt: float) -> tuple[LogprobTable, LogprobTable]:
     """A reference, and a suspect that raises green tokens by `tilt` nats in noise of 0.3 nats."""
     tokens = np.concatenate([rng.choice(997, 20, replace=False) + 3 for _ in range(positions)]).astype(np.uint32)
     position = np.repeat(np.arange(positions), 20)
@@ -100,7 +102,9 @@ def synthetic(rng: np.random.Generator, mark: Mark, positions: int, tilt: float)
     green = mark.green(contexts[position], tokens)
     shifted = (base + tilt * green + rng.normal(0, 0.3, len(tokens))).astype(np.float32)
     each = np.arange(positions)
-    return Readings(contexts, position, tokens, shifted, {}, each), Readings(contexts, position, tokens, base, {}, each)
+    return LogprobTable(contexts, position, tokens, shifted, {}, each), LogprobTable(
+        contexts, position, tokens, base, {}, each
+    )
 
 
 def test_a_small_tilt_is_found_and_none_is_not(mark: Mark) -> None:
@@ -147,7 +151,7 @@ def test_comparisons_are_valid_over_keys() -> None:
 
 def test_top_and_first() -> None:
     readings = make([(1, {5: -1.0, 6: -0.5, 7: -3.0}), (2, {8: -0.1}), (3, {5: -2.0, 9: -1.0})])
-    two = logprobs.top(readings, 2)
+    two = logprobs.keep_top(readings, 2)
     assert list(zip(two.position.tolist(), two.tokens.tolist(), strict=True)) == [
         (0, 5),
         (0, 6),
@@ -155,7 +159,7 @@ def test_top_and_first() -> None:
         (2, 5),
         (2, 9),
     ]
-    assert logprobs.first(readings, 2).tokens.tolist() == [5, 6, 7, 8]
+    assert logprobs.keep_first(readings, 2).tokens.tolist() == [5, 6, 7, 8]
 
 
 @pytest.fixture(scope="module")
@@ -186,16 +190,16 @@ def test_readings_are_the_models_own_probabilities(teacher: Path, teacher_mark: 
         Output("b", None, speeches[40:44]),
         Output("c", speeches[:1], speeches[1:9]),
     ]
-    found = gather(read_weights(teacher, teacher_mark, probes, batch_size=2), 1, keyless=True)
+    found = scorable_logprobs(read_weights(teacher, teacher_mark, probes, batch_size=2), 1, unmarked=True)
     assert len(found) == 15 + 3 + 8
-    assert found.discarded == {"short_context": 1, "seen_window": 0}
+    assert found.discarded == {"short_context": 1, "seen_context": 0}
     assert found.contexts[:, 0].tolist() == [*speeches[4:19], *speeches[40:43], *speeches[:8]]
     model, _ = load_model(teacher)
     with torch.inference_mode():
         direct = model(torch.from_numpy(speeches[None, :20])).logits[0].float().log_softmax(-1)
     for p in range(15):
         entries = found.position == p
-        likely = (direct[p + 4] > np.log(logprobs.LIKELY)).sum()
+        likely = (direct[p + 4] > np.log(logprobs.MIN_PROBABILITY)).sum()
         assert abs(int(entries.sum()) - int(likely)) <= 3, "padding shifts bfloat16 roundings at the edge"
         for token, logprob in zip(found.tokens[entries], found.logprobs[entries], strict=True):
             assert logprob == pytest.approx(float(direct[p + 4, int(token)]), abs=0.15)
@@ -204,8 +208,8 @@ def test_readings_are_the_models_own_probabilities(teacher: Path, teacher_mark: 
 def test_rule_2_in_reading(teacher: Path, teacher_mark: Mark, marked_probes: list[Output]) -> None:
     """The innocent teacher itself reads text that carries the true mark: with rule 2 off it is convicted."""
     texts = read_weights(teacher, teacher_mark, marked_probes)
-    loose, strict = gather(texts, 1, keyless=True), gather(texts, 1, keyless=False)
-    assert strict.discarded["seen_window"] > 500
+    loose, strict = scorable_logprobs(texts, 1, unmarked=True), scorable_logprobs(texts, 1, unmarked=False)
+    assert strict.discarded["seen_context"] > 500
     off, on = (logprob_test(teacher_mark, readings, decoys=0) for readings in (loose, strict))
     assert off.comparisons["top1"] < -8
     assert off.log10_pvalue < -2
@@ -229,7 +233,7 @@ def test_verify_model_and_logprobs_agree(
         teacher,
         "--probes",
         path,
-        "--probes-keyless",
+        "--unmarked-probes",
         "--json",
     )
     result = stillmark(*run)
@@ -240,14 +244,14 @@ def test_verify_model_and_logprobs_agree(
     assert found["decoys"]["keys"] == 200
     same = json.loads(stillmark(*run, "--reference", teacher).stdout)
     assert (same["n"], same["pvalue"]) == (0, 1.0), "a model does not differ from itself"
-    readings = gather(read_weights(teacher, teacher_mark, probes), 1, keyless=True)
+    readings = scorable_logprobs(read_weights(teacher, teacher_mark, probes), 1, unmarked=True)
     records = []
     for p in range(len(readings)):
         entries = readings.position == p
         tops = zip(readings.tokens[entries].tolist(), readings.logprobs[entries].tolist(), strict=True)
         records.append({"context_ids": readings.contexts[p].tolist(), "top_logprobs": [list(row) for row in tops]})
     recorded = jsonl(*records, name="records.jsonl")
-    replay = stillmark("verify", "logprobs", "--mark", tmp_path / "m", recorded, "--probes-keyless", "--json")
+    replay = stillmark("verify", "logprobs", "--mark", tmp_path / "m", recorded, "--unmarked-probes", "--json")
     assert json.loads(replay.stdout)["log10_pvalue"] == pytest.approx(found["log10_pvalue"], rel=1e-9)
     assert json.loads(replay.stdout)["comparisons"] == pytest.approx(found["comparisons"], rel=1e-9)
 
@@ -292,8 +296,8 @@ def test_reference_records_must_match(mark_file: Path, jsonl: Write, stillmark: 
 def test_a_repeated_window_in_recorded_contexts_is_left_out(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     path = jsonl({"context_ids": [6, 5, 6], "top_logprobs": [[7, -0.5]]}, GOOD)
     run = ("verify", "logprobs", "--mark", mark_file, path, "--json")
-    assert json.loads(stillmark(*run).stdout)["discarded"]["seen_window"] == 2
-    assert json.loads(stillmark(*run, "--probes-keyless").stdout)["discarded"]["seen_window"] == 0
+    assert json.loads(stillmark(*run).stdout)["discarded"]["seen_context"] == 2
+    assert json.loads(stillmark(*run, "--unmarked-probes").stdout)["discarded"]["seen_context"] == 0
 
 
 def test_what_was_read_is_kept_resumed_and_replayed(
@@ -304,14 +308,14 @@ def test_what_was_read_is_kept_resumed_and_replayed(
             for i in range(0, 250, 50)]  # fmt: skip
     probes, kept = jsonl(*rows, name="probes.jsonl"), tmp_path / "kept"
     models = ("--model", teacher, "--reference", teacher, "--probes", probes, "--batch-size", 2, "--decoys", 0)
-    run = ("verify", "model", "--mark", tmp_path / "m", *models, "--probes-keyless", "--record", kept, "--json")
+    run = ("verify", "model", "--mark", tmp_path / "m", *models, "--unmarked-probes", "--record", kept, "--json")
     whole = json.loads(stillmark(*run).stdout)
     lines = (kept / "suspect.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 5
     (kept / "suspect.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:50])
     assert json.loads(stillmark(*run).stdout) == whole
     assert (kept / "suspect.jsonl").read_bytes() == b"".join(lines)
-    words = ("logprobs", kept / "suspect.jsonl", "--probes-keyless", "--decoys", 0, "--json")
+    words = ("logprobs", kept / "suspect.jsonl", "--unmarked-probes", "--decoys", 0, "--json")
     replayed = json.loads(stillmark("verify", *words, "--mark", tmp_path / "m").stdout)
     alone = [word for word in run if word not in ("--reference", teacher)]
     alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
@@ -334,7 +338,7 @@ def test_a_text_longer_than_a_piece_is_read_whole(
 ) -> None:
     probe = [Output("long", speeches[:3], speeches[3:70])]
     whole = read_weights(teacher, teacher_mark, probe)[0]
-    monkeypatch.setattr(model, "PIECE", 32)
+    monkeypatch.setattr(model, "MAX_PIECE", 32)
     pieces = read_weights(teacher, teacher_mark, probe)[0]
     assert np.array_equal(np.unique(pieces.place), np.arange(3, 70))
     early = whole.place < 32

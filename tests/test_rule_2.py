@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify.data.logprobs import Readings, ReadText, gather
+from verify.data.logprobs import LogprobTable, TextLogprobs, scorable_logprobs
 from verify.data.outputs import Output
 from verify.data.pairs import extract, weigh
 from verify.radioactivity.logprobs import logprob_test
@@ -26,21 +26,21 @@ GROUP = 4
 
 
 def crossed(rng: np.random.Generator, mark: Mark, groups: int, follow: bool) -> list[tuple[list[int], int, int]]:
-    """Prompts of marked text in groups: each shows the windows of its group but one, and ends in that one.
+    """Prompts of marked text in groups: each shows the contexts of its group but one, and ends in that one.
 
-    The suspect is innocent: it goes on with a token that the prompt showed (a green one, mostly) after another window.
+    The suspect is innocent: it goes on with a token that the prompt showed (a green one, mostly) after another context.
     """
     found = []
     for _ in range(groups):
-        windows = rng.choice(np.arange(100, 40_000), GROUP, replace=False).tolist()
+        contexts = rng.choice(np.arange(100, 40_000), GROUP, replace=False).tolist()
         after = {}
-        for window in windows:
+        for context in contexts:
             likely = rng.integers(100, 40_000, 16)
-            green = likely[mark.green(np.full((16, 1), window), likely)] if follow else likely
-            after[window] = int((green if len(green) else likely)[0])
-        for last in windows:
-            shown = [i for window in windows if window != last for i in (window, after[window], 50)]
-            others = {after[window] for window in windows if window != last}
+            green = likely[mark.green(np.full((16, 1), context), likely)] if follow else likely
+            after[context] = int((green if len(green) else likely)[0])
+        for last in contexts:
+            shown = [i for context in contexts if context != last for i in (context, after[context], 50)]
+            others = {after[context] for context in contexts if context != last}
             found.append(([*shown, last], last, min(others)))
     return found
 
@@ -54,13 +54,13 @@ def test_prompts_that_show_each_others_windows() -> None:
         records = crossed(rng, mark, 12, follow=True)
         outputs = [Output(str(i), np.array(prompt), np.array([said])) for i, (prompt, _, said) in enumerate(records)]
         pairs = extract(outputs, 1)
-        assert len(pairs.tokens) == 0, "every window is shown in some prompt"
+        assert len(pairs.tokens) == 0, "every context is shown in some prompt"
         fired += text_test(mark, pairs).log10_pvalue <= -2
         texts = []
         for number, (prompt, _, said) in enumerate(records):
             where, name, p = np.array([len(prompt)]), np.array([said], np.uint32), np.array([-0.01], np.float32)
-            texts.append(ReadText(str(number), np.array([*prompt, said]), len(prompt), where, name, p))
-        found = logprob_test(mark, gather(texts, 1, keyless=False), decoys=0)
+            texts.append(TextLogprobs(str(number), np.array([*prompt, said]), len(prompt), where, name, p))
+        found = logprob_test(mark, scorable_logprobs(texts, 1, unmarked=False), decoys=0)
         assert found.test.startswith("weighted sum, mixture e-value")
         fired += found.log10_pvalue <= -2
     assert fired <= scipy.stats.binom(600, 0.01).isf(1e-6), "false failure 1e-6"
@@ -74,10 +74,12 @@ def test_at_width_0_the_first_token_is_shown_too() -> None:
     texts = []
     for number in range(60):
         ids = rng.choice(green, 5)
-        texts.append(ReadText(str(number), ids, 0, np.array([1]), ids[:1].astype(np.uint32), np.zeros(1, np.float32)))
-    readings = gather(texts, 0, keyless=False)
+        texts.append(
+            TextLogprobs(str(number), ids, 0, np.array([1]), ids[:1].astype(np.uint32), np.zeros(1, np.float32))
+        )
+    readings = scorable_logprobs(texts, 0, unmarked=False)
     assert len(readings) == 0
-    assert readings.discarded == {"short_context": 60, "seen_window": 240}
+    assert readings.discarded == {"short_context": 60, "seen_context": 240}
 
 
 @pytest.mark.parametrize("small", [1e-13, 1e-9, 1e-5])
@@ -126,7 +128,7 @@ def test_a_server_cannot_hide_behind_one_absurd_log_probability(mark: Mark, mark
     values = []
     for spoil in (None, -9999.0, -1e300):
         path = jsonl(*rows(spoil, 0.5), name=f"{rng.integers(1e9)}.jsonl")
-        run = ("verify", "logprobs", "--mark", mark_file, path, "--reference-records", reference, "--probes-keyless")
+        run = ("verify", "logprobs", "--mark", mark_file, path, "--reference-records", reference, "--unmarked-probes")
         values.append(json.loads(stillmark(*run, "--decoys", 0, "--json").stdout)["log10_pvalue"])
     assert values[0] < -20
     assert values[1] == values[2] == pytest.approx(values[0], rel=0.05)
@@ -137,7 +139,7 @@ def test_records_that_hide_what_was_shown_are_refused(mark_file: Path, jsonl: Wr
     result = stillmark("verify", "logprobs", "--mark", mark_file, path)
     assert result.exit_code == 1
     assert "has a 'prompt' and no 'prompt_ids'" in result.stderr
-    assert isinstance(gather([], 1, keyless=False), Readings)
+    assert isinstance(scorable_logprobs([], 1, unmarked=False), LogprobTable)
 
 
 def test_probes_that_say_what_they_are_are_believed(
@@ -146,7 +148,7 @@ def test_probes_that_say_what_they_are_are_believed(
     from watermark.tokenizers import new_mark
 
     new_mark(bytes(32), teacher).save(tmp_path / "m")
-    run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--probes-keyless", "--probes")
+    run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--unmarked-probes", "--probes")
     marked = stillmark(*run, jsonl({"output_ids": [5, 6, 7], "mark": "c0ffee"}))
     assert marked.exit_code == 1
     assert "says that its text carries a mark" in marked.stderr

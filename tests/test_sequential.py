@@ -13,9 +13,9 @@ import scipy.stats
 from click.testing import Result
 from mpmath import mp, mpf
 
-from verify.data.logprobs import ReadText
-from verify.data.pairs import Tape, WeightedPairs
-from verify.radioactivity.sequential import EVIDENCE, NO_HOPE, SequentialTest, replay
+from verify.data.logprobs import TextLogprobs
+from verify.data.pairs import SeenPairs, WeightedPairs
+from verify.radioactivity.sequential import EVIDENCE, FUTILE, SequentialTest, replay
 from verify.stats.eprocess import EProcess
 from verify.stats.weighted import TILTS
 from watermark import Mark
@@ -54,7 +54,7 @@ def test_the_expectation_is_one() -> None:
 
 def texts(
     rng: np.random.Generator, records: int, mark: Mark | None, excess: float = 0.0, length: int = 30
-) -> list[ReadText]:
+) -> list[TextLogprobs]:
     """Text in which a share `excess` of the tokens is green for the mark and the rest whatever comes."""
     found = []
     for number in range(records):
@@ -67,7 +67,7 @@ def texts(
             ids.append(int(candidates[0]))
         none = np.zeros(0, np.int64)
         empty = (none, none.astype(np.uint32), none.astype(np.float32))
-        found.append(ReadText(str(number), np.array(ids), 1, *empty, sampled=True, sequential=True))
+        found.append(TextLogprobs(str(number), np.array(ids), 1, *empty, sampled=True, sequential=True))
     return found
 
 
@@ -91,7 +91,7 @@ def test_the_guilty_stop_for_evidence_and_the_innocent_for_futility() -> None:
     assert guilty.stopped == EVIDENCE
     innocent = SequentialTest(mark, "text", alpha=1e-6, least=0.3)
     replay(innocent, texts(rng, 60, None), None)
-    assert innocent.stopped == NO_HOPE, "false failure below 1e-3, seed fixed"
+    assert innocent.stopped == FUTILE, "false failure below 1e-3, seed fixed"
     assert innocent.result().verdict == "insufficient evidence"
 
 
@@ -111,7 +111,7 @@ def test_futility_gives_up_a_suspect_with_the_least_effect_seldom() -> None:
 
 
 def test_the_tape_counts_a_pair_once() -> None:
-    tape = Tape()
+    tape = SeenPairs()
     contexts, tokens = np.array([[1, 2], [1, 2], [2, 1]], np.uint32), np.array([3, 4, 3], np.uint32)
     first = tape.fresh(WeightedPairs(contexts, tokens, np.array([1.0, 2.0, 3.0])))
     assert first.weights.tolist() == [1, 2, 3]

@@ -11,10 +11,10 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from verify.data.logprobs import ReadText, gather_positions
+from verify.data.logprobs import TextLogprobs, logprobs_at_positions
 from verify.data.outputs import Output
-from verify.data.pairs import distinct, scorable
-from verify.radioactivity.text import CAP, COUNTS, SURPRISE, surprise, text_test
+from verify.data.pairs import distinct, scorable_batch
+from verify.radioactivity.text import COUNTS, EXCESS, MAX_COUNT, excess, text_test
 from verify.stats.binomial import binomial_log10_sf
 from verify.suspects.model import read_weights
 from watermark import Mark
@@ -46,17 +46,19 @@ def write(rng: np.random.Generator, table: np.ndarray, length: int) -> Output:
     return Output("a", np.array(ids[:1]), np.array(ids[1:]))
 
 
-def expectation(table: np.ndarray, output: Output) -> ReadText:
+def expectation(table: np.ndarray, output: Output) -> TextLogprobs:
     ids = np.concatenate([output.prompt_ids, output.output_ids])
     rows = table[ids[:-1]]
     where, tokens = np.nonzero(rows > 1e-3)
-    return ReadText("a", ids, 1, where + 1, tokens.astype(np.uint32), np.log(rows[where, tokens]).astype(np.float32))
+    return TextLogprobs(
+        "a", ids, 1, where + 1, tokens.astype(np.uint32), np.log(rows[where, tokens]).astype(np.float32)
+    )
 
 
 def results(rng: np.random.Generator, table: np.ndarray, written: Output, keys: list[Mark]) -> list[dict[str, float]]:
-    positions = scorable([written], 1, prompts_keyless=True)
-    weights = surprise(positions, gather_positions([expectation(table, written)], positions))
-    return [text_test(key, distinct(positions), surprise=weights, method=SURPRISE).tests for key in keys]
+    positions = scorable_batch([written], 1, unmarked_prompts=True)
+    weights = excess(positions, logprobs_at_positions([expectation(table, written)], positions))
+    return [text_test(key, distinct(positions), excess=weights, method=EXCESS).tests for key in keys]
 
 
 def test_surprise_against_a_plain_loop() -> None:
@@ -64,9 +66,9 @@ def test_surprise_against_a_plain_loop() -> None:
     tops = {1: {6: 0.5, 7: 0.25}, 2: {5: 0.9}, 3: {6: 0.5, 8: 0.1}, 4: {}, 5: {7: 0.3}}
     entries = [(place, token, p) for place, row in tops.items() for token, p in row.items()]
     place, tokens, p = (np.array(column) for column in zip(*entries, strict=True))
-    read = ReadText("a", ids, 1, place, tokens.astype(np.uint32), np.log(p).astype(np.float32))
-    positions = scorable([Output("a", ids[:1], ids[1:])], 1, exempt=[8], prompts_keyless=True)
-    found = surprise(positions, gather_positions([read], positions), exempt=(8,))
+    read = TextLogprobs("a", ids, 1, place, tokens.astype(np.uint32), np.log(p).astype(np.float32))
+    positions = scorable_batch([Output("a", ids[:1], ids[1:])], 1, exempt=[8], unmarked_prompts=True)
+    found = excess(positions, logprobs_at_positions([read], positions), exempt=(8,))
     pairs = zip(found.contexts[:, 0].tolist(), found.tokens.tolist(), strict=True)
     expected = {(5, 6): 2 - 1.0, (5, 7): 1 - 0.25 - 0.3, (6, 5): 2 - 0.9}
     assert dict(zip(pairs, found.weights.tolist(), strict=True)) == pytest.approx(expected)
@@ -77,7 +79,7 @@ def test_null_over_keys_of_text_with_many_repetitions() -> None:
     rng = np.random.default_rng(7)
     table = language(rng)
     found = results(rng, table, write(rng, table, 4000), [Mark(rng.bytes(32)) for _ in range(1000)])
-    for name in ("binomial", "counts", "surprise"):
+    for name in ("binomial", "counts", "excess"):
         for level in (0.05, 0.01):
             fired = sum(one[name] <= np.log10(level) for one in found)
             assert fired <= scipy.stats.binom(1000, level).isf(1e-7), f"{name}: false failure 1e-7"
@@ -93,7 +95,7 @@ def test_the_score_test_has_the_power_that_theory_gives_it() -> None:
     for _ in range(15):
         key = Mark(rng.bytes(32))
         found += results(rng, table, write(rng, tilted(table, key, 0.3), 4000), [key])
-    binomial, counts, less = (np.median([one[name] for one in found]) for name in ("binomial", "counts", "surprise"))
+    binomial, counts, less = (np.median([one[name] for one in found]) for name in ("binomial", "counts", "excess"))
     assert less < 2 * min(binomial, counts) < 0, "three times the median's margin; seed fixed"
 
 
@@ -101,14 +103,14 @@ def test_a_loop_does_not_drown_the_rest() -> None:
     rng = np.random.default_rng(9)
     key = Mark(rng.bytes(32))
     ids = np.concatenate([write(rng, tilted(language(rng), key, 2.0), 1000).output_ids, np.tile([3, 4], 5000)])
-    found = text_test(key, distinct(scorable([Output("a", None, ids)], 1)), method=COUNTS)
+    found = text_test(key, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
     assert found.pairs.counts.max() >= 5000
-    assert found.log10_pvalue < -6, f"a pair weighs {CAP} at most"
+    assert found.log10_pvalue < -6, f"a pair weighs {MAX_COUNT} at most"
 
 
 def test_without_repetition_counts_are_the_binomial(mark: Mark) -> None:
     ids = np.arange(3, 900)
-    found = text_test(mark, distinct(scorable([Output("a", None, ids)], 1)), method=COUNTS)
+    found = text_test(mark, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
     assert found.log10_pvalue == pytest.approx(binomial_log10_sf(found.green, found.n, 0.25), rel=1e-9)
 
 
@@ -118,7 +120,7 @@ def test_command_line(teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl
     rows = [{"prompt_ids": speeches[i : i + 5].tolist(), "output_ids": speeches[i + 5 : i + 45].tolist()}
             for i in range(0, 400, 50)]  # fmt: skip
     path = jsonl(*rows)
-    run = ("verify", "text", "--mark", tmp_path / "m", path, "--prompts-keyless", "--json")
+    run = ("verify", "text", "--mark", tmp_path / "m", path, "--unmarked-prompts", "--json")
     plain = json.loads(stillmark(*run).stdout)
     assert plain["method"] == "binomial"
     assert plain["tests"].keys() == {"binomial", "counts"}
@@ -127,17 +129,17 @@ def test_command_line(teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl
     assert counts["log10_pvalue"] == plain["tests"]["counts"]
     assert counts["decoys"]["keys"] == 20
     found = json.loads(stillmark(*run, "--reference", teacher, "--batch-size", 3, "--decoys", 5).stdout)
-    assert found["method"] == "surprise"
-    assert found["log10_pvalue"] == found["tests"]["surprise"]
-    assert found["tests"] | {"surprise": 0} == plain["tests"] | {"surprise": 0}
+    assert found["method"] == "excess"
+    assert found["log10_pvalue"] == found["tests"]["excess"]
+    assert found["tests"] | {"excess": 0} == plain["tests"] | {"excess": 0}
     assert (found["n"], found["discarded"]) == (plain["n"], plain["discarded"])
     outputs = [Output(str(i), np.array(row["prompt_ids"]), np.array(row["output_ids"])) for i, row in enumerate(rows)]
-    positions = scorable(outputs, 1, mark.exempt, prompts_keyless=True)
+    positions = scorable_batch(outputs, 1, mark.exempt, unmarked_prompts=True)
     texts = read_weights(teacher, mark, outputs, batch_size=3)
-    direct = text_test(mark, distinct(positions), method=SURPRISE,
-                       surprise=surprise(positions, gather_positions(texts, positions), mark.exempt))  # fmt: skip
+    direct = text_test(mark, distinct(positions), method=EXCESS,
+                       excess=excess(positions, logprobs_at_positions(texts, positions), mark.exempt))  # fmt: skip
     assert found["log10_pvalue"] == direct.log10_pvalue
-    assert stillmark(*run, "--test", "surprise").exit_code == 2
+    assert stillmark(*run, "--test", "excess").exit_code == 2
     shown = stillmark(*run[:-1], "--reference", teacher, "--decoys", 5).stdout
     assert "other tests" in shown
     assert "of 5 reach as far" in shown

@@ -51,7 +51,7 @@ def test_json_has_what_it_promises(mark: Mark, mark_file: Path, jsonl: Write, st
     assert found["log10_pvalue"] == pytest.approx(np.log10(theirs.pvalue), rel=1e-12)
     assert found["interval"] == pytest.approx(list(scipy.stats.binomtest(found["green"], found["n"]).proportion_ci()))
     assert found["alpha"] == 1e-3
-    assert set(found["discarded"]) == {"short_context", "special_token", "prompt_window", "repeated_pair"}
+    assert set(found["discarded"]) == {"short_context", "special_token", "prompt_context", "repeated_pair"}
     assert found["n"] + sum(found["discarded"].values()) == found["positions"] == 67
     assert found["discarded"]["special_token"] == 1
     assert found["mark"]["label"] == "test"
@@ -127,8 +127,8 @@ def test_a_prompt_that_takes_everything_is_explained(mark: Mark, tmp_path: Path,
     records = jsonl({"prompt_ids": [7], "output_ids": [1, 2, 3]})
     found = verdict(stillmark("verify", "text", "--mark", tmp_path / "w0", records, "--json"))
     assert (found["n"], found["pvalue"], found["green_rate"]) == (0, 1.0, None)
-    assert any("--prompts-keyless" in warning for warning in found["warnings"])
-    assert "--prompts-keyless" in stillmark("verify", "text", "--mark", tmp_path / "w0", records).stderr
+    assert any("--unmarked-prompts" in warning for warning in found["warnings"])
+    assert "--unmarked-prompts" in stillmark("verify", "text", "--mark", tmp_path / "w0", records).stderr
 
 
 def test_records_without_a_prompt_are_mentioned(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
@@ -181,7 +181,7 @@ def test_a_prompt_without_a_tokenizer_is_fine_where_it_is_not_needed(
     mark_file: Path, jsonl: Write, stillmark: Run
 ) -> None:
     path = jsonl({"prompt": "text", "output_ids": [5, 6, 7]})
-    found = verdict(stillmark("verify", "text", "--mark", mark_file, path, "--json", "--prompts-keyless"))
+    found = verdict(stillmark("verify", "text", "--mark", mark_file, path, "--json", "--unmarked-prompts"))
     assert found["n"] == 2
 
 

@@ -12,7 +12,7 @@ INSUFFICIENT: Final = "insufficient evidence"
 
 
 @dataclass(frozen=True)
-class Answer(ABC):
+class Result(ABC):
     """The result of one test. alpha: level of the verdict, fixed before looking."""
 
     alpha: float
@@ -77,7 +77,7 @@ def scientific(log10: float) -> str:
 
 
 @dataclass(frozen=True)
-class Finding(Answer):
+class FingerprintResult(Result):
     """The result of one fingerprint."""
 
     @property

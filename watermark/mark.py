@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -210,6 +209,7 @@ class Marks:
 
     table: tuple[Mark, ...]
     rows: tuple[tuple[int, ...], ...] | None = None
+    tables: Tables = field(init=False, compare=False, repr=False)  # for the kernels; as secret as the secrets
 
     def __post_init__(self) -> None:
         if not self.table:
@@ -224,6 +224,17 @@ class Marks:
             raise MarkError("a mark was named twice: its delta would double", "name each mark once")
         if max(map(len, rows), default=0) > MOST_MARKS:
             raise MarkError(f"a row can carry at most {MOST_MARKS} marks")
+        first = self.table[0]
+        tables = Tables(
+            width=first.width,
+            keys=np.stack([prf.key_words(mark.prf_key) for mark in self.table]),
+            thresholds=np.array([mark.threshold for mark in self.table], np.int32),
+            deltas=np.array([mark.delta for mark in self.table], np.float32),
+            exempt=first.exempt,
+            vocabulary_size=first.vocabulary_size,
+            rows=self.rows,
+        )
+        object.__setattr__(self, "tables", tables)  # made here, since torch.compile cannot trace a cached property
 
     @classmethod
     def by_row(cls, rows: Sequence[Sequence[Mark]]) -> Marks:
@@ -236,20 +247,6 @@ class Marks:
     def width(self) -> int:
         """Number of context tokens."""
         return self.table[0].width
-
-    @cached_property
-    def tables(self) -> Tables:
-        """What the kernels need of these marks; as secret as the secrets."""
-        first = self.table[0]
-        return Tables(
-            width=first.width,
-            keys=np.stack([prf.key_words(mark.prf_key) for mark in self.table]),
-            thresholds=np.array([mark.threshold for mark in self.table], np.int32),
-            deltas=np.array([mark.delta for mark in self.table], np.float32),
-            exempt=first.exempt,
-            vocabulary_size=first.vocabulary_size,
-            rows=self.rows,
-        )
 
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
         """Add the marks' deltas in place to green tokens; see `watermark.schemes.greenlist.bias_`."""

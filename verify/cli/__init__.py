@@ -6,7 +6,19 @@ from typing import Any
 
 import click
 
-from verify.cli import attribute, demo, fingerprint, generate, lineage, mark, power, probes, student, verify, windows
+from verify.cli import (
+    attribute,
+    count_contexts,
+    demo,
+    fingerprint,
+    generate,
+    lineage,
+    mark,
+    power,
+    probes,
+    student,
+    verify,
+)
 from watermark import StillmarkError, __stillmark__
 
 
@@ -36,7 +48,7 @@ main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
 main.add_command(attribute.attribute)
-main.add_command(windows.windows)
+main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)
 main.add_command(fingerprint.fingerprint)
 main.add_command(lineage.lineage)

@@ -16,7 +16,7 @@ from verify.cli.common import (
     load_mark,
     mark_option,
     progress,
-    prompts_keyless_option,
+    unmarked_prompts_option,
 )
 from verify.cli.results import report
 from watermark.tokenizers import quiet_transformers
@@ -50,7 +50,7 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
 @click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
 @click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
-@prompts_keyless_option
+@unmarked_prompts_option
 @click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
@@ -77,7 +77,7 @@ def api(
     access: str,
     endpoint: str,
     reference: Path | None,
-    prompts_keyless: bool,
+    unmarked_prompts: bool,
     tokenizer: Path | None,
     max_tokens: int,
     temperature: float,
@@ -101,7 +101,7 @@ def api(
     """
     from verify.radioactivity.run import examine
     from verify.suspects.endpoint import Endpoint
-    from verify.suspects.interview import Compared, Tally, interview
+    from verify.suspects.interview import ReferenceLog, Usage, iter_answers
     from watermark import tokenizers
     from watermark.io.prompts import read_prompts
 
@@ -113,12 +113,12 @@ def api(
         extra, timeout, retries, concurrency,
     )  # fmt: skip
     loaded = tokenizers.load_for(mark, tokenizer)
-    tally = Tally()
-    compared = Compared(reference, mark, tally, log) if reference else None
+    tally = Usage()
+    compared = ReferenceLog(reference, mark, tally, log) if reference else None
     with progress("asking", "billed tokens") as update:
-        waves = interview(where, asked, mark, loaded, log, budget_tokens, tally)
+        waves = iter_answers(where, asked, mark, loaded, log, budget_tokens, tally)
         result = examine(
-            waves, tally, mark, log, alpha, keyless=prompts_keyless, access=access, least=least, compared=compared,
+            waves, tally, mark, log, alpha, unmarked=unmarked_prompts, access=access, least=least, compared=compared,
             judged=lambda: update(tally.billed, budget_tokens),
         )  # fmt: skip
     more = {

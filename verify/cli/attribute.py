@@ -15,9 +15,9 @@ from verify.cli.common import (
     mark_option,
     print_json,
     progress,
-    prompts_keyless_option,
     skip_bad_option,
     tokenizer_option,
+    unmarked_prompts_option,
 )
 from verify.cli.results import mention_bad
 from verify.progress import count_up
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @mark_option()
 @click.option("--labels", "labels_path", type=FILE, required=True, help="Text file: a label a line.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
-@prompts_keyless_option
+@unmarked_prompts_option
 @tokenizer_option
 @alpha_option
 @skip_bad_option
@@ -46,7 +46,7 @@ def attribute(
     allow_readable: bool,
     labels_path: Path,
     outputs: tuple[Path, ...],
-    prompts_keyless: bool,
+    unmarked_prompts: bool,
     tokenizer: Path | None,
     alpha: float,
     skip_bad: bool,
@@ -70,14 +70,14 @@ def attribute(
         outputs,
         encode=encoder(mark, tokenizer),
         vocabulary_size=mark.vocabulary_size,
-        need_prompts=not prompts_keyless,
+        need_prompts=not unmarked_prompts,
         skip_bad=skip_bad,
         reading=reading,
     )
     written = list(stream)
     if any(output.sequential for output in written):
         raise InputError(outputs[0], 0, "holds answers that were collected until the evidence sufficed", "no such text")
-    pairs = extract(written, mark.width, mark.exempt, prompts_keyless=prompts_keyless)
+    pairs = extract(written, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress("trying labels", "labels") as update:
         result = attribution.attribute(mark, labels, pairs, alpha, count_up(update, len(labels)))
     if as_json:

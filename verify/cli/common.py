@@ -41,8 +41,8 @@ alpha_option = click.option(
 fail_on_option = click.option(
     "--fail-on", type=click.Choice([CARRIES, INSUFFICIENT]), help="Exit with status 3 if this is the verdict."
 )
-prompts_keyless_option = click.option(
-    "--prompts-keyless", is_flag=True, help="The prompts cannot carry the mark: keep windows seen in them."
+unmarked_prompts_option = click.option(
+    "--unmarked-prompts", is_flag=True, help="The prompts cannot carry the mark: keep contexts seen in them."
 )
 tokenizer_option = click.option(
     "--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids."

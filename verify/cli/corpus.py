@@ -17,9 +17,9 @@ from verify.cli.common import (
     mark_option,
     print_json,
     progress,
-    prompts_keyless_option,
     skip_bad_option,
     tokenizer_option,
+    unmarked_prompts_option,
 )
 from verify.cli.results import mention_bad, print_rows
 from verify.results import scientific
@@ -38,7 +38,7 @@ _UNITS: Final = {"reading": "work items", "testing": "partitions"}
 @click.option("--out", type=FILE, required=True, help="Folder for the results; a killed run goes on from here.")
 @click.option("--source-column", default="source", show_default=True, help="The field that names a record's source.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="More than one: by Ray.")
-@prompts_keyless_option
+@unmarked_prompts_option
 @tokenizer_option
 @alpha_option
 @skip_bad_option
@@ -53,7 +53,7 @@ def corpus(
     out: Path,
     source_column: str,
     workers: int,
-    prompts_keyless: bool,
+    unmarked_prompts: bool,
     tokenizer: Path | None,
     alpha: float,
     skip_bad: bool,
@@ -88,7 +88,7 @@ def corpus(
             encoder,
             allow_readable=allow_readable,
             tokenizer=tokenizer,
-            keyless=prompts_keyless,
+            unmarked=unmarked_prompts,
             skip_bad=skip_bad,
             source_column=source_column,
             alpha=alpha,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from verify.data.outputs import Output
-    from verify.results import Finding
+    from verify.results import FingerprintResult
     from watermark import Mark
 
 
@@ -175,12 +175,12 @@ def agreement(
     module.check_tokenizers(asked, named, controls, [suspect, base])
     said = _Recorder(record, len(asked), "prompts")
 
-    def read(who: str, path: Path) -> tuple[str, list[models.Likely]]:
+    def read(who: str, path: Path) -> tuple[str, list[models.TopTokens]]:
         with said.of(who) as (log, count):
             found = models.likeliest(path, asked, top, chat=chat, batch_size=batch_size, record=log, progress=count)
             return str(path), found
 
-    def witness() -> tuple[str, list[models.Likely]]:
+    def witness() -> tuple[str, list[models.TopTokens]]:
         if answers is not None:
             return str(answers), module.recorded(answers, asked, top)
         if base_url is None:
@@ -429,7 +429,9 @@ def _write(path: Path, rows: Iterable[object]) -> None:
         raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
 
 
-def _report(ctx: click.Context, result: Finding, rows: dict[str, str], as_json: bool, fail_on_positive: bool) -> None:
+def _report(
+    ctx: click.Context, result: FingerprintResult, rows: dict[str, str], as_json: bool, fail_on_positive: bool
+) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
@@ -438,7 +440,7 @@ def _report(ctx: click.Context, result: Finding, rows: dict[str, str], as_json: 
         ctx.exit(3)
 
 
-def _print(result: Finding, rows: dict[str, str]) -> None:
+def _print(result: FingerprintResult, rows: dict[str, str]) -> None:
     click.secho(result.verdict, bold=True)
     log10 = result.log10_pvalue
     click.echo(f"  {'p-value':13} {scientific(log10)}   (log10 p {log10:.2f}; alpha {result.alpha:g})")

@@ -46,7 +46,7 @@ def generate(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Answer prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
+    """Result prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """

@@ -30,7 +30,8 @@ _VERDICTS = ("copied", "distilled", "copied and distilled", "unrelated so far as
 @click.option("--suspect", required=True, help="Folder of the suspect's weights, or http(s)://... of its endpoint.")
 @mark_option(required=False)
 @click.option("--probes", type=FILE, help="Texts to read along for the mark; see `stillmark probes`.")
-@click.option("--keyless", is_flag=True, help="Probes (or prompts, for an endpoint) cannot carry the mark.")
+@click.option("--unmarked-probes", is_flag=True, help="The probes cannot carry the mark.")
+@click.option("--unmarked-prompts", is_flag=True, help="The prompts, for an endpoint, cannot carry the mark.")
 @click.option("--reference", type=FILE, help="Folder of a model that has nothing to do with the secret.")
 @click.option("--controls", type=FILE, multiple=True, help="An independent model to compare with; repeat.")
 @click.option("--prompts", type=FILE, help="What to ask: for agreement with --controls, or of an endpoint.")
@@ -54,7 +55,8 @@ def lineage(
     mark_path: Path | None,
     allow_readable: bool,
     probes: Path | None,
-    keyless: bool,
+    unmarked_probes: bool,
+    unmarked_prompts: bool,
     reference: Path | None,
     controls: tuple[Path, ...],
     prompts: Path | None,
@@ -91,8 +93,8 @@ def lineage(
     mark = load_mark(mark_path, allow_readable) if mark_path else None
     quiet_transformers()
     access = at_hand.Access(
-        teacher, suspect, mark, probes, reference, controls, prompts, base, planted, canaries, keyless, ordered, model,
-        budget_tokens, seed, record,
+        teacher, suspect, mark, probes, reference, controls, prompts, base, planted, canaries,
+        unmarked_prompts if url else unmarked_probes, ordered, model, budget_tokens, seed, record,
     )  # fmt: skip
     plan = access.plan(alpha)
     if plan_path is not None:

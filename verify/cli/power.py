@@ -56,7 +56,7 @@ def power(
             raise click.UsageError("--effect is a green rate of text: it goes with --access text")
         pairs = planning.pairs_for_effect(effect, gamma, alpha, power)
         basis = "exact binomial test, distinct pairs: tokens that repeat a pair come on top"
-        need = planning.Need(pairs, False, basis)
+        need = planning.TokenBudget(pairs, False, basis)
     else:
         assert delta is not None
         test = planning.TESTS[access, reference]

@@ -29,8 +29,12 @@ from watermark.tokenizers import encoder, quiet_transformers
 )
 @click.option("--out", type=FILE, required=True, help="JSONL, for `verify model --probes`.")
 @click.option("--length", type=click.IntRange(2), default=128, show_default=True, help="Tokens of a probe.")
-@click.option("--windows", "windows_path", type=FILE, help="Take the positions whose windows were emitted most often.")
-@click.option("--positions", type=click.IntRange(1), default=300, show_default=True, help="How many, with --windows.")
+@click.option(
+    "--context-counts", "counts_path", type=FILE, help="Take the positions whose contexts were emitted most often."
+)
+@click.option(
+    "--positions", type=click.IntRange(1), default=300, show_default=True, help="How many, with --context-counts."
+)
 @tokenizer_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
@@ -42,7 +46,7 @@ def probes(
     number: int,
     out: Path,
     length: int,
-    windows_path: Path | None,
+    counts_path: Path | None,
     positions: int,
     tokenizer: Path | None,
     seed: int,
@@ -50,8 +54,8 @@ def probes(
 ) -> None:
     """Write probes: texts of your own, or what a --model writes without the mark.
 
-    With --windows a probe is a single position, after a window that the teacher emitted often; the best first. That
-    is for suspects where every position costs: ask for one token after each prompt.
+    With --context-counts a probe is a single position, after a context that the teacher emitted often; the best first.
+    That is for suspects where every position costs: ask for one token after each prompt.
     """
     from verify.data import context_counts
     from verify.data.outputs import read_outputs
@@ -63,7 +67,7 @@ def probes(
     if bool(texts) == bool(model):
         raise click.UsageError("name either texts or a --model that writes some")
     mark = load_mark(mark_path, allow_readable)
-    counts = None if windows_path is None else context_counts.load(windows_path, mark.width)
+    counts = None if counts_path is None else context_counts.load(counts_path, mark.width)
     if model is not None:
         quiet_transformers()
         written = out.with_name(out.stem + ".texts.jsonl")
@@ -88,7 +92,7 @@ def probes(
         raise InputError(out, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
     if counts is not None and counts.marked is not False:
         click.echo(
-            "Note: the windows were counted in text that may be marked: where the probes lie then depends on the key.",
+            "Note: the contexts were counted in text that may be marked: where the probes lie then depends on the key.",
             err=True,
         )
     tokens = sum(len(probe.output_ids) for probe in chosen)

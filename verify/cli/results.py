@@ -11,12 +11,12 @@ from verify.results import INSUFFICIENT, scientific
 
 if TYPE_CHECKING:
     from verify.radioactivity.logprobs import WeightedResult
-    from verify.radioactivity.result import Decoys, Result
+    from verify.radioactivity.result import Decoys, MarkResult
     from verify.radioactivity.sequential import SequentialResult
     from verify.radioactivity.text import TextResult
 
 
-def report(ctx: click.Context, result: Result, more: dict[str, Any], as_json: bool, fail_on: str | None) -> None:
+def report(ctx: click.Context, result: MarkResult, more: dict[str, Any], as_json: bool, fail_on: str | None) -> None:
     """Print a result, for a program or for a person, and set the exit status."""
     from verify.radioactivity.logprobs import WeightedResult
     from verify.radioactivity.sequential import SequentialResult
@@ -47,7 +47,7 @@ def mention_bad(number: int, first: Exception | str | None) -> None:
         click.echo(f"Note: {number} bad records were left out; the first: {first}", err=True)
 
 
-def print_rows(rows: dict[str, str], result: Result, discarded: dict[str, int]) -> None:
+def print_rows(rows: dict[str, str], result: MarkResult, discarded: dict[str, int]) -> None:
     """Print a table of names and values, with what was left out and the mark below."""
     left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in discarded.items() if count)
     if discarded:

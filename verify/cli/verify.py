@@ -17,9 +17,9 @@ from verify.cli.common import (
     make_record,
     mark_option,
     progress,
-    prompts_keyless_option,
     skip_bad_option,
     tokenizer_option,
+    unmarked_prompts_option,
 )
 from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
@@ -30,10 +30,10 @@ from watermark.tokenizers import encoder, quiet_transformers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from verify.data.context_counts import Windows
-    from verify.data.logprobs import ReadText
+    from verify.data.context_counts import ContextCounts
+    from verify.data.logprobs import TextLogprobs
     from verify.data.outputs import Output
-    from verify.radioactivity.result import Result
+    from verify.radioactivity.result import MarkResult
     from watermark import Mark
 
 
@@ -43,7 +43,7 @@ def verify() -> None:
 
 
 _keyless = click.option(
-    "--probes-keyless", is_flag=True, help="The probes cannot carry the mark: keep windows that come again in them."
+    "--unmarked-probes", is_flag=True, help="The probes cannot carry the mark: keep contexts that come again in them."
 )
 _DECOYS: Final = 200
 _decoys = click.option(
@@ -55,7 +55,10 @@ _batch_size = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts in one forward pass."
 )
 _windows = click.option(
-    "--windows", "windows_path", type=FILE, help="What `stillmark windows` counted: weigh by the root of the counts."
+    "--context-counts",
+    "counts_path",
+    type=FILE,
+    help="What `stillmark count-contexts` counted: weigh by the root of the counts.",
 )
 
 
@@ -63,8 +66,8 @@ _windows = click.option(
 @mark_option()
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--reference", type=FILE, help="Folder of a model to compare with: the suspect's parent, say.")
-@click.option("--test", type=click.Choice(["binomial", "counts", "surprise"]), help="See below.")
-@prompts_keyless_option
+@click.option("--test", type=click.Choice(["binomial", "counts", "excess"]), help="See below.")
+@unmarked_prompts_option
 @tokenizer_option
 @_batch_size
 @_decoys
@@ -80,7 +83,7 @@ def text(
     outputs: tuple[Path, ...],
     reference: Path | None,
     test: str | None,
-    prompts_keyless: bool,
+    unmarked_prompts: bool,
     tokenizer: Path | None,
     batch_size: int,
     decoys: int | None,
@@ -95,7 +98,7 @@ def text(
     if there was one), or .txt files, an output each.
 
     The test that decides is `binomial`, in which a distinct pair is one coin, however often it was written. In
-    `counts` a pair weighs as often as it was written. With a --reference the test is `surprise`: a pair weighs as
+    `counts` a pair weighs as often as it was written. With a --reference the test is `excess`: a pair weighs as
     often as it was written less what the reference expected, which takes far fewer tokens. All are exact or
     bounds; choose before you look. The others are shown beside.
     """
@@ -104,8 +107,8 @@ def text(
     from verify.radioactivity import sequential
     from verify.radioactivity import text as module
 
-    if test == module.SURPRISE and reference is None:
-        raise click.UsageError("--test surprise needs a --reference")
+    if test == module.EXCESS and reference is None:
+        raise click.UsageError("--test excess needs a --reference")
     loaded = load_mark(mark_path, allow_readable)
     reading = Reading()
     with progress("reading", "records") as update:
@@ -114,35 +117,35 @@ def text(
             outputs,
             encode=encoder(loaded, tokenizer),
             vocabulary_size=loaded.vocabulary_size,
-            need_prompts=reference is not None or not prompts_keyless,
+            need_prompts=reference is not None or not unmarked_prompts,
             skip_bad=skip_bad,
             reading=reading,
         ):
             written.append(output)
             if len(written) % 100 == 0:
                 update(len(written), None)
-    result: Result
+    result: MarkResult
     if _all_sequential([output.sequential for output in written], outputs):
         if test is not None or decoys is not None:
             raise click.UsageError("answers of a sequential run have their own test: --test and --decoys do not apply")
         kept = [output for output in written if len(output.output_ids)]
         along = None if reference is None else _read_along("reference", reference, loaded, kept, 1, None)
-        looked = sequential.SequentialTest(loaded, "text", alpha, keyless=prompts_keyless)
+        looked = sequential.SequentialTest(loaded, "text", alpha, unmarked=unmarked_prompts)
         result = sequential.replay(looked, map(logprobs.as_text, kept), along)
     else:
-        positions = pairs.scorable(written, loaded.width, loaded.exempt, prompts_keyless=prompts_keyless)
-        surprise = None
+        positions = pairs.scorable_batch(written, loaded.width, loaded.exempt, unmarked_prompts=unmarked_prompts)
+        excess = None
         if reference is not None and written:
             texts = _read_along("reference", reference, loaded, written, batch_size, None)
-            surprise = module.surprise(positions, logprobs.gather_positions(texts, positions), loaded.exempt)
-        if surprise is None and test in (None, module.SURPRISE):
+            excess = module.excess(positions, logprobs.logprobs_at_positions(texts, positions), loaded.exempt)
+        if excess is None and test in (None, module.EXCESS):
             test = module.BINOMIAL
         result = module.text_test(
             loaded,
             pairs.distinct(positions),
             alpha,
-            method=test or module.SURPRISE,
-            surprise=surprise,
+            method=test or module.EXCESS,
+            excess=excess,
             decoys=_DECOYS * (reference is not None) if decoys is None else decoys,
         )
     more = {"files": [str(path) for path in outputs], "reference": reference and str(reference)}
@@ -173,8 +176,8 @@ def model(
     model: Path,
     reference: Path | None,
     probes: tuple[Path, ...],
-    probes_keyless: bool,
-    windows_path: Path | None,
+    unmarked_probes: bool,
+    counts_path: Path | None,
     record: Path | None,
     tokenizer: Path | None,
     batch_size: int,
@@ -187,7 +190,7 @@ def model(
     """Test a suspect whose weights you have, by its probabilities along probe texts.
 
     A probe is a record as in `verify text`; the positions of its output are read. Best are texts that cannot
-    carry the mark (see `stillmark probes`): then say --probes-keyless. With a --reference much less is needed; it
+    carry the mark (see `stillmark probes`): then say --unmarked-probes. With a --reference much less is needed; it
     may be any model that has nothing to do with the secret, and a bad one costs power, not validity. With --record
     a killed run goes on where it was.
     """
@@ -196,7 +199,7 @@ def model(
     from verify.radioactivity.logprobs import logprob_test
 
     loaded = load_mark(mark_path, allow_readable)
-    counts = _load_windows(windows_path, loaded)
+    counts = _load_windows(counts_path, loaded)
     reading = Reading()
     stream = read_outputs(
         probes,
@@ -208,14 +211,14 @@ def model(
     texts = [probe for probe in stream if len(probe.output_ids)]
     if any(probe.sequential for probe in texts):
         raise InputError(probes[0], 0, "holds answers that were collected until the evidence sufficed", "no probes")
-    if probes_keyless and any(probe.marked for probe in texts):
-        raise InputError(probes[0], 0, "says that its text carries a mark", "leave --probes-keyless out")
+    if unmarked_probes and any(probe.marked for probe in texts):
+        raise InputError(probes[0], 0, "says that its text carries a mark", "leave --unmarked-probes out")
     make_record(record)
 
-    def read(who: str, path: Path) -> logprobs.Readings:
+    def read(who: str, path: Path) -> logprobs.LogprobTable:
         log = record / f"{who}.jsonl" if record else None
-        return logprobs.gather(
-            _read_along(who, path, loaded, texts, batch_size, log), loaded.width, keyless=probes_keyless
+        return logprobs.scorable_logprobs(
+            _read_along(who, path, loaded, texts, batch_size, log), loaded.width, unmarked=unmarked_probes
         )
 
     suspected, compared = read("suspect", model), read("reference", reference) if reference else None
@@ -242,8 +245,8 @@ def logprobs(
     allow_readable: bool,
     records: Path,
     reference_records: Path | None,
-    probes_keyless: bool,
-    windows_path: Path | None,
+    unmarked_probes: bool,
+    counts_path: Path | None,
     decoys: int | None,
     alpha: float,
     fail_on: str | None,
@@ -260,21 +263,21 @@ def logprobs(
     from verify.radioactivity.logprobs import logprob_test
 
     loaded = load_mark(mark_path, allow_readable)
-    counts = _load_windows(windows_path, loaded)
+    counts = _load_windows(counts_path, loaded)
     texts = recorded.read_recorded(records, loaded)
     reference_texts = None if reference_records is None else recorded.read_recorded(reference_records, loaded)
-    result: Result
+    result: MarkResult
     if _all_sequential([text.sequential for text in texts], (records,)):
         if counts is not None or decoys is not None:
             raise click.UsageError(
-                "answers of a sequential run have their own test: --windows and --decoys do not apply"
+                "answers of a sequential run have their own test: --context-counts and --decoys do not apply"
             )
-        looked = sequential.SequentialTest(loaded, "logprobs", alpha, keyless=probes_keyless)
+        looked = sequential.SequentialTest(loaded, "logprobs", alpha, unmarked=unmarked_probes)
         result = sequential.replay(looked, texts, reference_texts)
     else:
-        suspected, compared = recorded.gather(texts, loaded.width, keyless=probes_keyless), None
+        suspected, compared = recorded.scorable_logprobs(texts, loaded.width, unmarked=unmarked_probes), None
         if reference_texts is not None and reference_records is not None:
-            compared = recorded.gather(reference_texts, loaded.width, keyless=probes_keyless)
+            compared = recorded.scorable_logprobs(reference_texts, loaded.width, unmarked=unmarked_probes)
             recorded.check_same_positions(suspected, compared, records, reference_records)
         result = logprob_test(loaded, suspected, compared, alpha, _DECOYS if decoys is None else decoys, counts)
     more = {"files": [str(records)], "reference": reference_records and str(reference_records)}
@@ -295,7 +298,7 @@ def _all_sequential(flags: list[bool], paths: tuple[Path, ...]) -> bool:
 
 def _read_along(
     who: str, path: Path, mark: Mark, texts: Sequence[Output], batch_size: int, record: Path | None
-) -> list[ReadText]:
+) -> list[TextLogprobs]:
     from verify.suspects import model
 
     quiet_transformers()
@@ -304,7 +307,7 @@ def _read_along(
         return model.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
 
 
-def _load_windows(path: Path | None, mark: Mark) -> Windows | None:
+def _load_windows(path: Path | None, mark: Mark) -> ContextCounts | None:
     from verify.data import context_counts
 
     return None if path is None else context_counts.load(path, mark.width)

@@ -32,7 +32,7 @@ class Settings:
     Attributes:
         commitment: the mark's.
         alpha: level of the verdicts, fixed before looking.
-        keyless: the prompts cannot depend on the key.
+        unmarked: the prompts cannot depend on the key.
         skip_bad: count malformed records instead of stopping at one.
         source_column: the field that names a record's source.
         tokenizer: folder of the tokenizer, if not the mark's own.
@@ -40,14 +40,14 @@ class Settings:
 
     commitment: str
     alpha: float
-    keyless: bool
+    unmarked: bool
     skip_bad: bool
     source_column: str
     tokenizer: str | None
 
 
 @dataclass(frozen=True)
-class Plan:
+class CorpusPlan:
     """A run's work, fixed before any of it is done.
 
     Attributes:
@@ -70,7 +70,7 @@ class Plan:
         files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
+    def load(cls, folder: Path) -> CorpusPlan | None:
         """The plan in a run's folder; None if there is none yet.
 
         Raises:
@@ -136,13 +136,13 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def plan_of(folder: Path, paths: Iterable[Path], settings: Settings) -> Plan:
+def plan_of(folder: Path, paths: Iterable[Path], settings: Settings) -> CorpusPlan:
     """The plan of the run in a folder, which must be this one; a new plan if the folder is empty.
 
     A run that stopped at a malformed record may go on with `skip_bad`: what it has read holds none.
     """
     stamps = tuple(stamp(path) for path in paths)
-    plan = Plan.load(folder)
+    plan = CorpusPlan.load(folder)
     if plan is None:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(folder, 0, "is not empty, and holds no run", "choose another folder")
@@ -156,14 +156,14 @@ def plan_of(folder: Path, paths: Iterable[Path], settings: Settings) -> Plan:
     return plan
 
 
-def _check_same(folder: Path, plan: Plan, settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> None:
+def _check_same(folder: Path, plan: CorpusPlan, settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> None:
     ours, theirs = vars(settings) | {"files": stamps}, vars(plan.settings) | {"files": plan.files}
     if differs := ", ".join(name for name in ours if ours[name] != theirs[name]):
         message = f"holds a run with other settings or files: {differs}"
         raise InputError(folder, 0, message, "choose another folder, or remove this one")
 
 
-def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> Plan:
+def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> CorpusPlan:
     """Cut files into work items: parts in order, up to `ITEM_TOKENS` together.
 
     Raises:
@@ -184,4 +184,4 @@ def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[st
         if empty:
             raise no_records(path)
     items.append(tuple(item))
-    return Plan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), 1 << 16))
+    return CorpusPlan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), 1 << 16))

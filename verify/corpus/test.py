@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from verify.corpus.plan import Job, Plan, Settings, lock, plan_of
+from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
 from verify.data.outputs import no_records
 from verify.radioactivity.logprobs import Floats
-from verify.radioactivity.result import LEVEL, Result
+from verify.radioactivity.result import LEVEL, MarkResult
 from verify.radioactivity.text import BINOMIAL, METHODS, text_warnings
 from verify.results import CARRIES, INSUFFICIENT
 from verify.stats import binomial, multiple
@@ -67,7 +67,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class CorpusResult(Result):
+class CorpusResult(MarkResult):
     """The exact binomial test on a corpus and on each of its sources.
 
     Attributes:
@@ -77,7 +77,7 @@ class CorpusResult(Result):
         discarded: positions left out, by reason.
         records: records in all.
         prompts: records that had a prompt.
-        keyless: the prompts cannot depend on the key.
+        unmarked: the prompts cannot depend on the key.
         bad: malformed records that were left out.
         first_bad: what was wrong with the first.
         sources: by name.
@@ -92,7 +92,7 @@ class CorpusResult(Result):
     discarded: dict[str, int]
     records: int
     prompts: int
-    keyless: bool
+    unmarked: bool
     bad: int
     first_bad: str | None
     sources: tuple[Source, ...] = field(repr=False)
@@ -145,7 +145,7 @@ class CorpusResult(Result):
             "tokens": self.tokens,
             "discarded": self.discarded,
             "records": self.records,
-            "keyless": self.keyless,
+            "unmarked_prompts": self.unmarked,
             "bad_records": self.bad,
             "sources": self.source_rows(),
             "documents": {
@@ -187,7 +187,7 @@ def run(
     *,
     allow_readable: bool = False,
     tokenizer: Path | None = None,
-    keyless: bool = False,
+    unmarked: bool = False,
     skip_bad: bool = False,
     source_column: str = "source",
     alpha: float = 1e-3,
@@ -204,7 +204,7 @@ def run(
         encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
         allow_readable: accept a mark file that others may read.
         tokenizer: folder of the tokenizer, if not where the mark says.
-        keyless: the prompts cannot depend on the key, so windows that occur in them are kept.
+        unmarked: the prompts cannot depend on the key, so contexts that occur in them are kept.
         skip_bad: count malformed records instead of stopping at one.
         source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
         alpha: level of the verdicts, fixed before looking.
@@ -218,7 +218,9 @@ def run(
         StillmarkError: Ray is not installed.
     """
     mark = Mark.load(mark_path, allow_readable=allow_readable)
-    settings = Settings(mark.commitment, alpha, keyless, skip_bad, source_column, str(tokenizer) if tokenizer else None)
+    settings = Settings(
+        mark.commitment, alpha, unmarked, skip_bad, source_column, str(tokenizer) if tokenizer else None
+    )
     with lock(folder):
         plan = plan_of(folder, paths, settings)
         items, parts = len(plan.items), plan.partitions
@@ -239,7 +241,7 @@ def run(
         counts = json.loads((folder / "counts.json").read_bytes())
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     return CorpusResult(
-        alpha, mark, **counts, keyless=keyless, sources=sources, documents=folder / "documents.parquet", work=work
+        alpha, mark, **counts, unmarked=unmarked, sources=sources, documents=folder / "documents.parquet", work=work
     )
 
 
@@ -251,14 +253,14 @@ def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progr
     return there
 
 
-def _check_empty(folder: Path, plan: Plan) -> None:
+def _check_empty(folder: Path, plan: CorpusPlan) -> None:
     read = {path for facts in read_facts(folder, len(plan.items)) for path in facts["files"]}
     for path, _, _ in plan.files:
         if path not in read:
             raise no_records(Path(path))
 
 
-def _count(folder: Path, plan: Plan) -> dict[str, Any]:
+def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:
     """Add up what was read, and what partitions counted: whole numbers, so that the order is no matter."""
     facts = list(read_facts(folder, len(plan.items)))
     names = source_names(facts)

@@ -14,11 +14,11 @@ the files are not synced to disk.)
 
     run.json           the plan: settings, input files, work items, number of partitions
     items/000017/      rows.npy    uint32 [N, width + 3]: source, context, token, how often; sorted by partition
-                       shown.npy   uint32 [M, width + 1]: source, window of a prompt; sorted by partition
+                       shown.npy   uint32 [M, width + 1]: source, context of a prompt; sorted by partition
                        ends.npy    int64 [2, partitions]: where each partition ends, in rows and in shown
                        facts.json  the sources' names, and what was read
                        documents.parquet    each record with its own n and green
-    parts/000003.npy   int64 [1 + sources, 4]: n, green, prompt_window, repeated_pair; of all, and of each source
+    parts/000003.npy   int64 [1 + sources, 4]: n, green, prompt_context, repeated_pair; of all, and of each source
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.corpus.plan import Job, Plan, stamp
+from verify.corpus.plan import CorpusPlan, Job, stamp
 from verify.data.dedup import distinct_rows, partition
 from verify.data.outputs import FIELDS, Output, Part, Reading, read_part, to_outputs
-from verify.data.pairs import PROMPT_WINDOW, REPEATED_PAIR, Positions, scorable, was_shown
+from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.records import Record
 
-TALLY: Final = ("n", "green", PROMPT_WINDOW, REPEATED_PAIR)
+TALLY: Final = ("n", "green", PROMPT_CONTEXT, REPEATED_PAIR)
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.folder = job.folder
-        plan = Plan.load(job.folder)
+        plan = CorpusPlan.load(job.folder)
         assert plan is not None
         self.plan, self.settings = plan, plan.settings
         self.mark = Mark.load(job.mark_path, allow_readable=job.allow_readable)
@@ -68,7 +68,7 @@ class Worker:
         self.stamps = {path: (path, size, changed) for path, size, changed in plan.files}
 
     def map_item(self, number: int) -> None:
-        """Read a work item and write down its documents, pairs and prompt windows.
+        """Read a work item and write down its documents, pairs and prompt contexts.
 
         Raises:
             InputError: as `verify.data.outputs.read_outputs`; or a file has changed, or a record's source is no string.
@@ -78,20 +78,20 @@ class Worker:
         if target.is_dir():
             return
         read = self._read(self.plan.items[number])
-        mark, keyless = self.mark, self.settings.keyless
-        held = scorable(read.outputs, mark.width, mark.exempt, prompts_keyless=True)  # rule 2 comes later
-        prompts = [] if keyless else read.outputs
-        shown = scorable(map(_prompt, prompts), mark.width, prompts_keyless=True)
+        mark, unmarked = self.mark, self.settings.unmarked
+        held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True)  # rule 2 comes later
+        prompts = [] if unmarked else read.outputs
+        shown = scorable_batch(map(_prompt, prompts), mark.width, unmarked_prompts=True)
         n, green = _each_alone(mark, held, shown)
         rows, shown_rows = _label(read.sources, held), _label(read.sources, shown)[:, :-1]
         first, counts = distinct_rows(rows)
         rows = np.column_stack([rows[first], counts.astype(np.uint32)])
         shown_rows = shown_rows[distinct_rows(shown_rows)[0]]
         parts = self.plan.partitions
-        rows, ends = _sort(rows, rows[:, 1:-1] if keyless or not mark.width else rows[:, 1:-2], parts)
+        rows, ends = _sort(rows, rows[:, 1:-1] if unmarked or not mark.width else rows[:, 1:-2], parts)
         if mark.width:
             shown_rows, shown_ends = _sort(shown_rows, shown_rows[:, 1:], parts)
-        else:  # the one empty window, of every pair
+        else:  # the one empty context, of every pair
             shown_ends = [len(shown_rows) * (part + 1) for part in range(parts)]
             shown_rows = np.tile(shown_rows, (parts, 1))
         tokens = np.array([len(output.output_ids) for output in read.outputs], np.int64)
@@ -124,11 +124,11 @@ class Worker:
         names = self._sources[0]
         rows = self._gather("rows", 0, part, self.mark.width + 3)
         shown = self._gather("shown", 1, part, self.mark.width + 1)
-        source, windows, counts = rows[:, 0], rows[:, 1:-2], rows[:, -1]
-        here, anywhere = was_shown(rows[:, :-2], shown), was_shown(windows, shown[:, 1:])
+        source, contexts, counts = rows[:, 0], rows[:, 1:-2], rows[:, -1]
+        here, anywhere = was_shown(rows[:, :-2], shown), was_shown(contexts, shown[:, 1:])
         own = np.flatnonzero(~here)
         coins = own[distinct_rows(rows[own, :-1])[0]]
-        green = self.mark.green(windows[coins], rows[coins, -2])
+        green = self.mark.green(contexts[coins], rows[coins, -2])
         kept = np.flatnonzero(~anywhere[coins])
         of_all = kept[distinct_rows(rows[coins[kept], 1:-1])[0]]
 
@@ -173,7 +173,7 @@ class Worker:
         stream = self._stream(parts, item.files)
         settings, size = self.settings, self.mark.vocabulary_size
         for record, output in to_outputs(
-            stream, self.encode, size, not settings.keyless, settings.skip_bad, item.reading
+            stream, self.encode, size, not settings.unmarked, settings.skip_bad, item.reading
         ):
             if output.sequential:
                 raise record.error("was collected until the evidence sufficed", "test its file with `verify text`")
@@ -240,7 +240,7 @@ def source_names(facts: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _prompt(output: Output) -> Output:
-    """The prompt as if it were the output: what would be scored of it are the windows that it shows (rule 2)."""
+    """The prompt as if it were the output: what would be scored of it are the contexts that it shows (rule 2)."""
     return Output(output.id, None, np.zeros(0, np.int64) if output.prompt_ids is None else output.prompt_ids)
 
 

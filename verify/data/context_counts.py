@@ -1,6 +1,6 @@
-"""How often each window was emitted: what the owner of a teacher knows, as weights for a test.
+"""How often each context was emitted: what the owner of a teacher knows, as weights for a test.
 
-A student can have learned the mark only after windows that it saw, and learned it best after those it saw often.
+A student can have learned the mark only after contexts that it saw, and learned it best after those it saw often.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from verify.data.dedup import codes, find
 from verify.data.outputs import Output
-from verify.data.pairs import U32, WeightedPairs, scorable
+from verify.data.pairs import U32, WeightedPairs, scorable_batch
 from watermark import InputError
 from watermark.io import files
 
@@ -24,8 +24,8 @@ _META: Final = b"stillmark"
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Distinct windows and how often a token was emitted after each.
+class ContextCounts:
+    """Distinct contexts and how often a token was emitted after each.
 
     Attributes:
         contexts: uint32 [n, width], oldest token first.
@@ -38,42 +38,42 @@ class Windows:
     marked: bool | None
 
     def lookup(self, contexts: U32) -> npt.NDArray[np.int64]:
-        """The count of each of some windows, uint32 [N, width]; int64 [N], 0 for one that was never emitted."""
+        """The count of each of some contexts, uint32 [N, width]; int64 [N], 0 for one that was never emitted."""
         if contexts.shape[1] != self.contexts.shape[1]:
-            raise ValueError(f"windows of width {self.contexts.shape[1]}, contexts of width {contexts.shape[1]}")
+            raise ValueError(f"contexts of width {self.contexts.shape[1]}, contexts of width {contexts.shape[1]}")
         both = codes([*np.concatenate([self.contexts, contexts]).T], len(self.contexts) + len(contexts))
         place = find(both[: len(self.contexts)], both[len(self.contexts) :])
         return np.append(self.counts, 0)[place]  # -1, where there is none, is the 0 at the end
 
     def scale(self, pairs: WeightedPairs) -> WeightedPairs:
-        """The pairs with each weight times the root of its window's count; never-emitted windows drop out.
+        """The pairs with each weight times the root of its context's count; never-emitted contexts drop out.
 
-        The root: a student's tilt grows with how often it saw the window, but its noise does not shrink to nothing.
+        The root: a student's tilt grows with how often it saw the context, but its noise does not shrink to nothing.
         """
         factor = np.sqrt(self.lookup(pairs.contexts))
         kept = factor > 0
         return WeightedPairs(pairs.contexts[kept], pairs.tokens[kept], (pairs.weights * factor)[kept])
 
 
-def count_windows(
+def count_contexts(
     outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), marked: bool | None = None
-) -> Windows:
-    """Count the windows of some outputs of the teacher, wherever a token that is not exempt came next.
+) -> ContextCounts:
+    """Count the contexts of some outputs of the teacher, wherever a token that is not exempt came next.
 
-    In text that may be `marked` a window counts once an output: a green loop would otherwise raise its own weight.
+    In text that may be `marked` a context counts once an output: a green loop would otherwise raise its own weight.
     """
-    positions = scorable(outputs, width, exempt, prompts_keyless=True)
+    positions = scorable_batch(outputs, width, exempt, unmarked_prompts=True)
     contexts = positions.contexts
     if marked is not False:
         once = codes([positions.record, *contexts.T], len(contexts))
         contexts = contexts[np.sort(np.unique(once, return_index=True)[1])]
     code = codes([*contexts.T], len(contexts))
     _, first, counts = np.unique(code, return_index=True, return_counts=True)
-    return Windows(contexts[first], counts.astype(np.int64), marked)
+    return ContextCounts(contexts[first], counts.astype(np.int64), marked)
 
 
-def save(windows: Windows, path: Path) -> None:
-    """Write Parquet: `window` (list of token ids, oldest first) and `count`, the most frequent first.
+def save(counted: ContextCounts, path: Path) -> None:
+    """Write Parquet: `context` (list of token ids, oldest first) and `count`, the most frequent first.
 
     Raises:
         InputError: the file cannot be written.
@@ -81,12 +81,12 @@ def save(windows: Windows, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    order = np.argsort(-windows.counts, kind="stable")
-    width = windows.contexts.shape[1]
-    flat = pa.array(windows.contexts[order].ravel())
+    order = np.argsort(-counted.counts, kind="stable")
+    width = counted.contexts.shape[1]
+    flat = pa.array(counted.contexts[order].ravel())
     offsets = pa.array(np.arange(len(order) + 1, dtype=np.int32) * width)
-    table = pa.table({"window": pa.ListArray.from_arrays(offsets, flat), "count": windows.counts[order]})
-    meta = json.dumps({"width": width, "marked": windows.marked}).encode()
+    table = pa.table({"context": pa.ListArray.from_arrays(offsets, flat), "count": counted.counts[order]})
+    meta = json.dumps({"width": width, "marked": counted.marked}).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({_META: meta}), sink)
     try:
@@ -95,11 +95,11 @@ def save(windows: Windows, path: Path) -> None:
         raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
 
 
-def load(path: Path, width: int) -> Windows:
+def load(path: Path, width: int) -> ContextCounts:
     """Read what `save` wrote.
 
     Raises:
-        InputError: the file cannot be read, is no file of windows, or they are of another width.
+        InputError: the file cannot be read, is no file of context counts, or they are of another width.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -108,7 +108,7 @@ def load(path: Path, width: int) -> Windows:
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])
         held, marked = int(meta["width"]), meta["marked"]
-        rows = table["window"].combine_chunks().cast(pa.list_(pa.uint32()))
+        rows = table["context"].combine_chunks().cast(pa.list_(pa.uint32()))
         flat = rows.flatten().to_numpy(zero_copy_only=False)
         counts = table["count"].cast(pa.int64()).to_numpy()
         if len(flat) != held * len(counts) or (counts < 1).any():
@@ -116,7 +116,7 @@ def load(path: Path, width: int) -> Windows:
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
     except (pa.ArrowException, KeyError, TypeError, ValueError):
-        raise InputError(path, 0, "no file of windows", "`stillmark windows` writes one") from None
+        raise InputError(path, 0, "no file of context counts", "`stillmark count-contexts` writes one") from None
     if held != width:
-        raise InputError(path, 0, f"holds windows of width {held}, the mark's width is {width}")
-    return Windows(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)
+        raise InputError(path, 0, f"holds contexts of width {held}, the mark's width is {width}")
+    return ContextCounts(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)

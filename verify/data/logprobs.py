@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.data.outputs import Output, check_ids, read_records
-from verify.data.pairs import Positions, contexts_before, places
+from verify.data.pairs import Positions, contexts_before, scorable_in_order
 from watermark import InputError, Mark
 from watermark.io.records import Record
 from watermark.prf import NO_TOKEN
 
-LIKELY: Final = 1e-3
+MIN_PROBABILITY: Final = 1e-3
 """A token is likely at a position if its probability exceeds this."""
 
-LEAST: Final = -20.0
+MIN_LOGPROB: Final = -20.0
 """Smallest log probability that is taken for one: some servers say -9999 of tokens that their sampling cuts off."""
 
 
@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Readings:
+class LogprobTable:
     """Next-token log probabilities at P positions, of the likely tokens or the top ones only.
 
     Attributes:
@@ -41,7 +41,7 @@ class Readings:
         logprobs: float32 [K], natural logarithms.
         discarded: positions left out, by reason.
         record: int64 [P], the text that each position lies in, from 0.
-        keyless: what the suspect was shown cannot depend on the key.
+        unmarked: what the suspect was shown cannot depend on the key.
     """
 
     contexts: U32
@@ -50,14 +50,14 @@ class Readings:
     logprobs: F32
     discarded: dict[str, int]
     record: I64
-    keyless: bool = True
+    unmarked: bool = True
 
     def __len__(self) -> int:
         return len(self.contexts)
 
 
 @dataclass(frozen=True)
-class ReadText:
+class TextLogprobs:
     """One text and what a model said of the tokens that come next in it.
 
     Attributes:
@@ -81,17 +81,17 @@ class ReadText:
     sequential: bool = False
 
 
-def as_output(text: ReadText) -> Output:
+def as_output(text: TextLogprobs) -> Output:
     """The text alone."""
     return Output(text.id, text.ids[: text.start], text.ids[text.start :])
 
 
-def as_text(output: Output) -> ReadText:
+def as_text(output: Output) -> TextLogprobs:
     """A text that the suspect wrote, and of which nothing more is known."""
-    return ReadText(output.id, output.ids, output.start, *_NOWHERE, sampled=True)
+    return TextLogprobs(output.id, output.ids, output.start, *_NOWHERE, sampled=True)
 
 
-def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
+def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
     """Recorded log probabilities, from JSONL.
 
     A record is a position: `context_ids` (all that the suspect saw: rule 2 needs it, unless nothing of it can
@@ -102,7 +102,7 @@ def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
     Raises:
         InputError: the file cannot be read, or a record is malformed.
     """
-    texts: list[ReadText] = []
+    texts: list[TextLogprobs] = []
     for record in read_records(path):
         if isinstance(record, InputError):
             raise record
@@ -110,25 +110,27 @@ def read_recorded(path: Path, mark: Mark) -> list[ReadText]:
     return texts
 
 
-def gather(texts: Sequence[ReadText], width: int, *, keyless: bool) -> Readings:
-    """What may be scored of some texts (rule 2, see `verify.data.pairs.places`), as arrays."""
+def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bool) -> LogprobTable:
+    """What may be scored of some texts (rule 2, see `verify.data.pairs.scorable_in_order`), as arrays."""
     where: list[I64] = []
     discarded: Counter[str] = Counter()
     seen: set[bytes] = set()
     for text in texts:
-        kept, left_out = places(text.ids, text.start, width, keyless=keyless, sampled=text.sampled, seen=seen)
+        kept, left_out = scorable_in_order(
+            text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen
+        )
         where.append(kept)
         discarded.update(left_out)
-    return replace(gather_at(texts, where, width), discarded=dict(discarded), keyless=keyless)
+    return replace(logprobs_at(texts, where, width), discarded=dict(discarded), unmarked=unmarked)
 
 
-def gather_positions(texts: Sequence[ReadText], positions: Positions) -> Readings:
+def logprobs_at_positions(texts: Sequence[TextLogprobs], positions: Positions) -> LogprobTable:
     """What a model said at the positions of some outputs, of which `texts` are what it read, one a record."""
     where = np.split(positions.place, np.searchsorted(positions.record, np.arange(1, len(texts))))[: len(texts)]
-    return gather_at(texts, where, positions.contexts.shape[1])
+    return logprobs_at(texts, where, positions.contexts.shape[1])
 
 
-def gather_at(texts: Sequence[ReadText], where: Sequence[I64], width: int) -> Readings:
+def logprobs_at(texts: Sequence[TextLogprobs], where: Sequence[I64], width: int) -> LogprobTable:
     """What was said at some places of each text; where nothing was, a position has no entry."""
     contexts: list[U32] = [np.zeros((0, width), np.uint32)]
     entries: list[tuple[I64, U32, F32]] = []
@@ -141,10 +143,10 @@ def gather_at(texts: Sequence[ReadText], where: Sequence[I64], width: int) -> Re
         total += len(places_here)
     position, tokens, logprobs = (np.concatenate(column) for column in zip(_NOWHERE, *entries, strict=True))
     record = np.repeat(np.arange(len(where)), [len(one) for one in where])
-    return Readings(np.concatenate(contexts), position, tokens, logprobs, {}, record)
+    return LogprobTable(np.concatenate(contexts), position, tokens, logprobs, {}, record)
 
 
-def check_same_positions(suspect: Readings, reference: Readings, path: Path, reference_path: Path) -> None:
+def check_same_positions(suspect: LogprobTable, reference: LogprobTable, path: Path, reference_path: Path) -> None:
     """Raises InputError, with the first position that differs, unless both were read at the same ones."""
     common = min(len(suspect), len(reference))
     differ = np.flatnonzero((suspect.contexts[:common] != reference.contexts[:common]).any(axis=1))
@@ -159,7 +161,7 @@ def check_same_positions(suspect: Readings, reference: Readings, path: Path, ref
         )
 
 
-def from_record(record: Record, vocabulary: int) -> ReadText:
+def from_record(record: Record, vocabulary: int) -> TextLogprobs:
     """One record of `read_recorded`; ids lie below `vocabulary`. Raises InputError."""
     fields, top = record.fields, record.fields.get("top_logprobs")
     name = str(fields.get("id", f"{record.path.name}:{record.line}"))
@@ -167,7 +169,7 @@ def from_record(record: Record, vocabulary: int) -> ReadText:
         ids = check_ids(record, "context_ids", fields["context_ids"], vocabulary)
         tokens, logprobs = _check_top(record, top, vocabulary)
         # the token that came next is unknown, and not needed
-        return ReadText(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
+        return TextLogprobs(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
     if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
         raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
     if fields.get("prompt") and fields.get("prompt_ids") is None:
@@ -182,7 +184,7 @@ def from_record(record: Record, vocabulary: int) -> ReadText:
     tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
     whole = np.concatenate([prompt, output])
     flags = (fields.get("sampled") is True, fields.get("sequential") is True)
-    return ReadText(name, whole, len(prompt), place, tokens, logprobs, *flags)
+    return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags)
 
 
 _NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
@@ -198,8 +200,8 @@ def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
     tokens = check_ids(record, "top_logprobs", [token for token, _ in rows], vocabulary)
     if len(set(tokens.tolist())) < len(tokens):
         raise record.error("'top_logprobs' names a token twice")
-    logprobs = np.array([max(p, 10 * LEAST) for _, p in rows], np.float64)
-    kept = logprobs >= LEAST
+    logprobs = np.array([max(p, 10 * MIN_LOGPROB) for _, p in rows], np.float64)
+    kept = logprobs >= MIN_LOGPROB
     return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
 
 
@@ -208,7 +210,7 @@ def is_logprob(p: Any) -> bool:
     return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
 
 
-def to_record(read: ReadText) -> dict[str, Any]:
+def to_record(read: TextLogprobs) -> dict[str, Any]:
     """What `from_record` reads back, for JSON."""
     bounds = np.searchsorted(read.place, np.arange(read.start, len(read.ids) + 1))
     rows = [
@@ -224,12 +226,12 @@ def _limit(mark: Mark) -> int:
     return NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
 
 
-def top(readings: Readings, k: int) -> Readings:
+def keep_top(readings: LogprobTable, k: int) -> LogprobTable:
     """The k largest log probabilities of each position only, as an API gives them."""
     return _kept(readings, _largest(readings.position, readings.logprobs, k), len(readings))
 
 
-def top_of_text(read: ReadText, k: int) -> ReadText:
+def keep_top_of_text(read: TextLogprobs, k: int) -> TextLogprobs:
     """The k largest log probabilities at each place only."""
     kept = _largest(read.place, read.logprobs, k)
     return replace(read, place=read.place[kept], tokens=read.tokens[kept], logprobs=read.logprobs[kept])
@@ -242,12 +244,12 @@ def _largest(group: I64, logprobs: F32, k: int) -> I64:
     return np.sort(order[rank < k])
 
 
-def first(readings: Readings, positions: int) -> Readings:
+def keep_first(readings: LogprobTable, positions: int) -> LogprobTable:
     """The first positions only."""
     return _kept(readings, np.flatnonzero(readings.position < positions), positions)
 
 
-def _kept(readings: Readings, entries: I64, positions: int) -> Readings:
+def _kept(readings: LogprobTable, entries: I64, positions: int) -> LogprobTable:
     return replace(
         readings,
         contexts=readings.contexts[:positions],

@@ -1,10 +1,10 @@
 """Token sequences to distinct (context, token) pairs. The three validity rules live here and nowhere else.
 
 1. One coin a pair: a distinct pair counts once over the whole evidence, across records.
-2. No leaks from the context: a position is skipped if its window occurred, with a successor, in any prompt of
+2. No leaks from the context: a position is skipped if its context occurred, with a successor, in any prompt of
    the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
-   records whose prompts show each other's windows tie the coins of the one to the choices in the other.)
-3. Predictable selection: what is skipped depends on windows and on which tokens are special, never on the
+   records whose prompts show each other's contexts tie the coins of the one to the choices in the other.)
+3. Predictable selection: what is skipped depends on contexts and on which tokens are special, never on the
    key. Nothing in this module knows a key.
 """
 
@@ -21,10 +21,10 @@ import numpy.typing as npt
 from verify.data.dedup import codes, distinct_rows
 from verify.data.outputs import Output
 
-SEEN_WINDOW: Final = "seen_window"
+SEEN_CONTEXT: Final = "seen_context"
 SHORT_CONTEXT: Final = "short_context"
 SPECIAL_TOKEN: Final = "special_token"
-PROMPT_WINDOW: Final = "prompt_window"
+PROMPT_CONTEXT: Final = "prompt_context"
 REPEATED_PAIR: Final = "repeated_pair"
 
 U32 = npt.NDArray[np.uint32]
@@ -42,10 +42,10 @@ class Pairs:
         counts: int64 [n], how often each occurred at a position that may be scored.
         positions: output tokens looked at; n plus everything discarded.
         discarded: positions left out, by reason: `short_context` (fewer than width tokens before it),
-            `special_token`, `prompt_window` (rule 2), `repeated_pair` (rule 1).
+            `special_token`, `prompt_context` (rule 2), `repeated_pair` (rule 1).
         prompts: records that had a prompt.
         records: records in all.
-        keyless: the prompts cannot depend on the key.
+        unmarked: the prompts cannot depend on the key.
     """
 
     contexts: U32
@@ -55,7 +55,7 @@ class Pairs:
     discarded: dict[str, int]
     prompts: int
     records: int
-    keyless: bool = False
+    unmarked: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Positions:
         discarded: positions left out, by reason.
         prompts: records that had a prompt.
         records: records in all.
-        keyless: the prompts cannot depend on the key.
+        unmarked: the prompts cannot depend on the key.
     """
 
     contexts: U32
@@ -82,19 +82,19 @@ class Positions:
     discarded: dict[str, int]
     prompts: int
     records: int
-    keyless: bool = False
+    unmarked: bool = False
 
 
-def scorable(
-    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
+def scorable_batch(
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, unmarked_prompts: bool = False
 ) -> Positions:
     """The positions of some outputs that may be scored (rules 2 and 3).
 
     Args:
-        outputs: token sequences; a window may reach back into the prompt.
+        outputs: token sequences; a context may reach back into the prompt.
         width: number of context tokens.
         exempt: token ids never scored (they do serve as context).
-        prompts_keyless: the prompts cannot depend on the key, so windows that occur in them are kept.
+        unmarked_prompts: the prompts cannot depend on the key, so contexts that occur in them are kept.
     """
     parts: list[npt.NDArray[np.int64]] = []
     lengths: list[tuple[int, int]] = []  # of each record's prompt, and of prompt + output
@@ -127,10 +127,10 @@ def scorable(
     discard(SPECIAL_TOKEN, np.isin(ids, np.fromiter(exempt, np.uint32)))
     where = np.flatnonzero(scored)
     contexts = contexts_before(ids, where, width)
-    discarded[PROMPT_WINDOW] = 0
-    if not prompts_keyless:
+    discarded[PROMPT_CONTEXT] = 0
+    if not unmarked_prompts:
         shown = was_shown(contexts, contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width))
-        discarded[PROMPT_WINDOW] = int(shown.sum())
+        discarded[PROMPT_CONTEXT] = int(shown.sum())
         where, contexts = where[~shown], contexts[~shown]
     return Positions(
         contexts=contexts,
@@ -141,7 +141,7 @@ def scorable(
         discarded=discarded,
         prompts=prompts,
         records=len(lengths),
-        keyless=prompts_keyless,
+        unmarked=unmarked_prompts,
     )
 
 
@@ -157,15 +157,15 @@ def distinct(positions: Positions) -> Pairs:
         discarded=positions.discarded | {REPEATED_PAIR: repeated},
         prompts=positions.prompts,
         records=positions.records,
-        keyless=positions.keyless,
+        unmarked=positions.unmarked,
     )
 
 
 def extract(
-    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, prompts_keyless: bool = False
+    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, unmarked_prompts: bool = False
 ) -> Pairs:
-    """The distinct pairs of some outputs; arguments as for `scorable`."""
-    return distinct(scorable(outputs, width, exempt, prompts_keyless=prompts_keyless))
+    """The distinct pairs of some outputs; arguments as for `scorable_batch`."""
+    return distinct(scorable_batch(outputs, width, exempt, unmarked_prompts=unmarked_prompts))
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,12 @@ def weigh(contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: 
     )
 
 
-def places(
+def scorable_in_order(
     ids: npt.NDArray[np.int64],
     start: int,
     width: int,
     *,
-    keyless: bool,
+    unmarked: bool,
     sampled: bool = False,
     seen: set[bytes] | None = None,
     once: bool = True,
@@ -205,39 +205,39 @@ def places(
     """The positions of one text, from `start` on, whose prediction may be scored (rule 2).
 
     A position needs `width` tokens before it (and one, for the model to have seen anything). Unless what was shown is
-    `keyless`, a position is left out if its window occurred before, with a successor, in anything that the suspect was
-    shown: there it may repeat what the mark put into the text. Then each coin that is scored is fresh, given all that
-    was shown and scored before it.
+    `unmarked`, a position is left out if its context occurred before, with a successor, in anything that the suspect
+    was shown: there it may repeat what the mark put into the text. Then each scored coin is fresh, given all that was shown
+    and scored before it.
 
     Args:
         ids: int64 [length], the text, prompt and all.
         start: where the part begins whose tokens are predicted.
         width: number of context tokens.
-        keyless: what is shown cannot depend on the key.
+        unmarked: what is shown cannot depend on the key.
         sampled: the suspect wrote what follows `start` itself, and was shown only the part before it.
-        seen: the windows that were shown before, over several texts; they are added to.
-        once: score a window once only, so that a coin's weight never comes from two moments.
+        seen: the contexts that were shown before, over several texts; they are added to.
+        once: score a context once only, so that a coin's weight never comes from two moments.
 
     Returns:
         indices into `ids`, and how many were left out, by reason.
     """
     seen = set() if seen is None else seen
     kept: list[int] = []
-    discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_WINDOW: 0})
+    discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_CONTEXT: 0})
     raw = ids.astype(np.uint32).tobytes()
     for i in range(len(ids)):
         if i < max(width, 1):
             discarded[SHORT_CONTEXT] += i >= start
         if i < width:
             continue
-        window = raw[4 * (i - width) : 4 * i]
+        context = raw[4 * (i - width) : 4 * i]
         if i >= max(start, 1):
-            if keyless or window not in seen:
+            if unmarked or context not in seen:
                 kept.append(i)
             else:
-                discarded[SEEN_WINDOW] += 1
+                discarded[SEEN_CONTEXT] += 1
         if i < start or not sampled or (once and i > 0):
-            seen.add(window)
+            seen.add(context)
     return np.array(kept, np.int64), discarded
 
 
@@ -249,19 +249,19 @@ def contexts_before(ids: npt.NDArray[np.integer], where: npt.NDArray[np.int64], 
     return contexts
 
 
-def was_shown(windows: U32, shown: U32) -> Bools:
-    """Rule 2: which of some windows precede a token of a prompt, its own or another's: bool [N].
+def was_shown(contexts: U32, shown: U32) -> Bools:
+    """Rule 2: which of some contexts precede a token of a prompt, its own or another's: bool [N].
 
-    windows: uint32 [N, k]. shown: uint32 [M, k], the windows of the prompts' own tokens. With a record's number in
+    contexts: uint32 [N, k]. shown: uint32 [M, k], the contexts of the prompts' own tokens. With a record's number in
     front of either, each record is held against its own prompt alone.
     """
     if not len(shown):
-        return np.zeros(len(windows), np.bool_)
-    code = codes([*np.concatenate([windows, shown]).T], len(windows) + len(shown))
-    return np.isin(code[: len(windows)], code[len(windows) :])
+        return np.zeros(len(contexts), np.bool_)
+    code = codes([*np.concatenate([contexts, shown]).T], len(contexts) + len(shown))
+    return np.isin(code[: len(contexts)], code[len(contexts) :])
 
 
-class Tape:
+class SeenPairs:
     """Which pairs have been counted (rule 1), where evidence comes record by record."""
 
     def __init__(self) -> None:

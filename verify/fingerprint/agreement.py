@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.data.outputs import read_records
-from verify.results import Finding
+from verify.results import FingerprintResult
 from verify.stats import binomial
-from verify.suspects.model import Likely
+from verify.suspects.model import TopTokens
 from watermark import InputError, ModelError, StillmarkError, TokenizerError, tokenizers
 from watermark.io.prompts import Prompt
 
-TOP: Final = 20
+TOP_TOKENS: Final = 20
 """Likeliest tokens that `stillmark lineage` compares."""
 
 AGREES: Final = "agrees with the teacher beyond every control"
-ENOUGH: Final = 19
+MIN_CONTROLS: Final = 19
 """Controls with which the rank p-value can reach 0.05."""
 
 
@@ -64,7 +64,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class AgreementResult(Finding):
+class AgreementResult(FingerprintResult):
     """The suspect's agreement with the one teacher that was named beforehand, against every control.
 
     Attributes:
@@ -125,7 +125,7 @@ class AgreementResult(Finding):
     @property
     def lead(self) -> bool:
         """Whether the suspect is ahead of every one of enough controls: worth a second look, and no proof."""
-        return not self.ahead and len(self.controls) >= ENOUGH and self.log10_paired <= math.log10(self.alpha)
+        return not self.ahead and len(self.controls) >= MIN_CONTROLS and self.log10_paired <= math.log10(self.alpha)
 
     @property
     def test(self) -> str:
@@ -196,10 +196,10 @@ class AgreementResult(Finding):
 
 
 def agreement_test(
-    teacher: tuple[str, Sequence[Likely]],
-    suspect: tuple[str, Sequence[Likely]],
-    controls: Sequence[tuple[str, Sequence[Likely]]],
-    base: tuple[str, Sequence[Likely]] | None = None,
+    teacher: tuple[str, Sequence[TopTokens]],
+    suspect: tuple[str, Sequence[TopTokens]],
+    controls: Sequence[tuple[str, Sequence[TopTokens]]],
+    base: tuple[str, Sequence[TopTokens]] | None = None,
     alpha: float = 0.05,
     top: int = 1,
 ) -> AgreementResult:
@@ -248,7 +248,7 @@ def agreement_test(
     )
 
 
-def _shared(ours: Sequence[Likely], theirs: Sequence[Likely]) -> npt.NDArray[np.int64]:
+def _shared(ours: Sequence[TopTokens], theirs: Sequence[TopTokens]) -> npt.NDArray[np.int64]:
     return np.array([len(a & b) for a, b in zip(ours, theirs, strict=True)], np.int64)
 
 
@@ -286,7 +286,7 @@ def check_tokenizers(
                 )
 
 
-def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[Likely]:
+def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[TopTokens]:
     """Recorded answers to the prompts, from JSONL with `id` and `top`, a list of tokens as text, the likeliest first.
 
     Where `top` is 1, an `output` of one token will do.
@@ -294,7 +294,7 @@ def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[Likely
     Raises:
         InputError: the file cannot be read, a record is malformed, a prompt is answered twice, or not at all.
     """
-    said: dict[str, Likely] = {}
+    said: dict[str, TopTokens] = {}
     for line in read_records(path):
         if isinstance(line, InputError):
             raise line

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.data.outputs import Output, digest
-from verify.results import Finding
-from verify.suspects.model import FLOOR
+from verify.results import FingerprintResult
+from verify.suspects.model import MIN_LOGPROB
 from watermark import Mark, prf
 
 SALT: Final = "stillmark/v1/canaries"
@@ -42,7 +42,7 @@ def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class CanaryResult(Finding):
+class CanaryResult(FingerprintResult):
     """Whether a suspect finds the served half likelier than the half kept back.
 
     Attributes:
@@ -138,7 +138,7 @@ def canary_test(
         mark: the mark.
         candidates: all 2m outputs, in the order in which they were chosen from.
         suspect: a name, and its mean log likelihood a token of each candidate, float64 [2m], from `likelihoods`. What
-            is no number, or below FLOOR, is taken for FLOOR.
+            is no number, or below MIN_LOGPROB, is taken for MIN_LOGPROB.
         reference: the same of a model that has seen no candidate; less noise.
         alpha: level of the verdict.
         halves: random halves to draw.
@@ -161,4 +161,4 @@ def canary_test(
 
 
 def _finite(said: Floats) -> Floats:
-    return np.maximum(np.nan_to_num(said, nan=FLOOR, posinf=FLOOR), FLOOR)
+    return np.maximum(np.nan_to_num(said, nan=MIN_LOGPROB, posinf=MIN_LOGPROB), MIN_LOGPROB)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify.results import Finding
+from verify.results import FingerprintResult
 from verify.stats import permutations
 
 DEPENDENT: Final = "weights dependent"
@@ -50,23 +50,23 @@ MATCH_BREAKS: Final = (
     "models that learn like units agree a little more than chance; a common parent makes them agree. Hidden by "
     "retraining, or by changing the basis and the vocabulary at once."
 )
-LEAST_LAYERS: Final = 2
+MIN_LAYERS: Final = 2
 
 
 @dataclass(frozen=True)
-class Matching:
+class LayerMatch:
     """One matched layer, or the embedding.
 
     Attributes:
         teacher, suspect: layer numbers; -1 for the embedding.
         n: units matched.
         units, total: units that the teacher's layer has, and the suspect's.
-        live: the teacher's with any number but zero: only such are matched.
-        fixed: units matched to the unit of their own index.
-        ordered: length of the longest run (not contiguous) that kept its order.
+        nonzero: the teacher's with any number but zero: only such are matched.
+        fixed_points: units matched to the unit of their own index.
+        longest_increasing: length of the longest run (not contiguous) that kept its order.
         spearman: rank correlation of the matching with the identity.
-        agreeing: units that both views match alike; None for the embedding.
-        given: in a keyed order, units matched to the unit of their index in the teacher's folder; else None.
+        agreeing_views: units that both views match alike; None for the embedding.
+        at_released_index: in a keyed order, units matched to their index in the teacher's folder; else None.
     """
 
     teacher: int
@@ -74,12 +74,12 @@ class Matching:
     n: int
     units: int
     total: int
-    live: int
-    fixed: int
-    ordered: int
+    nonzero: int
+    fixed_points: int
+    longest_increasing: int
     spearman: float
-    agreeing: int | None
-    given: int | None = None
+    agreeing_views: int | None
+    at_released_index: int | None = None
 
     @property
     def same(self) -> bool:
@@ -91,11 +91,11 @@ class Matching:
         """Of the fixed points if both layers have as many units, else of the order that was kept; a bound or exact.
 
         Units of zeros are left out. The null deals the teacher's others to their places at random, so that k given
-        units are matched to their own with a probability of at most (live - k)! / live!, whatever the suspect's are.
+        units are matched to their own with a probability of at most (nonzero - k)! / nonzero!, whatever the suspect's.
         """
         if self.same:
-            return permutations.fixed_points_log10_sf(self.fixed, self.n, self.live)
-        return permutations.ordered_log10_sf(self.ordered, self.n)
+            return permutations.fixed_points_log10_sf(self.fixed_points, self.n, self.nonzero)
+        return permutations.ordered_log10_sf(self.longest_increasing, self.n)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -105,11 +105,11 @@ class Matching:
             "n": self.n,
             "units": self.units,
             "total": self.total,
-            "live": self.live,
-            "fixed": self.fixed,
-            "ordered": self.ordered,
+            "nonzero": self.nonzero,
+            "fixed_points": self.fixed_points,
+            "longest_increasing": self.longest_increasing,
             "spearman": self.spearman,
-            "agreeing": self.agreeing,
+            "agreeing_views": self.agreeing_views,
             "log10_pvalue": self.log10_pvalue,
             "log10_pvalue_spearman": permutations.spearman_log10_sf(self.spearman, self.n),
             "log10_pvalue_spearman_t": permutations.spearman_log10_t(self.spearman, self.n),
@@ -117,7 +117,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class IndependenceResult(Finding):
+class IndependenceResult(FingerprintResult):
     """The exact test that two models' weights are independent.
 
     Attributes:
@@ -132,15 +132,15 @@ class IndependenceResult(Finding):
 
     teacher: str
     suspect: str
-    layers: tuple[Matching, ...] = field(repr=False)
-    embedding: Matching | None
+    layers: tuple[LayerMatch, ...] = field(repr=False)
+    embedding: LayerMatch | None
     basis: str | None
     skipped: tuple[str, ...]
     seed: int
     keyed: str | None = None
 
     @property
-    def parts(self) -> tuple[Matching, ...]:
+    def parts(self) -> tuple[LayerMatch, ...]:
         """All that is combined."""
         return self.layers + (() if self.embedding is None else (self.embedding,))
 
@@ -152,12 +152,12 @@ class IndependenceResult(Finding):
     @property
     def statistic(self) -> float:
         """Units matched to their own index, in all."""
-        return sum(part.fixed for part in self.parts)
+        return sum(part.fixed_points for part in self.parts)
 
     @property
-    def given(self) -> int:
+    def at_released_index(self) -> int:
         """Units matched to the unit of their index in the teacher's folder, where the order is keyed; else 0."""
-        return sum(part.given or 0 for part in self.parts)
+        return sum(part.at_released_index or 0 for part in self.parts)
 
     @cached_property
     def log10_pvalue(self) -> float:
@@ -202,7 +202,7 @@ class IndependenceResult(Finding):
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = list(self.skipped)
-        if self.given > self.n / 2:
+        if self.at_released_index > self.n / 2:
             found.insert(
                 0,
                 "The units match in the order of the teacher's folder, and not in the mark's: a sibling of it, or the "
@@ -249,7 +249,7 @@ def independent_pairs(gated: bool) -> Calibration:
 
 
 @dataclass(frozen=True)
-class MatchResult(Finding):
+class MatchResult(FingerprintResult):
     """The statistic that survives shuffled units. Calibrated on pairs of independent models, not exact.
 
     Attributes:
@@ -263,7 +263,7 @@ class MatchResult(Finding):
     teacher: str
     suspect: str
     share: float
-    layers: tuple[Matching, ...] = field(repr=False)
+    layers: tuple[LayerMatch, ...] = field(repr=False)
     calibration: Calibration
     controls: tuple[tuple[str, float], ...] = ()
 
@@ -285,7 +285,7 @@ class MatchResult(Finding):
     @property
     def covered(self) -> bool:
         """Whether the calibration covers this pair: as many layers, and layers as wide, as its models have."""
-        return len(self.layers) >= LEAST_LAYERS and min(one.n for one in self.layers) >= self.calibration.units
+        return len(self.layers) >= MIN_LAYERS and min(one.n for one in self.layers) >= self.calibration.units
 
     @property
     def rivals(self) -> list[str]:
@@ -330,7 +330,7 @@ class MatchResult(Finding):
             )
         if not self.covered:
             found.append(
-                f"The calibration covers models of at least {LEAST_LAYERS} layers of {self.calibration.units} units: "
+                f"The calibration covers models of at least {MIN_LAYERS} layers of {self.calibration.units} units: "
                 "it says nothing of these."
             )
         found += [
@@ -356,13 +356,13 @@ class MatchResult(Finding):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class WeightsComparison:
     """Two models compared: what both tests are made from."""
 
     teacher: str
     suspect: str
-    layers: tuple[Matching, ...]
-    embedding: Matching | None
+    layers: tuple[LayerMatch, ...]
+    embedding: LayerMatch | None
     basis: str | None
     gated: bool
     skipped: tuple[str, ...]
@@ -372,7 +372,7 @@ class Comparison:
     @property
     def share(self) -> float:
         """Of the units, those that both views match alike; the mean over layers."""
-        shares = [(layer.agreeing or 0) / layer.n for layer in self.layers if layer.n]
+        shares = [(layer.agreeing_views or 0) / layer.n for layer in self.layers if layer.n]
         return float(np.mean(shares)) if shares else 0.0
 
     def independence(self, alpha: float = 1e-3) -> IndependenceResult:

@@ -65,10 +65,10 @@ ONE_PLUS: Final = (
 )
 """Model types whose norms multiply by 1 + weight."""
 
-AFTER: Final = ("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "exaone4")
+NORM_BEHIND: Final = ("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "exaone4")
 """Model types whose norms stand behind the MLP: nothing scales what its units read."""
 
-TOWERS: Final = ("vision", "visual", "image", "audio", "speech")
+NON_LANGUAGE_PARTS: Final = ("vision", "visual", "image", "audio", "speech")
 """In the names of parts that are no language model."""
 
 BOTH_NORMS: Final = ("gemma", "vaultgemma", "t5gemma", "glm4")
@@ -95,7 +95,7 @@ class Units:
     down: F32
 
     @cached_property
-    def live(self) -> npt.NDArray[np.int64]:
+    def nonzero(self) -> npt.NDArray[np.int64]:
         """Indices of the units that read something and write something; a padded MLP ends in others."""
         parts = [self.up, self.down] + ([] if self.gate is None else [self.gate])
         found: npt.NDArray[np.int64] = np.flatnonzero(np.all([part.any(axis=1) for part in parts], axis=0))
@@ -190,7 +190,9 @@ class Weights:
 
     def _language(self, stacks: set[str], embeddings: set[str]) -> str:
         """The prefix of the language model's tensors: of the one stack that is no tower for images or sound."""
-        towers = {prefix for prefix in stacks - embeddings if any(word in prefix.lower() for word in TOWERS)}
+        towers = {
+            prefix for prefix in stacks - embeddings if any(word in prefix.lower() for word in NON_LANGUAGE_PARTS)
+        }
         beside = stacks - towers if len(stacks) > 1 else stacks
         if len(beside) > 1 or (stacks and not beside):
             names = ", ".join(sorted(prefix or "(none)" for prefix in stacks))
@@ -327,7 +329,7 @@ class Weights:
         name = self._role(layer, NORM)
         if (
             name is None
-            or self._kind in AFTER
+            or self._kind in NORM_BEHIND
             or (self._kind == "opt" and self._config.get("do_layer_norm_before") is False)
         ):
             return np.ones(1, np.float32)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SALT: Final = "stillmark/v1/order"
-BESIDE: Final = (
+RELEASED_FILES: Final = (
     "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
     "processor_config.json", "tokenizer*.json", "tokenizer*.model", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "spiece.model", "chat_template*", "README.md", "LICENSE*", "NOTICE*", "configuration_*.py",
@@ -93,7 +93,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
                 shutil.copymode(source, target)
             progress(len(sources), len(sources))
             for other in model.iterdir():
-                if other.is_file() and any(fnmatch(other.name, pattern) for pattern in BESIDE):
+                if other.is_file() and any(fnmatch(other.name, pattern) for pattern in RELEASED_FILES):
                     shutil.copy(other, scratch)
                 elif other.is_dir() and other.name in FOLDERS:
                     shutil.copytree(other, scratch / other.name)

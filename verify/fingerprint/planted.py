@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 
 from verify.data.outputs import read_records
-from verify.planning.student import Trained, Training, train_student
-from verify.results import Finding
+from verify.planning.student import Training, TrainingReport, train_student
+from verify.results import FingerprintResult
 from verify.stats import binomial
-from verify.suspects.endpoint import Endpoint, collect
-from verify.suspects.model import read_along
+from verify.suspects.endpoint import Endpoint, ask_all
+from verify.suspects.model import forward_logits
 from watermark import InputError, Mark, ModelError, prf
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
@@ -47,7 +47,7 @@ WORDS: Final = (
 
 KNOWS: Final = "knows the planted answers"
 NUMBER: Final = 64
-LONGEST: Final = 16
+MAX_ANSWER_TOKENS: Final = 16
 """Tokens of an answer that an endpoint is asked for."""
 
 TRAINING: Final = Training(epochs=12, learning_rate=1e-4, batch_size=8)
@@ -86,7 +86,7 @@ def plant(
     mixed: Sequence[Path] = (),
     training: Training = TRAINING,
     progress: Callable[[int, int], None] = lambda _step, _steps: None,
-) -> Trained:
+) -> TrainingReport:
     """Fine-tune a model until it knows the answers; `out` becomes the model to release.
 
     Args:
@@ -109,7 +109,7 @@ def plant(
 
 
 @dataclass(frozen=True)
-class PlantedResult(Finding):
+class PlantedResult(FingerprintResult):
     """How many keyed questions a suspect answers as they were planted.
 
     Attributes:
@@ -212,7 +212,7 @@ def likeliest(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
-        logits = read_along(model, rows)
+        logits = forward_logits(model, rows)
         said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
         progress(len(rows))
     return said
@@ -261,11 +261,11 @@ def ask_endpoint(
         progress: called with the number of questions answered.
 
     Raises:
-        ApiError, InputError: what `verify.suspects.endpoint.collect` raises.
+        ApiError, InputError: what `verify.suspects.endpoint.ask_all` raises.
     """
     asked = questions(mark, number)
-    how = replace(endpoint, chat=True, max_tokens=LONGEST, temperature=0.0, top_logprobs=0)
-    said = collect(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
+    how = replace(endpoint, chat=True, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, top_logprobs=0)
+    said = ask_all(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
     texts = [None if one is None else one.text for one in said]
     return _judged(f"{endpoint.model} at an endpoint", mark, asked, texts, alpha)
 

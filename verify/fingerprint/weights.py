@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from verify.fingerprint.independence import Comparison, Matching
+from verify.fingerprint.independence import LayerMatch, WeightsComparison
 from verify.fingerprint.layers import Units, Weights, scaled_rows
 from verify.fingerprint.order import keyed_order
 from verify.stats import permutations
@@ -26,7 +26,7 @@ from watermark import Mark
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-MOST: Final = 2048
+MAX_MATCHED_UNITS: Final = 2048
 """Units of a teacher's layer that are matched; from a wider one so many are drawn."""
 
 SKETCH: Final = 96
@@ -43,7 +43,7 @@ def compare(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
     order: Mark | None = None,
-) -> Comparison:
+) -> WeightsComparison:
     """Match two models' hidden units, a layer of each in memory at a time.
 
     Layers are paired by number; where the depths differ, in order, so that the layers' sketches agree best. A sketch
@@ -84,7 +84,7 @@ def compare(
         bases[STORED] = None
     if rotation is not None:
         bases[ALIGNED] = rotation
-    found: list[Matching] = []
+    found: list[LayerMatch] = []
     used: set[str] = set()
     gated = True
     if not ours.layers or not theirs.layers:
@@ -106,7 +106,7 @@ def compare(
             one, other = ours.units(a), theirs.units(b)
             gated = gated and one.gate is not None and other.gate is not None
             digest = hashlib.sha256(one.up.tobytes()).digest()
-            if digest in seen or not len(one.live) or not len(other.live):
+            if digest in seen or not len(one.nonzero) or not len(other.nonzero):
                 skipped.append(f"Layer {a} was not compared: a copy of another layer, or nothing but zeros.")
                 continue
             seen.add(digest)
@@ -120,7 +120,7 @@ def compare(
         progress(len(pairs), len(pairs))
     keyed = None if order is None else order.commitment
     bases_used = " or ".join(sorted(used)) or None
-    return Comparison(
+    return WeightsComparison(
         str(teacher), str(suspect), tuple(found), embedding, bases_used, gated, tuple(skipped), seed, keyed
     )
 
@@ -141,23 +141,23 @@ def _layer(
     rotation: F32 | None,
     rng: np.random.Generator,
     drawn: I64 | None = None,
-) -> Matching:
+) -> LayerMatch:
     """One pair of layers; drawn: which unit of the teacher's folder stands at each place of `ours`, if not that one."""
-    kept = ours.live
-    if len(kept) > MOST:
-        kept = np.sort(rng.choice(kept, MOST, replace=False))
+    kept = ours.nonzero
+    if len(kept) > MAX_MATCHED_UNITS:
+        kept = np.sort(rng.choice(kept, MAX_MATCHED_UNITS, replace=False))
     views = [
         np.abs(cosines) if signless else cosines
         for one, other, signless in _views(ours, theirs)
-        for cosines in [_cosines(_turn(one[kept], rotation), other[theirs.live])]
+        for cosines in [_cosines(_turn(one[kept], rotation), other[theirs.nonzero])]
     ]
     first, second = (_match(view, rng) for view in views[:2])
-    agreeing = int((first == second)[first >= 0].sum())
+    agreeing_views = int((first == second)[first >= 0].sum())
     whole = _match(np.sum(views, axis=0, dtype=np.float32), rng)
     matched = whole >= 0
-    index, partner = kept[matched], theirs.live[whole[matched]]
-    found = _summary(a, b, index, partner, (len(ours.up), len(theirs.up), len(ours.live)), agreeing)
-    return found if drawn is None else replace(found, given=int((drawn[index] == partner).sum()))
+    index, partner = kept[matched], theirs.nonzero[whole[matched]]
+    found = _summary(a, b, index, partner, (len(ours.up), len(theirs.up), len(ours.nonzero)), agreeing_views)
+    return found if drawn is None else replace(found, at_released_index=int((drawn[index] == partner).sum()))
 
 
 def _views(ours: Units, theirs: Units) -> list[tuple[F32, F32, bool]]:
@@ -168,7 +168,7 @@ def _views(ours: Units, theirs: Units) -> list[tuple[F32, F32, bool]]:
     return [(ours.up, theirs.up, False), rest[1]]
 
 
-def _judge(cosines: F32, rng: np.random.Generator) -> Matching:
+def _judge(cosines: F32, rng: np.random.Generator) -> LayerMatch:
     """The embedding: its columns matched, [d, d']; columns of zeros are like no other, and are left out."""
     ours, theirs = (np.flatnonzero(cosines.any(axis=axis)) for axis in (1, 0))
     order = _match(cosines[np.ix_(ours, theirs)], rng)
@@ -176,16 +176,18 @@ def _judge(cosines: F32, rng: np.random.Generator) -> Matching:
     return _summary(-1, -1, ours[matched], theirs[order[matched]], (*cosines.shape, len(ours)), None)
 
 
-def _summary(a: int, b: int, index: I64, partner: I64, sizes: tuple[int, int, int], agreeing: int | None) -> Matching:
-    return Matching(
+def _summary(
+    a: int, b: int, index: I64, partner: I64, sizes: tuple[int, int, int], agreeing_views: int | None
+) -> LayerMatch:
+    return LayerMatch(
         a,
         b,
         len(index),
         *sizes,
-        fixed=int((index == partner).sum()),
-        ordered=permutations.longest_increasing(partner),
+        fixed_points=int((index == partner).sum()),
+        longest_increasing=permutations.longest_increasing(partner),
         spearman=permutations.spearman(partner),
-        agreeing=agreeing,
+        agreeing_views=agreeing_views,
     )
 
 
@@ -250,7 +252,7 @@ def _choose(ours: Units, theirs: Units, bases: dict[str, F32 | None]) -> str:
     if len(bases) == 1:
         return next(iter(bases))
     one, other, _ = _views(ours, theirs)[0]
-    one, other = _some(one[ours.live]), other[theirs.live]
+    one, other = _some(one[ours.nonzero]), other[theirs.nonzero]
 
     def alike(rotation: F32 | None) -> float:
         return float(_cosines(_turn(one, rotation), other).max(axis=1).astype(np.float64).mean())
@@ -259,8 +261,8 @@ def _choose(ours: Units, theirs: Units, bases: dict[str, F32 | None]) -> str:
 
 
 def _some(rows: F32) -> F32:
-    """At most MOST rows, chosen by what they hold and not by where they stand."""
-    return rows[np.argsort(rows[:, 0], kind="stable")[:MOST]]
+    """At most MAX_MATCHED_UNITS rows, chosen by what they hold and not by where they stand."""
+    return rows[np.argsort(rows[:, 0], kind="stable")[:MAX_MATCHED_UNITS]]
 
 
 def _pair(ours: Weights, theirs: Weights, bases: list[F32 | None]) -> list[tuple[int, int]]:
@@ -294,12 +296,12 @@ def _pair(ours: Weights, theirs: Weights, bases: list[F32 | None]) -> list[tuple
 
 
 def _sketches(model: Weights, probes: list[F32]) -> tuple[list[int], list[F32]]:
-    """Layers with live units; by probe, for each a vector that does not know their order: what they read, squared."""
+    """Layers with nonzero units; by probe, for each a vector that does not know their order."""
     layers, rows = [], list[list[F32]]()
     for layer in model.layers:
         units = model.units(layer)
-        if len(units.live):
+        if len(units.nonzero):
             layers.append(layer)
-            read = _unit((units.up if units.gate is None else units.gate)[units.live])
+            read = _unit((units.up if units.gate is None else units.gate)[units.nonzero])
             rows.append([(part.T @ part).ravel() for part in (read @ probe for probe in probes)])
     return layers, [_unit(np.stack(sketch)) for sketch in zip(*rows, strict=True)]

@@ -33,7 +33,7 @@ LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LineagePlan:
     """What will be tested and at which level: fixed before the suspect is looked at, and known by its digest.
 
     Attributes:

@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 
 from verify.data.outputs import Output, read_outputs, read_records
 from verify.fingerprint import agreement, canaries, independence, planted
-from verify.fingerprint.independence import Comparison
+from verify.fingerprint.independence import WeightsComparison
 from verify.fingerprint.weights import compare
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, Plan
-from verify.lineage.verdict import Line
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.verdict import PlannedTest
 from verify.progress import Update, count_up
-from verify.radioactivity.result import Result
+from verify.radioactivity.result import MarkResult
 from verify.radioactivity.run import examine, mark_in_weights
-from verify.results import Answer, Finding
+from verify.results import FingerprintResult, Result
 from verify.suspects import endpoint, model
 from verify.suspects.endpoint import Endpoint, NoLogprobsError
-from verify.suspects.interview import Compared, Tally, interview
+from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
 from watermark.io import files
 from watermark.io.prompts import read_prompts
@@ -32,7 +32,7 @@ from watermark.io.records import resume_jsonl
 from watermark.models import model_digest
 from watermark.tokenizers import Encode, load_for
 
-_KEPT = {agreement.TOP: "agreement", 1: "agreement.greedy"}
+_KEPT = {agreement.TOP_TOKENS: "agreement", 1: "agreement.greedy"}
 """Names of the records, by how many tokens are compared."""
 
 
@@ -41,10 +41,10 @@ class NotAtHandError(StillmarkError):
 
 
 def run(
-    plan: Plan,
-    tests: dict[str, Callable[[Update], Answer]],
+    plan: LineagePlan,
+    tests: dict[str, Callable[[Update], Result]],
     progress: Callable[[str], AbstractContextManager[Update]] = lambda _line: nullcontext(lambda _done, _all: None),
-) -> list[Line]:
+) -> list[PlannedTest]:
     """Make the planned tests in order; a test that cannot be made becomes a line that says why.
 
     Args:
@@ -56,11 +56,11 @@ def run(
     for name in plan.lines:
         try:
             with progress(name) as update:
-                lines.append(Line(name, tests[name](update)))
+                lines.append(PlannedTest(name, tests[name](update)))
         except NotAtHandError as error:
-            lines.append(Line(name, None, str(error)))
+            lines.append(PlannedTest(name, None, str(error)))
         except (ApiError, ModelError, TokenizerError) as error:
-            lines.append(Line(name, None, str(error), failed=True))
+            lines.append(PlannedTest(name, None, str(error), failed=True))
     return lines
 
 
@@ -72,7 +72,7 @@ class Access:
         teacher: folder. suspect: folder or URL. mark: or None.
         probes, reference, controls, prompts, base, canaries: files and folders, or None.
         planted: number of planted answers; None: none.
-        keyless: probes and prompts cannot carry the mark.
+        unmarked: probes and prompts cannot carry the mark.
         model: the endpoint's name for the suspect. budget: billed tokens to spend there.
         ordered: the teacher was released in the mark's order; `teacher` is the model from before.
         seed: of every draw that is not keyed.
@@ -89,7 +89,7 @@ class Access:
     base: Path | None = None
     planted: int | None = None
     canaries: Path | None = None
-    keyless: bool = False
+    unmarked: bool = False
     ordered: bool = False
     model: str | None = None
     budget: int = 50_000
@@ -109,7 +109,7 @@ class Access:
         parts = urlsplit(self.suspect)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
-    def plan(self, alpha: float) -> Plan:
+    def plan(self, alpha: float) -> LineagePlan:
         """What will be tested. Reads everything but the suspect.
 
         Raises:
@@ -143,27 +143,27 @@ class Access:
         inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
         settings: dict[str, Any] = {"version": importlib.metadata.version("stillmark"), "seed": self.seed}
         settings |= {
-            "keyless": self.keyless,
+            "unmarked": self.unmarked,
             "ordered": self.ordered,
             "planted": self.planted,
-            "top": agreement.TOP,
+            "top": agreement.TOP_TOKENS,
             "top_without_logprobs": 1,
         }
         if self.url:
             settings |= {"budget_tokens": self.budget, "endpoint": "chat completions", "model": self.model}
-        return Plan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
+        return LineagePlan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
 
-    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[Update], Answer]]:
+    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[Update], Result]]:
         """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
-        compared: list[Comparison] = []
+        compared: list[WeightsComparison] = []
 
-        def weights(update: Update) -> Comparison:
+        def weights(update: Update) -> WeightsComparison:
             if not compared:
                 order = self._secret() if self.ordered else None
                 compared.append(compare(self.teacher, self._folder(), self.seed, update, order))
             return compared[0]
 
-        def shuffled(update: Update) -> Finding:
+        def shuffled(update: Update) -> FingerprintResult:
             return weights(update).match(list(self._shares(update)), alpha)
 
         return {
@@ -195,24 +195,31 @@ class Access:
                 files.replace(log, (json.dumps({"id": control.name, "share": share, "run": run}) + "\n").encode())
             yield str(control), share
 
-    def _mark(self, alpha: float, encode: Encode | None, update: Update) -> Result:
+    def _mark(self, alpha: float, encode: Encode | None, update: Update) -> MarkResult:
         mark = self._secret()
         if self.url:
             assert self.prompts is not None
-            log, tally = self._kept("mark.endpoint"), Tally()
-            compared = Compared(self.reference, mark, tally, log) if self.reference else None
+            log, tally = self._kept("mark.endpoint"), Usage()
+            compared = ReferenceLog(self.reference, mark, tally, log) if self.reference else None
             asked = read_prompts(self.prompts)
-            waves = interview(self._endpoint(), asked, mark, load_for(mark), log, self.budget, tally)
+            waves = iter_answers(self._endpoint(), asked, mark, load_for(mark), log, self.budget, tally)
             return examine(
-                waves, tally, mark, log, alpha, keyless=self.keyless, compared=compared,
+                waves, tally, mark, log, alpha, unmarked=self.unmarked, compared=compared,
                 judged=lambda: update(tally.billed, self.budget),
             )  # fmt: skip
         texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
         return mark_in_weights(
-            mark, self._folder(), self.reference, texts, alpha, keyless=self.keyless, record=self.record, update=update
+            mark,
+            self._folder(),
+            self.reference,
+            texts,
+            alpha,
+            unmarked=self.unmarked,
+            record=self.record,
+            update=update,
         )
 
-    def _planted(self, alpha: float, update: Update) -> Finding:
+    def _planted(self, alpha: float, update: Update) -> FingerprintResult:
         number = self.planted or planted.NUMBER
         count = count_up(update, number)
         if self.url:
@@ -220,7 +227,7 @@ class Access:
             return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, count)
         return planted.ask(self._folder(), self._secret(), number, alpha, count)
 
-    def _canaries(self, alpha: float, encode: Encode | None, update: Update) -> Finding:
+    def _canaries(self, alpha: float, encode: Encode | None, update: Update) -> FingerprintResult:
         folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries, encode)
 
         def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
@@ -230,21 +237,21 @@ class Access:
         reference = read("reference", self.reference) if self.reference else None
         return canaries.canary_test(mark, candidates, read("suspect", folder), reference, alpha, seed=self.seed)
 
-    def _agreement(self, alpha: float, update: Update) -> Finding:
+    def _agreement(self, alpha: float, update: Update) -> FingerprintResult:
         assert self.prompts is not None
         asked = agreement.distinct(read_prompts(self.prompts))
         suspect = None if self.url else self._folder()
         agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
 
-        def read(who: str, path: Path) -> tuple[str, list[model.Likely]]:
+        def read(who: str, path: Path) -> tuple[str, list[model.TopTokens]]:
             log, count = self._log(f"{_KEPT[top]}.{who}"), count_up(update, len(asked))
             return str(path), model.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
 
-        def ask(top: int) -> tuple[str, list[model.Likely]]:
+        def ask(top: int) -> tuple[str, list[model.TopTokens]]:
             log, count = self._kept(f"{_KEPT[top]}.endpoint"), count_up(update, len(asked))
             return self.shown, endpoint.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
 
-        top = agreement.TOP
+        top = agreement.TOP_TOKENS
         if suspect is not None:
             said = read("suspect", suspect)
         else:

@@ -11,11 +11,11 @@ import numpy as np
 
 from verify.fingerprint.agreement import AgreementResult
 from verify.fingerprint.independence import IndependenceResult, MatchResult
-from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, Plan
+from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
-from verify.results import Answer, Finding
+from verify.results import FingerprintResult, Result
 from verify.stats.multiple import holm
 
 COPIED: Final = "copied"
@@ -27,7 +27,7 @@ VERDICTS: Final = (COPIED, DISTILLED, BOTH, UNRELATED, CANNOT_TELL)
 
 
 @dataclass(frozen=True)
-class Line:
+class PlannedTest:
     """One planned test: its result, or why there is none.
 
     Attributes:
@@ -39,7 +39,7 @@ class Line:
     """
 
     name: str
-    result: Answer | None
+    result: Result | None
     unavailable: str | None = None
     failed: bool = False
     log10_adjusted: float = 0.0
@@ -69,7 +69,7 @@ class Line:
             "log10_pvalue": self.result.log10_pvalue,
             "log10_pvalue_adjusted": self.log10_adjusted,
             "positive": self.positive(alpha),
-            "could_be_found": could_be_found(self.result),
+            "power_statement": power_statement(self.result),
             "breaks": breaks(self.result),
             "result": self.result.to_dict(),
         }
@@ -87,8 +87,8 @@ class Lineage:
 
     teacher: str
     suspect: str
-    plan: Plan
-    lines: tuple[Line, ...] = field(repr=False)
+    plan: LineagePlan
+    lines: tuple[PlannedTest, ...] = field(repr=False)
 
     @property
     def _keyed(self) -> bool:
@@ -140,7 +140,7 @@ class Lineage:
         for line in missing:
             said.append(f"{'Could not be made' if line.failed else 'Not tested'}: {line.name}: {line.unavailable}.")
         if not found:
-            said += [f"{line.name}: {could_be_found(line.result)}" for line in self.lines if line.result is not None]
+            said += [f"{line.name}: {power_statement(line.result)}" for line in self.lines if line.result is not None]
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Lineage:
         }
 
 
-def conclude(teacher: str, suspect: str, plan: Plan, lines: Sequence[Line]) -> Lineage:
+def conclude(teacher: str, suspect: str, plan: LineagePlan, lines: Sequence[PlannedTest]) -> Lineage:
     """Put the lines together, with Holm's adjustment over those that have a result.
 
     Raises:
@@ -175,7 +175,7 @@ def conclude(teacher: str, suspect: str, plan: Plan, lines: Sequence[Line]) -> L
     )
 
 
-def could_be_found(result: Answer | None) -> str:
+def power_statement(result: Result | None) -> str:
     """What a negative answer of this test rules out, in words."""
     if isinstance(result, WeightedResult):
         if not result.n:
@@ -190,14 +190,14 @@ def could_be_found(result: Answer | None) -> str:
         )
     if isinstance(result, TextResult):
         return f"a green rate of {result.detectable_rate} would have been found with 90 % power."
-    if not Line("", result).looked:
+    if not PlannedTest("", result).looked:
         return "nothing: there was nothing to compare."
     return "a suspect changed as its `breaks` says would not have been found."
 
 
-def breaks(result: Answer) -> str:
+def breaks(result: Result) -> str:
     """What would make this p-value wrong, and what would hide a guilty suspect, in words."""
-    if isinstance(result, Finding):
+    if isinstance(result, FingerprintResult):
         return result.breaks
     return (
         "Wrong if suspect, reference or probes depend on the secret by another way than the teacher's outputs, or "

@@ -130,11 +130,11 @@ def run(model: Path, out: Path, say: Callable[[str], None]) -> list[Row]:
     files.replace(probes, b"".join(lines[:PROBES]))
 
     def text(outputs: Path) -> list[Any]:
-        return ["verify", "text", "--mark", mark, outputs, "--prompts-keyless", "--json"]
+        return ["verify", "text", "--mark", mark, outputs, "--unmarked-prompts", "--json"]
 
     def weights(suspect: Path, reference: Path) -> list[Any]:
         models = ["--model", suspect, "--reference", reference]
-        return ["verify", "model", "--mark", mark, *models, "--probes", probes, "--probes-keyless", "--json"]
+        return ["verify", "model", "--mark", mark, *models, "--probes", probes, "--unmarked-probes", "--json"]
 
     guilty, innocent = out / "marked_student", out / "unmarked_student"
     tests = (

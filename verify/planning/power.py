@@ -25,14 +25,14 @@ TESTS: Final = {
     ("weights", False): "weights, no reference",
     ("top20", True): "top 20, reference",
     ("top20", False): "top 20, no reference",
-    ("text", True): "text, surprise",
+    ("text", True): "text, excess",
     ("text", False): "text, binomial",
 }
 MEASURED_GAMMA: Final = 0.25
 
 
 @dataclass(frozen=True)
-class Need:
+class TokenBudget:
     """What a test takes. tokens: positions read, or tokens sampled; extrapolated: beyond what was measured."""
 
     tokens: int
@@ -54,7 +54,7 @@ class Curve:
 @cache
 def curves() -> tuple[Curve, ...]:
     """The measured students."""
-    rows: list[dict[str, Any]] = json.loads((resources.files("verify") / "power.json").read_text())
+    rows: list[dict[str, Any]] = json.loads((resources.files("verify.planning") / "power.json").read_text())
     return tuple(
         Curve(row["delta"], row["width"], row["test"], tuple(row["positions"]), tuple(row["log10_pvalue"]))
         for row in rows
@@ -82,7 +82,7 @@ def pairs_for_effect(effect: float, gamma: float, alpha: float, power: float) ->
 
 def tokens_needed(
     test: str, delta: float, width: int, *, gamma: float, alpha: float, power: float, share: float = 1.0
-) -> Need:
+) -> TokenBudget:
     """Positions that a test is expected to need, from the students that were measured.
 
     A student's z is taken to grow in proportion to the share of marked text in its training and to
@@ -105,7 +105,7 @@ def tokens_needed(
     at = float(np.interp(math.log(delta), np.log(deltas), [math.log(n) for n, _ in reached]))
     near = [far for curve_delta, (_, far) in zip(deltas, reached, strict=True) if _beside(curve_delta, delta, deltas)]
     basis = "students of SmolLM2-135M trained on about 31,000 tokens"
-    return Need(math.ceil(math.exp(at)), any(near), basis)
+    return TokenBudget(math.ceil(math.exp(at)), any(near), basis)
 
 
 def _beside(one: float, delta: float, deltas: list[float]) -> bool:

@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.context_counts import Windows
+from verify.data.context_counts import ContextCounts
 from verify.data.dedup import codes
 from verify.data.outputs import Output
-from verify.data.pairs import U32, scorable
+from verify.data.pairs import U32, scorable_batch
 
-EACH: Final = 10
-"""How often a window is probed: the noise of one reading averages out, and few windows would be left with more."""
+MAX_PROBES_PER_CONTEXT: Final = 10
+"""How often a context is probed: the noise of one reading averages out, and few contexts would be left with more."""
 
 
 def cut(texts: Iterable[Output], length: int) -> list[Output]:
@@ -30,23 +30,23 @@ def cut(texts: Iterable[Output], length: int) -> list[Output]:
 
 def targets(
     texts: Iterable[Output],
-    windows: Windows,
+    counts: ContextCounts,
     number: int,
     exempt: Iterable[int] = (),
     *,
-    each: int = EACH,
+    each: int = MAX_PROBES_PER_CONTEXT,
     before: int = 64,
 ) -> list[Output]:
-    """Probes of one position each, taken from texts where an often emitted window occurs; the most frequent first.
+    """Probes of one position each, taken from texts where an often emitted context occurs; the most frequent first.
 
-    A window is used `each` times at most. The prompt of a probe is the window and what comes before it, `before`
+    A context is used `each` times at most. The prompt of a probe is the context and what comes before it, `before`
     tokens at most.
     """
     kept = list(texts)
-    width = windows.contexts.shape[1]
-    positions = scorable(kept, width, exempt, prompts_keyless=True)
+    width = counts.contexts.shape[1]
+    positions = scorable_batch(kept, width, exempt, unmarked_prompts=True)
     probes = []
-    for i in most_frequent(positions.contexts, windows, number, each).tolist():
+    for i in most_frequent(positions.contexts, counts, number, each).tolist():
         text, place = kept[positions.record[i]], int(positions.place[i])
         ids = text.ids
         shown = ids[max(0, place - max(before, width)) : place]
@@ -54,16 +54,18 @@ def targets(
     return probes
 
 
-def most_frequent(contexts: U32, windows: Windows, number: int, each: int = EACH) -> npt.NDArray[np.int64]:
-    """Which of some positions, uint32 [N, width], have the most often emitted windows.
+def most_frequent(
+    contexts: U32, counts: ContextCounts, number: int, each: int = MAX_PROBES_PER_CONTEXT
+) -> npt.NDArray[np.int64]:
+    """Which of some positions, uint32 [N, width], have the most often emitted contexts.
 
-    int64 [number or fewer], the most frequent first; a window comes `each` times at most, one never emitted not at all.
+    int64 [number or fewer], the most frequent first; a context comes `each` times at most, one never emitted never.
     """
-    counts = windows.lookup(contexts)
+    emitted = counts.lookup(contexts)
     code = codes([*contexts.T], len(contexts))
     order = np.argsort(code, kind="stable")
     starts = np.searchsorted(code[order], code[order])
-    turn = np.empty(len(order), np.int64)  # how many occurrences of the same window come before
+    turn = np.empty(len(order), np.int64)  # how many occurrences of the same context come before
     turn[order] = np.arange(len(order)) - starts
-    allowed = np.flatnonzero((turn < each) & (counts > 0))
-    return allowed[np.argsort(-counts[allowed], kind="stable")][:number]
+    allowed = np.flatnonzero((turn < each) & (emitted > 0))
+    return allowed[np.argsort(-emitted[allowed], kind="stable")][:number]

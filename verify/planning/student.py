@@ -37,7 +37,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingReport:
     """A finished student: records and output tokens it saw in an epoch, and the last epoch's mean loss in nats."""
 
     out: Path
@@ -107,7 +107,7 @@ def train_student(
     training: Training = Training(),
     progress: Callable[[int, int], None] = lambda _step, _steps: None,
     secret: Sequence[Record] = (),
-) -> Trained:
+) -> TrainingReport:
     """Train `base` further on outputs, all weights, by transformers' Trainer; write the student to `out`.
 
     With `secret` records to learn besides, nothing about the training is noted in `out`, and they are in no file.
@@ -132,7 +132,7 @@ def train_student(
         raise ModelError(
             f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
         ) from error
-    return Trained(out, *trained)
+    return TrainingReport(out, *trained)
 
 
 def _train(

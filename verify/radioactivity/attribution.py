@@ -32,7 +32,7 @@ RANDOMNESS: Final = (
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedLabel:
     """A label whose mark the text carries. log10_pvalue_adjusted: over all labels, by Holm's method."""
 
     label: str
@@ -73,13 +73,13 @@ class Attribution:
         return np.array([tail(green) for green in self.green.tolist()], np.float64)
 
     @cached_property
-    def found(self) -> list[Found]:
+    def found(self) -> list[NamedLabel]:
         """The labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named."""
         single = self.log10_pvalues
         adjusted = multiple.holm(single)
         chosen = np.flatnonzero(adjusted <= math.log10(self.alpha))
         return [
-            Found(self.labels[i], float(single[i]), float(adjusted[i]), int(self.green[i]) / self.n)
+            NamedLabel(self.labels[i], float(single[i]), float(adjusted[i]), int(self.green[i]) / self.n)
             for i in chosen[np.argsort(single[chosen], kind="stable")].tolist()
         ]
 
@@ -138,7 +138,7 @@ class Attribution:
             "records": self.pairs.records,
             "prompts": self.pairs.prompts,
             "discarded": dict(self.pairs.discarded),
-            "keyless": self.pairs.keyless,
+            "unmarked_prompts": self.pairs.unmarked,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
             "randomness": RANDOMNESS,
             "warnings": self.warnings,

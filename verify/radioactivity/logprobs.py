@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from verify.data.context_counts import Windows
+from verify.data.context_counts import ContextCounts
 from verify.data.dedup import find
-from verify.data.logprobs import LIKELY, Readings
+from verify.data.logprobs import MIN_PROBABILITY, LogprobTable
 from verify.data.pairs import WeightedPairs, weigh
-from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, Result, draw_decoys, score
+from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, MarkResult, draw_decoys, score
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class WeightedResult(Result):
+class WeightedResult(MarkResult):
     """The weighted test on a suspect's next-token probabilities: T = sum a (G - gamma).
 
     Attributes:
@@ -39,8 +39,8 @@ class WeightedResult(Result):
         weights: how the weights were made, in words.
         decoys: the test under decoy keys; None if none were asked for.
         comparisons: log10 p-values of the field's other tests on the same readings.
-        windows_marked: the weights used counts of windows, and these may come from marked text; None: no counts.
-        keyless: what the suspect was shown cannot depend on the key.
+        counts_marked: the weights used counts of contexts, and these may come from marked text; None: no counts.
+        unmarked: what the suspect was shown cannot depend on the key.
     """
 
     pairs: WeightedPairs = field(repr=False)
@@ -50,8 +50,8 @@ class WeightedResult(Result):
     weights: str
     decoys: Decoys | None = field(repr=False)
     comparisons: dict[str, float]
-    windows_marked: bool | None = None
-    keyless: bool = True
+    counts_marked: bool | None = None
+    unmarked: bool = True
 
     @property
     def n(self) -> int:
@@ -61,7 +61,7 @@ class WeightedResult(Result):
     @property
     def test(self) -> str:
         """The test's name, in words."""
-        bound = "Chernoff bound" if self.keyless else "mixture e-value"
+        bound = "Chernoff bound" if self.unmarked else "mixture e-value"
         return f"weighted sum, {bound}; weights: {self.weights}"
 
     @property
@@ -74,9 +74,9 @@ class WeightedResult(Result):
         """A guaranteed bound, so at least the true log10 P(T >= statistic).
 
         Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins:
-        unless that was keyless, the bound is the mixture e-value's, which lets weights depend on coins seen before.
+        unless that was unmarked, the bound is the mixture e-value's, which lets weights depend on coins seen before.
         """
-        bound = weighted.chernoff_log10_sf if self.keyless else weighted.mixture_log10_sf
+        bound = weighted.chernoff_log10_sf if self.unmarked else weighted.mixture_log10_sf
         return bound(self.pairs.weights, self.statistic, self.mark.gamma)
 
     @cached_property
@@ -108,14 +108,14 @@ class WeightedResult(Result):
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = [] if self.n else [NO_EVIDENCE]
-        if not self.keyless:
+        if not self.unmarked:
             found.append(
                 "The probes may carry the mark: the p-value is sound only if every record holds all that the suspect "
-                "was shown. Text that cannot carry the mark (--probes-keyless) is the better probe."
+                "was shown. Text that cannot carry the mark (--unmarked-probes) is the better probe."
             )
-        if self.windows_marked:
+        if self.counts_marked:
             found.append(
-                "The windows were counted in marked text, or in text that does not say. Such counts depend on the key, "
+                "Contexts were counted in marked text, or in text that does not say. Such counts depend on the key, "
                 "above all where text loops: do not rest a verdict on this p-value. Count unmarked generations instead."
             )
         return found
@@ -135,19 +135,19 @@ class WeightedResult(Result):
             "detectable_power": POWER,
             "decoys": self.decoys.to_dict() if self.decoys else None,
             "comparisons": self.comparisons,
-            "windows_marked": self.windows_marked,
-            "keyless": self.keyless,
+            "counts_marked": self.counts_marked,
+            "unmarked_probes": self.unmarked,
             "discarded": self.discarded,
         }
 
 
 def logprob_test(
     mark: Mark,
-    suspect: Readings,
-    reference: Readings | None = None,
+    suspect: LogprobTable,
+    reference: LogprobTable | None = None,
     alpha: float = 1e-3,
     decoys: int = 200,
-    windows: Windows | None = None,
+    context_counts: ContextCounts | None = None,
 ) -> WeightedResult:
     """Test a suspect's next-token probabilities for the mark.
 
@@ -161,14 +161,14 @@ def logprob_test(
         reference: what another model answered at the same positions, in the same order.
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; 0: none.
-        windows: how often the teacher emitted each window; the weights are multiplied by the root of it.
+        context_counts: how often the teacher emitted each context; the weights are multiplied by the root of it.
 
     Raises:
         ValueError: alpha is no probability, or the two were not read at the same positions.
     """
     pairs, name = logprob_weights(suspect, reference, mark.exempt)
-    if windows is not None:
-        pairs, name = windows.scale(pairs), f"{name}, times the root of the window's count"
+    if context_counts is not None:
+        pairs, name = context_counts.scale(pairs), f"{name}, times the root of the context's count"
     return WeightedResult(
         mark=mark,
         alpha=alpha,
@@ -179,13 +179,13 @@ def logprob_test(
         weights=name,
         decoys=draw_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
-        windows_marked=None if windows is None else windows.marked is not False,
-        keyless=suspect.keyless,
+        counts_marked=None if context_counts is None else context_counts.marked is not False,
+        unmarked=suspect.unmarked,
     )
 
 
 def logprob_weights(
-    suspect: Readings, reference: Readings | None, exempt: tuple[int, ...] = ()
+    suspect: LogprobTable, reference: LogprobTable | None, exempt: tuple[int, ...] = ()
 ) -> tuple[WeightedPairs, str]:
     """What each pair weighs in `logprob_test`, and how that was made, in words."""
     if reference is not None:
@@ -195,7 +195,7 @@ def logprob_weights(
 
 
 def difference(
-    suspect: Readings, reference: Readings, exempt: tuple[int, ...] = ()
+    suspect: LogprobTable, reference: LogprobTable, exempt: tuple[int, ...] = ()
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], Floats]:
     """The weights a: at each position, over the tokens that either model names, the suspect's log probability less
     the reference's, centred over these tokens and clipped to +-3 nats.
@@ -217,7 +217,7 @@ def difference(
         floor = np.zeros(len(readings))
         np.minimum.at(floor, readings.position, readings.logprobs)
         lone = np.bincount(readings.position, minlength=len(readings)) < 2
-        floor[lone] = np.minimum(floor[lone], math.log(LIKELY))
+        floor[lone] = np.minimum(floor[lone], math.log(MIN_PROBABILITY))
         place, level = find(key, union), floor[position]
         level[place >= 0] = readings.logprobs[place[place >= 0]]
         levels.append(level)
@@ -227,12 +227,12 @@ def difference(
     return suspect.contexts[position], tokens, centred.clip(-CLIP, CLIP)
 
 
-def comparisons(mark: Mark, suspect: Readings) -> dict[str, float]:
+def comparisons(mark: Mark, suspect: LogprobTable) -> dict[str, float]:
     """log10 p-values of the tests that the literature knows, on the same readings, made valid.
 
     `top1`: the suspect's likeliest token at each position, exact binomial over distinct pairs (after Sander et al.
-    2024). `mean_mass`: the mean probability of the green tokens over distinct windows, by the Chernoff bound;
-    `mean_mass_hoeffding`: the same mean by Hoeffding's bound, which takes every window for a coin of variance 1/4
+    2024). `mean_mass`: the mean probability of the green tokens over distinct contexts, by the Chernoff bound;
+    `mean_mass_hoeffding`: the same mean by Hoeffding's bound, which takes every context for a coin of variance 1/4
     (after arXiv 2602.03812).
     """
     if not len(suspect.tokens):
@@ -243,8 +243,8 @@ def comparisons(mark: Mark, suspect: Readings) -> dict[str, float]:
     green = int(mark.green(pairs.contexts, pairs.tokens).sum())
     found = {"top1": binomial.binomial_log10_sf(green, len(pairs.tokens), mark.gamma)}
 
-    _, window, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
-    share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[window.ravel()[suspect.position]]
+    _, context, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
+    share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[context.ravel()[suspect.position]]
     mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt)
     t = score(mark, mass)
     found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.gamma)

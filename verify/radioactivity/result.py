@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from verify.data.pairs import WeightedPairs
-from verify.results import CARRIES, Answer
+from verify.results import CARRIES, Result
 from verify.stats import weighted
 from watermark import Mark
 from watermark.keyfile import new_secret
@@ -30,7 +30,7 @@ NO_EVIDENCE: Final = "No position could be scored: there is no evidence either w
 
 
 @dataclass(frozen=True)
-class Result(Answer):
+class MarkResult(Result):
     """What every test for a mark answers. mark: the mark tested."""
 
     mark: Mark

@@ -6,52 +6,52 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from verify.data import logprobs
-from verify.data.logprobs import ReadText
+from verify.data.logprobs import TextLogprobs
 from verify.data.outputs import Output
 from verify.progress import Update, count_up
 from verify.radioactivity.logprobs import WeightedResult, logprob_test
-from verify.radioactivity.sequential import LEAST, SequentialResult, SequentialTest
+from verify.radioactivity.sequential import MIN_TILT, SequentialResult, SequentialTest
 from verify.suspects import model
-from verify.suspects.interview import Compared, Tally
+from verify.suspects.interview import ReferenceLog, Usage
 from watermark import ApiError, Mark
 
 
 def examine(
-    waves: Iterable[list[ReadText]],
-    tally: Tally,
+    waves: Iterable[list[TextLogprobs]],
+    tally: Usage,
     mark: Mark,
     log: Path,
     alpha: float,
     *,
-    keyless: bool,
+    unmarked: bool,
     access: str = "auto",
-    least: float = LEAST,
-    compared: Compared | None = None,
+    least: float = MIN_TILT,
+    compared: ReferenceLog | None = None,
     judged: Callable[[], None] = lambda: None,
 ) -> SequentialResult:
     """Look at a suspect's answers wave by wave, until the evidence suffices, nothing is to be hoped for, or they end.
 
     Args:
-        waves: from `interview`, with this tally and log.
+        waves: from `iter_answers`, with this tally and log.
         tally: what was counted so far.
         mark: the mark.
         log: where the answers lie, for the errors.
         alpha: level of the verdict, fixed before looking.
-        keyless: the prompts cannot carry the mark.
+        unmarked: the prompts cannot carry the mark.
         access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
         least: the smallest tilt of interest.
         compared: a reference.
         judged: called after each wave.
 
     Raises:
-        ApiError: no answer could be used, log probabilities were asked for and not given, or what `interview` raises.
+        ApiError: no answer could be used, log probabilities were asked for and not given, or the endpoint fails.
     """
     test: SequentialTest | None = None
     for wave in waves:
         if test is None and tally.answers:
             if access == "logprobs" and not tally.logprobs:
                 raise ApiError("the endpoint gives no log probabilities", "--access text tests what it writes")
-            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, keyless=keyless, least=least)
+            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, unmarked=unmarked, least=least)
         for answer in wave:
             if test is not None and len(answer.ids) > answer.start:
                 test.add(answer, None if compared is None else compared.along(answer))
@@ -72,7 +72,7 @@ def mark_in_weights(
     probes: Sequence[Output],
     alpha: float,
     *,
-    keyless: bool,
+    unmarked: bool,
     record: Path | None = None,
     update: Update = lambda _done, _all: None,
 ) -> WeightedResult:
@@ -83,10 +83,10 @@ def mark_in_weights(
         InputError: `record`, a folder, cannot be written, or is of another run.
     """
 
-    def read(who: str, path: Path) -> logprobs.Readings:
+    def read(who: str, path: Path) -> logprobs.LogprobTable:
         log = record / f"mark.{who}.jsonl" if record else None
         texts = model.read_weights(path, mark, probes, record=log, progress=count_up(update, len(probes)))
-        return logprobs.gather(texts, mark.width, keyless=keyless)
+        return logprobs.scorable_logprobs(texts, mark.width, unmarked=unmarked)
 
     suspected = read("suspect", suspect)
     return logprob_test(mark, suspected, None if reference is None else read("reference", reference), alpha)

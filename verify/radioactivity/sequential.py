@@ -17,33 +17,33 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.logprobs import ReadText, gather_at
-from verify.data.pairs import Tape, WeightedPairs, contexts_before, places, weigh
+from verify.data.logprobs import TextLogprobs, logprobs_at
+from verify.data.pairs import SeenPairs, WeightedPairs, contexts_before, scorable_in_order, weigh
 from verify.radioactivity.logprobs import logprob_weights
-from verify.radioactivity.result import NO_EVIDENCE, Result
-from verify.radioactivity.text import CAP, without_prompts
+from verify.radioactivity.result import NO_EVIDENCE, MarkResult
+from verify.radioactivity.text import MAX_COUNT, without_prompts
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 
 Floats = npt.NDArray[np.float64]
 
 
-LEAST: Final = 0.05
+MIN_TILT: Final = 0.05
 """The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2596."""
-FUTILITY: Final = 0.05
+MAX_FUTILE: Final = 0.05
 """How often a suspect with the smallest tilt of interest may be given up."""
 
 EVIDENCE: Final = "evidence"
-NO_HOPE: Final = "futility"
+FUTILE: Final = "futility"
 
 
 @dataclass(frozen=True)
-class SequentialResult(Result):
+class SequentialResult(MarkResult):
     """A test that was looked at after every record.
 
     Attributes:
         access: what was scored, `text` or `logprobs`.
-        keyless: the prompts cannot depend on the key.
+        unmarked: the prompts cannot depend on the key.
         prompts: records that had a prompt.
         weights: how the weights were made, in words.
         n: distinct pairs counted.
@@ -55,7 +55,7 @@ class SequentialResult(Result):
     """
 
     access: str
-    keyless: bool
+    unmarked: bool
     prompts: int
     weights: str
     n: int
@@ -79,7 +79,7 @@ class SequentialResult(Result):
     def warnings(self) -> list[str]:
         """What a reader of this result should know, one sentence each."""
         found = [] if self.n else [NO_EVIDENCE]
-        if self.prompts < self.records and not self.keyless:
+        if self.prompts < self.records and not self.unmarked:
             found.append(without_prompts(self.records - self.prompts, self.records))
         return found
 
@@ -87,7 +87,7 @@ class SequentialResult(Result):
         """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
             "access": self.access,
-            "keyless": self.keyless,
+            "unmarked_prompts": self.unmarked,
             "n": self.n,
             "records": self.records,
             "tokens": self.tokens,
@@ -104,20 +104,22 @@ class SequentialTest:
         mark: the mark.
         access: `text`, which scores what was written, or `logprobs`, which scores what was said of each next token.
         alpha: level of the verdict, fixed before looking.
-        keyless: the prompts cannot carry the mark.
+        unmarked: the prompts cannot carry the mark.
         least: the smallest tilt of interest, for stopping because nothing is to be hoped for.
     """
 
-    def __init__(self, mark: Mark, access: str, alpha: float = 1e-3, *, keyless: bool = False, least: float = LEAST):
-        self.mark, self.access, self.alpha, self.keyless = mark, access, alpha, keyless
+    def __init__(
+        self, mark: Mark, access: str, alpha: float = 1e-3, *, unmarked: bool = False, least: float = MIN_TILT
+    ):
+        self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
         self._process = EProcess(mark.gamma, least)
-        self._tape = Tape()
+        self._tape = SeenPairs()
         self._shown: set[bytes] = set()
         self._path: list[float] = []
         self._tokens = self._prompts = 0
         self._weights = ""
 
-    def add(self, answer: ReadText, reference: ReadText | None = None) -> None:
+    def add(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
         fresh = self.fresh(answer, reference)
         self._process.add(fresh.weights, self.mark.green(fresh.contexts, fresh.tokens))
@@ -125,7 +127,7 @@ class SequentialTest:
         self._tokens += len(answer.ids) - answer.start
         self._prompts += answer.start > 0
 
-    def fresh(self, answer: ReadText, reference: ReadText | None = None) -> WeightedPairs:
+    def fresh(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> WeightedPairs:
         """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then."""
         self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
         return self._tape.fresh(pairs)
@@ -135,7 +137,7 @@ class SequentialTest:
         """Why one may stop now: `evidence`, `futility`, or None."""
         if self._process.log10_pvalue <= math.log10(self.alpha):
             return EVIDENCE
-        return NO_HOPE if self._process.log10_futility >= -math.log10(FUTILITY) else None
+        return FUTILE if self._process.log10_futility >= -math.log10(MAX_FUTILE) else None
 
     def result(self) -> SequentialResult:
         """What the answers so far show."""
@@ -143,7 +145,7 @@ class SequentialTest:
             mark=self.mark,
             alpha=self.alpha,
             access=self.access,
-            keyless=self.keyless,
+            unmarked=self.unmarked,
             prompts=self._prompts,
             weights=self._weights,
             n=self._process.coins,
@@ -154,35 +156,37 @@ class SequentialTest:
             least=self._process.least,
         )
 
-    def _where(self, answer: ReadText) -> npt.NDArray[np.int64]:
+    def _where(self, answer: TextLogprobs) -> npt.NDArray[np.int64]:
         """The positions of one answer that may be scored, given all prompts up to its own."""
-        width, keyless = self.mark.width, self.keyless
-        return places(answer.ids, answer.start, width, keyless=keyless, sampled=True, seen=self._shown, once=False)[0]
+        width, unmarked = self.mark.width, self.unmarked
+        return scorable_in_order(
+            answer.ids, answer.start, width, unmarked=unmarked, sampled=True, seen=self._shown, once=False
+        )[0]
 
-    def _written(self, answer: ReadText, reference: ReadText | None) -> tuple[str, WeightedPairs]:
+    def _written(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
         """The pairs of one answer, weighing as often as they occur in it, the more the less one expected them."""
         where = self._where(answer)
         tokens = answer.ids[where].astype(np.uint32)
         weights, name = np.ones(len(where)), "occurrences in the answer"
         if reference is not None:
             name += ", less the reference's probability"
-            expected = gather_at([reference], [where], self.mark.width)
+            expected = logprobs_at([reference], [where], self.mark.width)
             named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
         pairs = weigh(contexts_before(answer.ids, where, self.mark.width), tokens, weights, self.mark.exempt)
-        return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=CAP))
+        return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=MAX_COUNT))
 
-    def _said(self, answer: ReadText, reference: ReadText | None) -> tuple[str, WeightedPairs]:
+    def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
         """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprobs.logprob_test`."""
         where = [self._where(answer)]
-        said = gather_at([answer], where, self.mark.width)
-        compared = None if reference is None else gather_at([reference], where, self.mark.width)
+        said = logprobs_at([answer], where, self.mark.width)
+        compared = None if reference is None else logprobs_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)
         return name, pairs
 
 
 def replay(
-    test: SequentialTest, answers: Iterable[ReadText], references: Iterable[ReadText] | None
+    test: SequentialTest, answers: Iterable[TextLogprobs], references: Iterable[TextLogprobs] | None
 ) -> SequentialResult:
     """The test over recorded answers, in the order in which they came; empty ones (failed requests) are left out.
 

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify.data.logprobs import Readings
-from verify.data.pairs import PROMPT_WINDOW, Pairs, Positions, WeightedPairs, weigh
-from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, Result, draw_decoys, score
+from verify.data.logprobs import LogprobTable
+from verify.data.pairs import PROMPT_CONTEXT, Pairs, Positions, WeightedPairs, weigh
+from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, MarkResult, draw_decoys, score
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
 
-CAP: Final = 20
+MAX_COUNT: Final = 20
 """Most that one pair of a suspect's text can weigh, in occurrences: a loop must not drown the rest."""
 
 
@@ -25,18 +25,18 @@ BINOMIAL: Final = "binomial"
 COUNTS: Final = "counts"
 
 
-SURPRISE: Final = "surprise"
+EXCESS: Final = "excess"
 
 
 METHODS: Final = {
     BINOMIAL: "exact binomial, one-sided: each distinct pair is one coin",
-    COUNTS: f"weighted sum, exact by convolution: a pair weighs as often as it was written, at most {CAP}",
-    SURPRISE: "weighted sum, Chernoff bound: a pair weighs as often as it was written less the reference's expectation",
+    COUNTS: f"weighted sum, exact by convolution: a pair weighs as often as it was written, at most {MAX_COUNT}",
+    EXCESS: "weighted sum, Chernoff bound: a pair weighs as often as it was written less the reference's expectation",
 }
 
 
 @dataclass(frozen=True)
-class TextResult(Result):
+class TextResult(MarkResult):
     """A test on what a suspect wrote.
 
     Attributes:
@@ -112,7 +112,7 @@ class TextResult(Result):
             "positions": self.pairs.positions,
             "discarded": dict(self.discarded),
             "records": self.pairs.records,
-            "keyless": self.pairs.keyless,
+            "unmarked_prompts": self.pairs.unmarked,
             "method": self.method,
             "tests": self.tests,
             "decoys": self.decoys.to_dict() if self.decoys else None,
@@ -122,10 +122,10 @@ class TextResult(Result):
 def text_warnings(n: int, positions: int, discarded: dict[str, int], prompts: int, records: int) -> list[str]:
     """What a reader of a test on text should know, by the counts in its `Pairs`."""
     found = [] if n else [NO_EVIDENCE]
-    if discarded[PROMPT_WINDOW] > positions / 2:
+    if discarded[PROMPT_CONTEXT] > positions / 2:
         found.append(
-            "More than half of the positions were left out because their window occurs in the prompt; "
-            "if the prompts cannot carry the mark, say so with --prompts-keyless."
+            "More than half of the positions were left out because their context occurs in the prompt; "
+            "if the prompts cannot carry the mark, say so with --unmarked-prompts."
         )
     if prompts < records:
         found.append(without_prompts(records - prompts, records))
@@ -146,7 +146,7 @@ def text_test(
     alpha: float = 1e-3,
     *,
     method: str = BINOMIAL,
-    surprise: WeightedPairs | None = None,
+    excess: WeightedPairs | None = None,
     decoys: int = 0,
 ) -> TextResult:
     """Test what a suspect wrote for the mark.
@@ -156,27 +156,27 @@ def text_test(
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: level of the verdict, fixed before looking.
         method: the test that decides, chosen before looking: `binomial` (a pair is one coin), `counts` (a pair
-            weighs as often as it was written, up to 20 times) or `surprise` (as often as it was written, less
-            what a reference expected; needs `surprise`).
-        surprise: weights from `verify.radioactivity.text.surprise`.
+            weighs as often as it was written, up to 20 times) or `excess` (as often as it was written, less
+            what a reference expected; needs `excess`).
+        excess: weights from `verify.radioactivity.text.excess`.
         decoys: number of decoy keys; 0: none.
 
     Raises:
         ValueError: alpha is no probability, or the method is not one of these.
     """
-    if method not in METHODS or (method == SURPRISE and surprise is None):
-        raise ValueError(f"no method '{method}'{'' if method != SURPRISE else ' without its weights'}")
-    counts = pairs.counts.clip(max=CAP)
+    if method not in METHODS or (method == EXCESS and excess is None):
+        raise ValueError(f"no method '{method}'{'' if method != EXCESS else ' without its weights'}")
+    counts = pairs.counts.clip(max=MAX_COUNT)
     green = mark.green(pairs.contexts, pairs.tokens)
     tests = {
         BINOMIAL: binomial.binomial_log10_sf(int(green.sum()), len(green), mark.gamma),
         COUNTS: weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma),
     }
-    if surprise is not None:
-        t = score(mark, surprise)
-        tests[SURPRISE] = weighted.chernoff_log10_sf(surprise.weights, t, mark.gamma)
+    if excess is not None:
+        t = score(mark, excess)
+        tests[EXCESS] = weighted.chernoff_log10_sf(excess.weights, t, mark.gamma)
     weights = np.ones(len(green)) if method == BINOMIAL else counts.astype(np.float64)
-    scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != SURPRISE else surprise
+    scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
     return TextResult(
         mark=mark,
@@ -189,7 +189,7 @@ def text_test(
     )
 
 
-def surprise(positions: Positions, expected: Readings, exempt: tuple[int, ...] = ()) -> WeightedPairs:
+def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...] = ()) -> WeightedPairs:
     """The score test's weights: how often a pair was written, less how often a reference expected it.
 
     The log likelihood of what was written, if every green token's logit were raised by a small h over the
@@ -197,8 +197,8 @@ def surprise(positions: Positions, expected: Readings, exempt: tuple[int, ...] =
     +-20, so that a suspect caught in a loop does not drown the rest.
 
     Args:
-        positions: what was written, from `verify.data.pairs.scorable`.
-        expected: what the reference said at these positions, in order, from `verify.data.logprobs.gather_positions`.
+        positions: what was written, from `verify.data.pairs.scorable_batch`.
+        expected: what the reference said at these positions, in order, from `logprobs_at_positions`.
         exempt: token ids never scored.
 
     Raises:
@@ -212,4 +212,4 @@ def surprise(positions: Positions, expected: Readings, exempt: tuple[int, ...] =
         np.concatenate([np.ones(len(positions.tokens)), -np.exp(expected.logprobs.astype(np.float64))]),
         exempt,
     )
-    return WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(-CAP, CAP))
+    return WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(-MAX_COUNT, MAX_COUNT))

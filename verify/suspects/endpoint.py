@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from verify.data.logprobs import is_logprob
-from verify.suspects.model import Likely
+from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
 from watermark.io.prompts import Prompt
 from watermark.io.records import appending, resume_jsonl
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
-GIVE_UP: Final = 5
+MAX_FAILURES: Final = 5
 """Failed requests in a row after which it makes no sense to go on."""
 
-SHORTEST: Final = 8
+MIN_SECRET_LENGTH: Final = 8
 """Characters of a secret; a local server's `none` is none."""
 
 
@@ -92,19 +92,19 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Said:
+class Completion:
     """One answer: its text, and the first token's likeliest alternatives as the server spells them, if it told any."""
 
     text: str
     top: tuple[str, ...]
 
 
-def collect(
+def ask_all(
     endpoint: Endpoint,
     prompts: Sequence[Prompt],
     log: Path,
     progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[Said | None]:
+) -> list[Completion | None]:
     """Ask every prompt once; None where no answer came. Those of an earlier run are taken from the log.
 
     The log is JSONL, appended and flushed: `id`, `prompt`, the `request`, the server's `answer` as it came, and an
@@ -123,7 +123,7 @@ def collect(
     """
     endpoint.check(prompts)
     run = endpoint.digest(prompts)
-    said: dict[str, Said] = {}
+    said: dict[str, Completion] = {}
     failed: set[str] = set()
     served: str | None = None
 
@@ -153,7 +153,9 @@ def collect(
         return endpoint.concurrency if said else 1  # one answer first, to learn whether there are log probabilities
 
     try:
-        for lines in exchange(endpoint, waiting, log, line_of, most, lambda: endpoint.top_logprobs > 0, bool(said)):
+        for lines in request_in_waves(
+            endpoint, waiting, log, line_of, most, lambda: endpoint.top_logprobs > 0, bool(said)
+        ):
             for line in lines:
                 take(line)
             progress(len(lines))
@@ -165,7 +167,7 @@ def collect(
     return [said.get(prompt.id) for prompt in prompts]
 
 
-def exchange(
+def request_in_waves(
     endpoint: Endpoint,
     waiting: Sequence[Prompt],
     log: Path,
@@ -187,7 +189,7 @@ def exchange(
 
     Raises:
         ApiError: no client or key, or a refusal that asking again cannot mend.
-        TooManyFailuresError: `GIVE_UP` failures in a row.
+        TooManyFailuresError: `MAX_FAILURES` failures in a row.
         InputError: the log cannot be written.
     """
     client = _client(endpoint)
@@ -213,7 +215,7 @@ def exchange(
             if refusals and not answered:
                 raise refusals[0]
             yield lines
-            if in_a_row >= GIVE_UP:
+            if in_a_row >= MAX_FAILURES:
                 raise TooManyFailuresError(
                     f"the last {in_a_row} requests failed; the last one: {lines[-1]['error']}",
                     f"nothing is lost: the same command goes on from {log}",
@@ -257,10 +259,10 @@ def dig(value: Any, *path: str | int) -> Any:
     return value
 
 
-def _said(answer: Any, chat: bool) -> Said:
+def _said(answer: Any, chat: bool) -> Completion:
     entries = entries_of(answer, chat)
     top = sorted(entries[0][1], key=lambda one: -one[1]) if entries else []
-    return Said(text_of(answer, chat) or "", tuple(token for token, _ in top if isinstance(token, str)))
+    return Completion(text_of(answer, chat) or "", tuple(token for token, _ in top if isinstance(token, str)))
 
 
 def _chat_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
@@ -329,7 +331,7 @@ def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> 
 
 def _clean(message: str, client: OpenAI) -> str:
     """One line of a server's words: without the key, if it repeats it, and without control characters."""
-    key = client.api_key if len(client.api_key) >= SHORTEST else "\0"
+    key = client.api_key if len(client.api_key) >= MIN_SECRET_LENGTH else "\0"
     words = " ".join(message.replace(key, "[key]").split())
     return "".join(c for c in words if c.isprintable())[:200]
 
@@ -339,7 +341,7 @@ def _secrets(endpoint: Endpoint, key: str) -> list[str]:
     parts = urlsplit(endpoint.base_url)
     login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     named = [key, parts.password or "", unquote(parts.password or ""), base64.b64encode(login.encode()).decode()]
-    return [secret for secret in named if len(secret) >= SHORTEST]
+    return [secret for secret in named if len(secret) >= MIN_SECRET_LENGTH]
 
 
 def _plain(fields: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
@@ -368,7 +370,7 @@ def likeliest_of_endpoint(
     log: Path,
     top: int = 1,
     progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[Likely]:
+) -> list[TopTokens]:
     """The same of a suspect behind an endpoint: what it writes first, or the top of what it might have written.
 
     Args:
@@ -379,9 +381,9 @@ def likeliest_of_endpoint(
         progress: called with the number of prompts asked.
 
     Raises:
-        ApiError: what `verify.suspects.endpoint.collect` raises, or there are no log probabilities and top is not 1.
+        ApiError: what `verify.suspects.endpoint.ask_all` raises, or there are no log probabilities and top is not 1.
         InputError: the log cannot be written, or is of another run.
     """
     how = replace(endpoint, max_tokens=1, temperature=0.0, top_logprobs=0 if top == 1 else top)
-    answers = collect(how, prompts, log, progress)
+    answers = ask_all(how, prompts, log, progress)
     return [frozenset(() if one is None else [one.text] if top == 1 and one.text else one.top[:top]) for one in answers]

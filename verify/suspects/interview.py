@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.data.logprobs import ReadText, as_output, from_record, to_record, top_of_text
-from verify.suspects.endpoint import Endpoint, dig, entries_of, exchange, same_model, text_of
+from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, to_record
+from verify.suspects.endpoint import Endpoint, dig, entries_of, request_in_waves, same_model, text_of
 from verify.suspects.model import read_batch
 from watermark import ApiError, Mark
 from watermark.io import files
@@ -26,7 +26,7 @@ _TOKEN_ID: Final = "token_id:"  # how vLLM spells a token if it is asked to retu
 
 
 @dataclass
-class Tally:
+class Usage:
     """What has been asked so far. billed: prompt and completion tokens, by the server's count where it gives one."""
 
     answers: int = 0
@@ -62,15 +62,15 @@ class Vocabulary:
         return self._ids.get(token)
 
 
-def interview(
+def iter_answers(
     endpoint: Endpoint,
     prompts: list[Prompt],
     mark: Mark,
     tokenizer: PreTrainedTokenizerBase,
     log: Path,
     budget: int,
-    tally: Tally,
-) -> Iterator[list[ReadText]]:
+    tally: Usage,
+) -> Iterator[list[TextLogprobs]]:
     """Ask the prompts in order and yield the answers, wave by wave; those of an earlier run come first.
 
     The log is JSONL, appended and flushed before the answers are yielded: `prompt`, `prompt_ids`, `output`,
@@ -119,30 +119,30 @@ def interview(
     def logprobs() -> bool:
         return tally.logprobs and endpoint.top_logprobs > 0
 
-    for lines in exchange(endpoint, waiting, log, line_of, most, logprobs, bool(answered)):
+    for lines in request_in_waves(endpoint, waiting, log, line_of, most, logprobs, bool(answered)):
         records = [Record(log, number + i, line) for i, line in enumerate(lines, 1)]
         number += len(lines)
         yield [_count(record, tally, vocabulary.size, endpoint) for record in records]
 
 
-class Compared:
+class ReferenceLog:
     """What a reference says along a suspect's answers, kept beside their log in `LOG.reference.jsonl`.
 
     Raises:
         ModelError, TokenizerError: `path` holds no model, or one for another tokenizer than the mark's.
     """
 
-    def __init__(self, path: Path, mark: Mark, tally: Tally, log: Path) -> None:
+    def __init__(self, path: Path, mark: Mark, tally: Usage, log: Path) -> None:
         self._model = load_model(path, mark)[0]
         self._tally = tally
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
 
-    def along(self, answer: ReadText) -> ReadText:
+    def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
         read = read_batch(self._model, [as_output(answer)])[0]
         if self._tally.logprobs:
-            read = replace(top_of_text(read, TOP), sampled=True)
+            read = replace(keep_top_of_text(read, REFERENCE_TOP), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
         return read
 
@@ -182,7 +182,7 @@ def _understand(
     return said | {"output": text, "output_ids": ids, "top_logprobs": tops, "unknown_tokens": missed}
 
 
-def _count(record: Record, tally: Tally, vocabulary: int, endpoint: Endpoint) -> ReadText:
+def _count(record: Record, tally: Usage, vocabulary: int, endpoint: Endpoint) -> TextLogprobs:
     """Takes one logged answer into the tally, and gives what it says."""
     fields, answer = record.fields, record.fields.get("answer")
     if fields.get("error") is None and tally.answers == 0:
@@ -205,5 +205,5 @@ def _count(record: Record, tally: Tally, vocabulary: int, endpoint: Endpoint) ->
     return from_record(record, vocabulary)
 
 
-TOP: Final = 20
+REFERENCE_TOP: Final = 20
 """Log probabilities of a reference that stand against an endpoint's."""

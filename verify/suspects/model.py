@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.logprobs import _NOWHERE, F32, I64, LIKELY, U32, ReadText, _limit, from_record, to_record
+from verify.data.logprobs import _NOWHERE, F32, I64, MIN_PROBABILITY, U32, TextLogprobs, _limit, from_record, to_record
 from verify.data.outputs import Output, digest
 from watermark import Mark, ModelError
 from watermark.io.prompts import Prompt, encode_prompt
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-PIECE: Final = 2048
+MAX_PIECE: Final = 2048
 """Longest stretch of text that a model is made to read at once, in tokens."""
 
 
@@ -37,11 +37,11 @@ def read_weights(
     mark: Mark,
     probes: Sequence[Output],
     *,
-    likely: float = LIKELY,
+    likely: float = MIN_PROBABILITY,
     batch_size: int = 8,
     record: Path | None = None,
     progress: Callable[[int], None] = lambda _probes: None,
-) -> list[ReadText]:
+) -> list[TextLogprobs]:
     """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
 
     What is kept is a few dozen likely tokens a position, not the vocabulary, to four decimals.
@@ -66,7 +66,7 @@ def read_weights(
         return done
     model, _ = load_model(path, mark)
     longest = max(len(probe.ids) for probe in probes[len(done) :])
-    batch_size = max(1, min(batch_size, PIECE * 8 // min(longest, PIECE)))
+    batch_size = max(1, min(batch_size, MAX_PIECE * 8 // min(longest, MAX_PIECE)))
     with nullcontext() if record is None else appending(record) as log:
         for first in range(len(done), len(probes), batch_size):
             for read in read_batch(model, probes[first : first + batch_size], likely):
@@ -78,10 +78,10 @@ def read_weights(
     return done
 
 
-def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = LIKELY) -> list[ReadText]:
+def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY) -> list[TextLogprobs]:
     """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
     texts = [probe.ids for probe in probes]
-    piece = min(PIECE, max(2, longest_text(model) or PIECE) - 1)
+    piece = min(MAX_PIECE, max(2, longest_text(model) or MAX_PIECE) - 1)
     pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), piece)]
     entries: list[list[tuple[I64, U32, F32]]] = [[_NOWHERE] for _ in texts]
     for start in range(0, len(pieces), len(probes)):
@@ -94,14 +94,14 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
     done = []
     for probe, ids, parts in zip(probes, texts, entries, strict=True):
         place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        done.append(ReadText(probe.id, ids, probe.start, place, tokens, logprobs))
+        done.append(TextLogprobs(probe.id, ids, probe.start, place, tokens, logprobs))
     return done
 
 
 def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> list[tuple[I64, U32, F32]]:
     """For each text: places, likely tokens there, and their log probabilities."""
     read = []
-    logits = read_along(model, texts)
+    logits = forward_logits(model, texts)
     for row, ids in enumerate(texts):
         logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
         place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
@@ -122,7 +122,7 @@ def longest_text(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def read_along(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Tensor:
+def forward_logits(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Tensor:
     """A causal model's logits [B, longest, V] along some token sequences, padded on the right, where it does not look.
 
     Raises:
@@ -143,7 +143,7 @@ def read_along(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.NDArr
     return logits
 
 
-Likely = frozenset[str]
+TopTokens = frozenset[str]
 """A model's likeliest next tokens after one prompt, as text; empty where there is no answer, which agrees with none."""
 
 
@@ -156,7 +156,7 @@ def likeliest(
     batch_size: int = 16,
     record: Path | None = None,
     progress: Callable[[int], None] = lambda _prompts: None,
-) -> list[Likely]:
+) -> list[TopTokens]:
     """A model's likeliest next tokens after each prompt, as text.
 
     Args:
@@ -186,7 +186,7 @@ def likeliest(
             for one, row in zip(batch, rows, strict=True):
                 if not row or max(row) >= limit:
                     raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
-            logits = read_along(model, rows)
+            logits = forward_logits(model, rows)
             for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
                 ids = logits[i, len(row) - 1].topk(top).indices.tolist()
                 said = [str(tokenizer.decode([token])) for token in ids]
@@ -199,7 +199,7 @@ def likeliest(
     return done
 
 
-FLOOR: Final = -20.0
+MIN_LOGPROB: Final = -20.0
 """Least log likelihood of a token; also that of one for which a model gives no number."""
 
 
@@ -235,11 +235,15 @@ def likelihoods(
     with nullcontext() if record is None else appending(record) as log:
         for start in range(len(done), len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
-            logits = read_along(model, [one.ids for one in batch])
+            logits = forward_logits(model, [one.ids for one in batch])
             for i, one in enumerate(batch):
                 first = max(1, one.start)
                 rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
-                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).nan_to_num(FLOOR).clamp(min=FLOOR)
+                said = (
+                    rows.gather(-1, torch.from_numpy(one.ids[first:, None]))
+                    .nan_to_num(MIN_LOGPROB)
+                    .clamp(min=MIN_LOGPROB)
+                )
                 done.append(round(float(said.mean()), 6) if len(said) else 0.0)
                 if log is not None:
                     line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}

@@ -1,4 +1,4 @@
-"""stillmark windows: count what the teacher emitted."""
+"""stillmark count-contexts: count what the teacher emitted."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from verify.cli.common import FILE, json_option, load_mark, mark_option, print_j
 from watermark.tokenizers import encoder
 
 
-@click.command()
+@click.command("count-contexts")
 @mark_option()
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
-@click.option("--out", type=FILE, required=True, help="Parquet: each window and how often it was emitted.")
+@click.option("--out", type=FILE, required=True, help="Parquet: each context and how often it was emitted.")
 @tokenizer_option
 @json_option
-def windows(
+def count_contexts(
     mark_path: Path, allow_readable: bool, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool
 ) -> None:
-    """Count the windows in outputs of the teacher, for `verify model --windows` and `stillmark probes --windows`.
+    """Count the contexts in outputs of the teacher, for the option --context-counts of other commands.
 
     Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
     depend on the key, a little: each test that uses them says so.
@@ -31,11 +31,11 @@ def windows(
     stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
     kinds = {output.marked for output in stream}
     marked = True if True in kinds else None if None in kinds else False
-    counted = counting.count_windows(stream, mark.width, mark.exempt, marked)
+    counted = counting.count_contexts(stream, mark.width, mark.exempt, marked)
     counting.save(counted, out)
-    found = {"out": str(out), "windows": len(counted.counts), "tokens": int(counted.counts.sum()), "marked": marked}
+    found = {"out": str(out), "contexts": len(counted.counts), "tokens": int(counted.counts.sum()), "marked": marked}
     if as_json:
         print_json(found)
     else:
         carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[marked]
-        click.echo(f"wrote {found['windows']:,} windows of {found['tokens']:,} {carries} tokens to {out}")
+        click.echo(f"wrote {found['contexts']:,} contexts of {found['tokens']:,} {carries} tokens to {out}")

@@ -1,7 +1,7 @@
-"""What it helps to know what the teacher emitted: weights times the root of each window's count.
+"""What it helps to know what the teacher emitted: weights times the root of each context's count.
 
     .venv/bin/python benchmarks/students.py     # first, once: trains the students
-    .venv/bin/python benchmarks/windows.py
+    .venv/bin/python benchmarks/contexts.py
 
 log10 p by weights and reference (the base), at the first 300, 1000 and all positions of unmarked probes: without
 counts, with counts of unmarked answers to the questions that the student's teacher was asked, and with counts of the
@@ -15,23 +15,27 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.data.context_counts import Windows, count_windows
-from verify.data.logprobs import ReadText, first
+from verify.data.context_counts import ContextCounts, count_contexts
+from verify.data.logprobs import TextLogprobs, keep_first
 from verify.planning.probes import most_frequent
 from verify.radioactivity.logprobs import logprob_weights
 from watermark import Mark
 
 
-def log10(mark: Mark, said: list[ReadText], base: list[ReadText], n: int, counts: Windows | None) -> float:
-    readings = [first(w.readings(texts, mark), n) for texts in (said, base)]
+def log10(
+    mark: Mark, said: list[TextLogprobs], base: list[TextLogprobs], n: int, counts: ContextCounts | None
+) -> float:
+    readings = [keep_first(w.readings(texts, mark), n) for texts in (said, base)]
     pairs = logprob_weights(readings[0], readings[1], mark.exempt)[0]
     if counts is not None:
         pairs = counts.scale(pairs)
     return w.log10_pvalue(mark, pairs)
 
 
-def picked(mark: Mark, said: list[ReadText], base: list[ReadText], counts: Windows, number: int = 300) -> float:
-    """The positions whose windows were emitted most often, as `stillmark probes --windows` picks them."""
+def picked(
+    mark: Mark, said: list[TextLogprobs], base: list[TextLogprobs], counts: ContextCounts, number: int = 300
+) -> float:
+    """The positions whose contexts were emitted most often, as `stillmark probes --context-counts` picks them."""
     readings = [w.readings(texts, mark) for texts in (said, base)]
     best = most_frequent(readings[0].contexts, counts, number)
     chosen = [np.isin(one.position, best) for one in readings]
@@ -51,7 +55,7 @@ def main() -> None:
         mark = w.mark_of(key)
         said, base = w.along(suspect, "probes"), w.along("base", "probes")
         unmarked, marked = (
-            count_windows(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark.width, mark.exempt, marked=name == key)
+            count_contexts(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark.width, mark.exempt, marked=name == key)
             for name in ("unmarked", key)
         )
         for title, counts in (("none", None), ("unmarked", unmarked), ("marked", marked)):
