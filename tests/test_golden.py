@@ -34,42 +34,42 @@ TOLERANCE: Final = 1e-9
 
 COMMANDS: Final = {
     "text-binomial": "verify text --mark MARK E/outputs.jsonl E/more.txt --skip-bad",
-    "text-binomial-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --prompts-keyless --test binomial",
+    "text-binomial-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --unmarked-prompts --test binomial",
     "text-counts": "verify text --mark MARK E/outputs.jsonl --skip-bad --test counts",
     "text-surprise": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0",
     "text-surprise-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0 "
-    "--prompts-keyless --test surprise",
+    "--unmarked-prompts --test excess",
     "text-unmarked": "verify text --mark MARK E/plain.jsonl --alpha 0.01",
     "text-width-3": "verify text --mark W/wide.mark E/child.jsonl",
     "text-sequential": "verify text --mark MARK E/answers.jsonl",
-    "text-sequential-reference": "verify text --mark MARK E/answers.jsonl --reference W/parent --prompts-keyless",
+    "text-sequential-reference": "verify text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
     "logprobs": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0",
-    "logprobs-keyless": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0 --probes-keyless",
+    "logprobs-keyless": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
     "logprobs-reference": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
     "--decoys 0",
     "logprobs-reference-keyless": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
-    "--decoys 0 --probes-keyless",
+    "--decoys 0 --unmarked-probes",
     "logprobs-windows": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl --decoys 0 "
-    "--probes-keyless --windows W/plain.parquet",
-    "logprobs-unmarked": "verify logprobs --mark MARK E/reference.jsonl --decoys 0 --probes-keyless",
-    "logprobs-positions": "verify logprobs --mark MARK E/positions.jsonl --decoys 0 --probes-keyless",
+    "--unmarked-probes --context-counts W/plain.parquet",
+    "logprobs-unmarked": "verify logprobs --mark MARK E/reference.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-positions": "verify logprobs --mark MARK E/positions.jsonl --decoys 0 --unmarked-probes",
     "logprobs-sequential": "verify logprobs --mark MARK E/answers.jsonl",
     "logprobs-sequential-reference": "verify logprobs --mark MARK E/answers.jsonl "
-    "--reference-records E/answers.reference.jsonl --probes-keyless",
+    "--reference-records E/answers.reference.jsonl --unmarked-probes",
     "model": "verify model --mark MARK --model W/suspect --probes E/probes.jsonl --decoys 0",
     "model-reference": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
-    "--probes-keyless --decoys 0",
+    "--unmarked-probes --decoys 0",
     "model-windows": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
-    "--probes-keyless --decoys 0 --windows W/plain.parquet",
+    "--unmarked-probes --decoys 0 --context-counts W/plain.parquet",
     "api": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
     "--log W/api.jsonl --concurrency 1",
     "api-text": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
     "--log W/api-text.jsonl --concurrency 1 --access text --max-tokens 32",
     "api-reference": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
-    "--log W/api-reference.jsonl --concurrency 1 --reference W/parent --prompts-keyless --alpha 1e-9",
+    "--log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts --alpha 1e-9",
     "corpus": "verify corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
-    "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --prompts-keyless",
+    "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --unmarked-prompts",
     "fingerprint-weights-copied": "fingerprint weights --teacher W/units --suspect W/units-copied "
     "--control W/units-other",
     "fingerprint-weights-shuffled": "fingerprint weights --teacher W/units --suspect W/units-shuffled",
@@ -85,22 +85,24 @@ COMMANDS: Final = {
     "fingerprint-canaries-test": "fingerprint canaries test --mark MARK E/canaries.jsonl --suspect W/served",
     "fingerprint-canaries-test-reference": "fingerprint canaries test --mark MARK E/canaries.jsonl "
     "--suspect W/other --reference W/parent --halves 999 --seed 3",
-    "lineage-copied": "lineage --teacher W/teacher --suspect W/copy --mark MARK --probes E/probes.jsonl --keyless "
-    "--reference W/parent --controls W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
+    "lineage-copied": "lineage --teacher W/teacher --suspect W/copy --mark MARK --probes E/probes.jsonl "
+    "--unmarked-probes --reference W/parent --controls W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
     "lineage-distilled": "lineage --teacher W/teacher --suspect W/suspect --mark MARK --probes E/probes.jsonl "
-    "--keyless --reference W/parent",
-    "lineage-unrelated": "lineage --teacher W/teacher --suspect W/other --mark MARK --probes E/probes.jsonl --keyless",
+    "--unmarked-probes --reference W/parent",
+    "lineage-unrelated": "lineage --teacher W/teacher --suspect W/other --mark MARK --probes E/probes.jsonl "
+    "--unmarked-probes",
     "lineage-endpoint": "lineage --teacher W/teacher --suspect URL --model s --mark MARK --prompts E/prompts.jsonl "
-    "--keyless --controls W/other --record W/record --budget-tokens 2000",
+    "--unmarked-prompts --controls W/other --record W/record --budget-tokens 2000",
     "power-effect": "power --access text --effect 0.01",
     "power-text": "power --access text --no-reference --delta 2 --width 2 --share 0.5 --price-in 1 --price-out 3",
     "power-text-reference": "power --access text --delta 1",
     "power-logprobs": "power --access top20 --delta 2 --alpha 1e-6 --answer-tokens 64",
     "power-weights": "power --access weights --delta 1 --width 2 --share 0.1",
-    "windows": "windows --mark MARK E/plain.jsonl --out W/windows.parquet",
-    "windows-marked": "windows --mark MARK E/child.jsonl --out W/windows-marked.parquet",
+    "windows": "count-contexts --mark MARK E/plain.jsonl --out W/windows.parquet",
+    "windows-marked": "count-contexts --mark MARK E/child.jsonl --out W/windows-marked.parquet",
     "probes": "probes --mark MARK E/child.jsonl --length 40 --out W/probes.jsonl",
-    "probes-windows": "probes --mark MARK E/child.jsonl --windows W/plain.parquet --positions 20 --out W/targets.jsonl",
+    "probes-windows": "probes --mark MARK E/child.jsonl --context-counts W/plain.parquet --positions 20 "
+    "--out W/targets.jsonl",
     "mark-show": "mark show MARK",
     "mark-show-card": "mark show W/small.card",
     "mark-check": "mark check W/small.card MARK",
@@ -111,7 +113,7 @@ COMMANDS: Final = {
 SETUP: Final = (
     "mark publish MARK --out W/small.card",
     "fingerprint order --mark MARK --model W/units --out W/units-released",
-    "windows --mark MARK E/plain.jsonl --out W/plain.parquet",
+    "count-contexts --mark MARK E/plain.jsonl --out W/plain.parquet",
 )
 
 WRITTEN: Final = {
@@ -125,10 +127,25 @@ WRITTEN: Final = {
 }
 """Files in W that a command writes, and whose rows are a part of its result."""
 
-KEYS: Final[dict[str, str]] = {}
+KEYS: Final = {
+    "unmarked_prompts": "keyless",
+    "unmarked_probes": "keyless",
+    "unmarked": "keyless",
+    "counts_marked": "windows_marked",
+    "seen_context": "seen_window",
+    "prompt_context": "prompt_window",
+    "excess": "surprise",
+    "contexts": "windows",
+    "context": "window",
+    "fixed_points": "fixed",
+    "longest_increasing": "ordered",
+    "nonzero": "live",
+    "agreeing_views": "agreeing",
+    "power_statement": "could_be_found",
+}
 """Keys of JSON (or columns) as they are now: as they are in tests/golden, which was written at 1be3b67."""
 
-VALUES: Final[dict[str, str]] = {}
+VALUES: Final = {"excess": "surprise"}
 """The same of strings that a program may look at: verdicts, names of tests, of lines, of reasons."""
 
 DROPPED: Final = frozenset({
