@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import scipy.stats
 from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mpmath import mp, mpf
 
 from verify.data.logprobs import TextLogprobs
@@ -38,6 +40,44 @@ def test_against_mpmath() -> None:
             product *= mp.exp(h * a * g) / (mpf(0.75) + mpf(0.25) * mp.exp(h * a))
         total += product / len(TILTS)
     assert process.log10_e == pytest.approx(float(mp.log10(total)), abs=1e-9)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.sampled_from([-1.0, 1.0]), st.booleans()), max_size=12),
+    st.sampled_from([1, 2, 16384, 32768, 65534, 65535]) | st.integers(1, 65535),
+)
+def test_any_weights_against_mpmath(coins: list[tuple[float, float, bool]], gamma: int) -> None:
+    """Over six orders of magnitude and any share of green: finite, and as 60 digits have it."""
+    weights, green = np.array([10**e * sign for e, sign, _ in coins]), np.array([g for *_, g in coins], bool)
+    process = EProcess(gamma / 65536, 0.05)
+    with np.errstate(all="raise", under="ignore"):
+        process.add(weights, green)
+    with mp.workdps(60):
+        p, total = mpf(gamma) / 65536, mpf(0)
+        for h in map(mpf, TILTS.tolist()):
+            factors = [
+                mp.exp(h * a * g) / (1 - p + p * mp.exp(h * a))
+                for a, g in zip(map(mpf, weights.tolist()), map(int, green.tolist()), strict=True)
+            ]
+            total += mp.fprod(factors) / len(TILTS)
+        expected = float(mp.log10(total))
+    assert process.log10_e == pytest.approx(expected, rel=1e-11, abs=1e-12)
+    assert process.log10_pvalue == min(0, -process.log10_e) <= 0
+
+
+@pytest.mark.parametrize("gamma", [1 / 65536, 0.25, 65535 / 65536])
+@pytest.mark.parametrize("greens", [0.0, 0.5, 1.0])
+def test_a_saturated_process_stays_finite(gamma: float, greens: float) -> None:
+    rng = np.random.default_rng(11)
+    process = EProcess(gamma, 0.05)
+    with np.errstate(all="raise", under="ignore"):
+        for n in (0, 1, 100_000):
+            process.add(10 ** rng.uniform(-3, 3, n) * rng.choice([-1.0, 1.0], n), rng.random(n) < greens)
+            assert math.isfinite(process.log10_e)
+            assert math.isfinite(process.log10_futility)
+            assert math.isfinite(process.log10_pvalue)
+            assert process.log10_pvalue <= 0
 
 
 def test_the_expectation_is_one() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import mpmath
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from verify.stats import binomial, multiple
 
@@ -73,10 +76,108 @@ def test_tail_against_scipy(n: int) -> None:
 def test_tail_at_the_edges() -> None:
     assert binomial.binomial_log10_sf(0, 0, 0.25) == 0
     assert binomial.binomial_log10_sf(0, 10, 0.25) == 0
-    assert binomial.binomial_log10_sf(11, 10, 0.25) == -math.inf
-    for wrong in ((-1, 5, 0.5), (1, 5, 0.0), (1, 5, 1.0)):
+    for wrong in ((-1, 5, 0.5), (11, 10, 0.25), (1, 5, 0.0), (1, 5, 1.0), (1, 5, math.nan)):
         with pytest.raises(ValueError, match="want"):
             binomial.binomial_log10_sf(*wrong)
+
+
+GAMMAS = st.sampled_from([1, 2, 6554, 16384, 32768, 49152, 65534, 65535]) | st.integers(1, 65535)
+"""Shares of green, in units of 1/65536: every one that a mark can have."""
+PROBABILITIES = (
+    st.floats(5e-324, 1 - 2**-53) | GAMMAS.map(lambda g: g / 65536) | st.sampled_from([5e-324, 1e-300, 1 - 2**-53])
+)
+TRIALS = st.integers(0, 40) | st.floats(0, 6).map(lambda e: int(10**e))
+
+
+def fraction_of(share: float, n: int) -> int:
+    return min(n, round(share * n))
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.integers(0, 60), st.floats(0, 1), GAMMAS)
+def test_tail_against_fractions(n: int, share: float, gamma: int) -> None:
+    k, p = fraction_of(share, n), Fraction(gamma, 65536)
+    tail = sum(math.comb(n, j) * p**j * (1 - p) ** (n - j) for j in range(k, n + 1))
+    with mpmath.workdps(60):
+        expected = float(mpmath.log10(mpmath.mpf(tail.numerator) / tail.denominator))
+    found = binomial.binomial_log10_sf(k, n, gamma / 65536)
+    assert found == pytest.approx(expected, rel=1e-11, abs=1e-16)
+    assert found <= 0
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(TRIALS, st.floats(0, 1) | st.sampled_from([0.0, 1.0]), PROBABILITIES)
+@example(10**6, 1.0, 1 - 2**-53)
+@example(10**6, 1.0, 5e-324)
+@example(10**6, 0.5, 5e-324)
+@example(10**6, 0.250001, 0.25)
+@example(1, 1.0, 1 - 1 / 65536)
+def test_every_tail_is_finite_and_no_more_than_one(n: int, share: float, p: float) -> None:
+    k = fraction_of(share, n)
+    for successes in {max(0, k - 1), k, min(n, k + 1), min(n, int(n * p) + 1)}:
+        found = binomial.binomial_log10_sf(successes, n, p)
+        assert math.isfinite(found)
+        assert found <= 0
+        assert math.copysign(1, found) == (1 if found == 0 else -1), "no -0.0"
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(
+    st.integers(1, 40) | st.floats(0, 6).map(lambda e: int(10**e)),
+    st.floats(0, 1),
+    st.floats(-100, -0.001),
+    st.floats(2**-53, 1 - 2**-53),
+)
+@example(10, 0.1, -100.0, 1 - 2**-53)
+@example(10**6, 0.0, -100.0, 2**-53)
+def test_limits_by_their_definition(n: int, share: float, log10_tail: float, level: float) -> None:
+    k, tail = fraction_of(share, n), 10**log10_tail
+    upper = binomial.upper_limit(k, n, tail)
+    assert 0 < upper <= 1
+    if k < n and upper < 1 - 1e-9:  # P(Bin(n, upper) <= k) is the tail
+        assert binomial.binomial_log10_sf(n - k, n, 1 - upper) == pytest.approx(log10_tail, rel=1e-6, abs=1e-6)
+    low, high = binomial.binomial_interval(k, n, level)
+    assert 0 <= low <= high <= 1
+    assert low <= k / n <= high
+
+
+def test_limits_at_the_edges() -> None:
+    assert binomial.binomial_interval(0, 0) == (0, 1)
+    assert binomial.upper_limit(0, 1, 1e-100) == pytest.approx(1)
+    assert binomial.upper_limit(0, 1000, 1e-100) == pytest.approx(-math.expm1(-100 * math.log(10) / 1000), rel=1e-12)
+    for k, n, tail in ((0, 1, 0.0), (0, 1, 1.0), (2, 1, 0.5), (-1, 1, 0.5), (0, 1, 1e-101), (0, 1, math.nan)):
+        with pytest.raises(ValueError, match="want"):
+            binomial.upper_limit(k, n, tail)
+    for k, n in ((2, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="want"):
+            binomial.binomial_interval(k, n)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(TRIALS, GAMMAS, st.floats(-323.3, -1e-4), st.sampled_from([1e-100, 0.5, 0.9, 1 - 2**-53]))
+@example(10**6, 16384, -323.3, 0.9)
+@example(0, 16384, -3.0, 0.9)
+def test_critical_values_at_any_level(n: int, gamma: int, log10_alpha: float, power: float) -> None:
+    p, alpha = gamma / 65536, max(5e-324, 10**log10_alpha)
+    critical = binomial.critical_value(n, p, alpha)
+    assert 1 <= critical <= n + 1
+    assert binomial.binomial_log10_sf(critical - 1, n, p) > math.log10(alpha)
+    rate = binomial.detectable_rate(n, p, alpha, power)
+    if critical == n + 1:
+        assert rate is None
+    else:
+        assert binomial.binomial_log10_sf(critical, n, p) <= math.log10(alpha)
+        assert rate is not None
+        assert 0 < rate <= 1
+
+
+def test_levels_that_are_none() -> None:
+    for n, p, alpha in ((-1, 0.5, 0.1), (5, 0.0, 0.1), (5, 0.5, 0.0), (5, 0.5, 1.0), (5, 0.5, math.nan)):
+        with pytest.raises(ValueError, match="want"):
+            binomial.critical_value(n, p, alpha)
+    for power in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="want"):
+            binomial.detectable_rate(5, 0.5, 0.1, power)
 
 
 def test_the_tail_falls_as_successes_grow() -> None:
@@ -127,3 +228,19 @@ def test_adjusted_p_values_reach_beyond_doubles() -> None:
     assert multiple.holm(p) == pytest.approx([-40_000 + math.log10(2), -3, -50_000 + math.log10(3)])
     assert multiple.benjamini_hochberg(p) == pytest.approx([-40_000 + math.log10(1.5), -3, -50_000 + math.log10(3)])
     assert (len(multiple.holm(np.zeros(0))), len(multiple.benjamini_hochberg(np.zeros(0)))) == (0, 0)
+    for wrong in (np.array([-1.0, math.nan]), np.array([0.1, -2.0])):
+        for adjust in (multiple.holm, multiple.benjamini_hochberg):
+            with pytest.raises(ValueError, match="at most 0"):
+                adjust(wrong)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.lists(st.floats(-1e6, 0), max_size=30))
+def test_adjusted_p_values_are_finite_and_in_order(values: list[float]) -> None:
+    p = np.array(values, np.float64)
+    for adjusted in (multiple.holm(p), multiple.benjamini_hochberg(p)):
+        assert np.isfinite(adjusted).all()
+        assert (p <= adjusted).all()
+        assert (adjusted <= 0).all()
+        assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+    assert (multiple.benjamini_hochberg(p) <= multiple.holm(p) + 1e-9).all()

@@ -206,8 +206,8 @@ def scorable_in_order(
 
     A position needs `width` tokens before it (and one, for the model to have seen anything). Unless what was shown is
     `unmarked`, a position is left out if its context occurred before, with a successor, in anything that the suspect
-    was shown: there it may repeat what the mark put into the text. Then each scored coin is fresh, given all that was shown
-    and scored before it.
+    was shown: there it may repeat what the mark put into the text. Then each scored coin is fresh, given all that was
+    shown and scored before it.
 
     Args:
         ids: int64 [length], the text, prompt and all.

@@ -99,7 +99,7 @@ def tokens_needed(
             f"no student was measured at width {width} and around delta {delta:g}",
             "measured (width, delta): " + ", ".join(f"({w}, {d:g})" for w, d in kinds),
         )
-    z = (ndtri(1 - alpha) + ndtri(power)) / share
+    z = (ndtri(power) - ndtri(alpha)) / share
     z *= math.sqrt(MEASURED_GAMMA * (1 - MEASURED_GAMMA) / (gamma * (1 - gamma)))
     reached = [_reach(curve, float(z)) for curve in known]
     at = float(np.interp(math.log(delta), np.log(deltas), [math.log(n) for n, _ in reached]))

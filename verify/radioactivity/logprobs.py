@@ -102,7 +102,7 @@ class WeightedResult(MarkResult):
     @property
     def detectable_effect(self) -> float:
         """The effect that this evidence would have found with 90 % power, by the normal approximation."""
-        return float(ndtri(1 - self.alpha) + ndtri(POWER)) * self._standard_error
+        return float(ndtri(POWER) - ndtri(self.alpha)) * self._standard_error
 
     @property
     def warnings(self) -> list[str]:

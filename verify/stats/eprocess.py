@@ -30,10 +30,12 @@ class EProcess:
     _logs: Floats = field(default_factory=lambda: np.zeros(len(TILTS) + 1))
 
     def add(self, weights: Floats, green: npt.NDArray[np.bool_]) -> None:
-        """Count new coins: weights float64 [n], green bool [n]."""
+        """Count new coins: weights float64 [n], finite; green bool [n]."""
         tilts = np.append(TILTS, self.least)[:, None]
-        normal = np.logaddexp(math.log1p(-self.gamma), math.log(self.gamma) + tilts * weights)
-        self._logs += (tilts * weights * green - normal).sum(axis=1)
+        ln_green, ln_red = math.log(self.gamma), math.log1p(-self.gamma)
+        own, other = np.where(green, ln_green, ln_red), np.where(green, ln_red, ln_green)
+        # exp(h a G) / (1 - gamma + gamma exp(h a)), divided through by exp(h a G): nothing cancels
+        self._logs -= np.logaddexp(own, other - tilts * np.where(green, weights, -weights)).sum(axis=1)
         self.coins += len(weights)
         self.best = max(self.best, self.log10_e)
 
