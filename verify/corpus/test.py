@@ -17,13 +17,13 @@ coins to another it says nothing, although each p-value by itself stays exact.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -32,14 +32,20 @@ from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
 from verify.data.outputs import no_records
 from verify.radioactivity.logprobs import Floats
-from verify.radioactivity.result import LEVEL, MarkResult
-from verify.radioactivity.text import BINOMIAL, METHODS, text_warnings
-from verify.results import CARRIES, INSUFFICIENT
+from verify.radioactivity.result import MarkResult
+from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
+from verify.results import CARRIES, INSUFFICIENT, LEVEL, NO_VERDICT, POWER
 from verify.stats import binomial, multiple
 from verify.stats.binomial import Interval
 from watermark import Mark
 from watermark.io import files
 from watermark.tokenizers import Encode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN: Final = 20
+"""Sources that a result shows as text."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -66,49 +72,37 @@ class Work:
     partitions_resumed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CorpusResult(MarkResult):
-    """The exact binomial test on a corpus and on each of its sources.
+    """The exact binomial test on a corpus and on each of its sources. n: distinct pairs; statistic: green ones.
 
     Attributes:
-        n: distinct pairs scored.
-        green: green ones among them.
+        green: green pairs.
         tokens: output tokens looked at; n plus everything discarded.
-        discarded: positions left out, by reason.
         records: records in all.
         prompts: records that had a prompt.
         unmarked: the prompts cannot depend on the key.
         bad: malformed records that were left out.
         first_bad: what was wrong with the first.
         sources: by name.
+        source_log10_pvalues: log10 p of each source by itself, float64 [sources].
         documents: the Parquet file with each document's p- and q-value.
         discoveries: documents whose q-value is at most alpha.
         work: what was done, and what was there already.
     """
 
-    n: int
     green: int
     tokens: int
-    discarded: dict[str, int]
     records: int
     prompts: int
     unmarked: bool
     bad: int
     first_bad: str | None
     sources: tuple[Source, ...] = field(repr=False)
+    source_log10_pvalues: Floats = field(repr=False)
     documents: Path
     discoveries: int
     work: Work
-
-    @cached_property
-    def log10_pvalue(self) -> float:
-        """log10 P(Bin(n, gamma) >= green)."""
-        return binomial.binomial_log10_sf(self.green, self.n, self.mark.gamma)
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return METHODS[BINOMIAL]
 
     @property
     def green_rate(self) -> float | None:
@@ -119,31 +113,18 @@ class CorpusResult(MarkResult):
         """Clopper and Pearson's interval for the rate at which the corpus' pairs are green."""
         return binomial.binomial_interval(self.green, self.n, level)
 
-    @cached_property
-    def source_log10_pvalues(self) -> Floats:
-        """log10 p of each source by itself, float64 [sources]."""
-        return np.array([binomial.binomial_log10_sf(s.green, s.n, self.mark.gamma) for s in self.sources])
-
-    @cached_property
+    @property
     def source_log10_adjusted(self) -> Floats:
         """The same after Holm, for all sources at once: what a source's verdict rests on, float64 [sources]."""
         return multiple.holm(self.source_log10_pvalues)
 
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        return text_warnings(self.n, self.tokens, self.discarded, self.prompts, self.records)
-
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
-            "n": self.n,
             "green": self.green,
             "green_rate": self.green_rate,
             "interval": list(self.confidence_interval()),
             "interval_level": LEVEL,
             "tokens": self.tokens,
-            "discarded": self.discarded,
             "records": self.records,
             "unmarked_prompts": self.unmarked,
             "bad_records": self.bad,
@@ -157,6 +138,50 @@ class CorpusResult(MarkResult):
             "work": vars(self.work),
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        low, high = self.confidence_interval()
+        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
+        found = {
+            "p-value": rows["p-value"],
+            "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
+            "pairs scored": f"{self.n:,} distinct, of {self.tokens:,} positions in {self.records:,} records",
+            "test": self.test,
+            "documents": f"{self.discoveries:,} of {self.records:,} with q at most {self.alpha:g}",
+            "written to": str(self.documents),
+        }
+        if self.work.items_resumed or self.work.partitions_resumed:
+            work = self.work
+            resumed = f"{work.items_resumed} of {work.items} work items"
+            found["resumed"] = f"{resumed}, {work.partitions_resumed} of {work.partitions} partitions"
+        return found | rows
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n\n{self.source_table()}"
+
+    def source_table(self) -> str:
+        """The sources with the smallest p-values, SHOWN at most, as lines of text."""
+        rows = sorted(self.source_rows(), key=lambda row: (row["log10_pvalue"], row["source"]))
+        shown = rows[:SHOWN]
+        wide = max([6, *(len(row["source"] or "(none)") for row in shown)])
+        lines = [f"{'source':{wide}} {'records':>10} {'n':>13} {'green':>7} {'log10 p':>11} {'adjusted':>11}   verdict"]
+        for row in shown:
+            rate = "-" if row["green_rate"] is None else f"{row['green_rate']:.4f}"
+            lines.append(
+                f"{row['source'] or '(none)':{wide}} {row['records']:>10,} {row['n']:>13,} {rate:>7} "
+                f"{row['log10_pvalue']:>11.2f} {row['log10_pvalue_adjusted']:>11.2f}   {row['verdict']}"
+            )
+        if len(rows) > len(shown):
+            lines.append(f"and {len(rows) - len(shown):,} more, see --json")
+        return "\n".join(lines)
+
+    def _draw(self, ax: Axes) -> None:
+        names = [source.name or "(none)" for source in self.sources]
+        ax.barh(names, -self.source_log10_adjusted)
+        ax.axvline(-math.log10(self.alpha), color="C3", linestyle="--", label=f"alpha {self.alpha:g}")
+        ax.set_xlabel("-log10 p of each source, after Holm")
+        ax.legend()
+
     def source_rows(self) -> list[dict[str, Any]]:
         """One object a source, by name."""
         level = np.log10(self.alpha)
@@ -166,7 +191,7 @@ class CorpusResult(MarkResult):
         return [
             {
                 "source": source.name,
-                "verdict": CARRIES if adjusted <= level else INSUFFICIENT,
+                "verdict": CARRIES if adjusted <= level else INSUFFICIENT if source.n else NO_VERDICT,
                 "n": source.n,
                 "green": source.green,
                 "green_rate": source.green / source.n if source.n else None,
@@ -240,8 +265,22 @@ def run(
             shutil.rmtree(folder / done_with, ignore_errors=True)
         counts = json.loads((folder / "counts.json").read_bytes())
     sources = tuple(Source(**source) for source in counts.pop("sources"))
+    n, green = counts["n"], counts["green"]
     return CorpusResult(
-        alpha, mark, **counts, unmarked=unmarked, sources=sources, documents=folder / "documents.parquet", work=work
+        test=METHODS[BINOMIAL],
+        alpha=alpha,
+        statistic=green,
+        log10_pvalue=binomial.binomial_log10_sf(green, n, mark.gamma),
+        warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]),
+        conclusive=n > 0,
+        power_statement=rate_statement(binomial.detectable_rate(n, mark.gamma, alpha, POWER)),
+        mark=mark,
+        **counts,
+        unmarked=unmarked,
+        sources=sources,
+        source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.gamma) for s in sources]),
+        documents=folder / "documents.parquet",
+        work=work,
     )
 
 
