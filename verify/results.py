@@ -50,6 +50,7 @@ class Result:
         discarded: evidence left out, by reason.
         conclusive: a negative answer says something; False where nothing was read, or not enough for any answer.
         power_statement: what a negative answer rules out.
+        inputs: what the test was given (files, folders, counts of bad records), for JSON.
     """
 
     test: str
@@ -65,6 +66,7 @@ class Result:
     discarded: Mapping[str, int] = field(default_factory=dict)
     conclusive: bool = True
     power_statement: str = field(default="", repr=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -104,6 +106,7 @@ class Result:
             "evasions": self.evasions,
             "warnings": list(self.warnings),
             "discarded": dict(self.discarded),
+            **self.inputs,
         }
 
     def rows(self) -> dict[str, str]:

@@ -251,3 +251,8 @@ class Marks:
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
         """Add the marks' deltas in place to green tokens; see `watermark.schemes.greenlist.bias_`."""
         return greenlist.bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)
+
+
+def as_mark(mark: Mark | str | os.PathLike[str]) -> Mark:
+    """A mark, or the one in a file. Raises MarkError."""
+    return mark if isinstance(mark, Mark) else Mark.load(mark)

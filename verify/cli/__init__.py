@@ -19,6 +19,7 @@ from verify.cli import (
     student,
     verify,
 )
+from verify.cli.common import in_cli_words
 from watermark import StillmarkError, __stillmark__
 
 
@@ -26,8 +27,8 @@ class _Failure(click.ClickException):
     """A StillmarkError as click shows it: message, hint, and the error's own exit code."""
 
     def __init__(self, error: StillmarkError) -> None:
-        super().__init__(str(error) + (f"\nHint: {error.hint}" if error.hint else ""))
-        vars(self)["exit_code"] = error.exit_code
+        super().__init__(in_cli_words(str(error) + (f"\nHint: {error.hint}" if error.hint else "")))
+        self.exit_code = error.exit_code
 
 
 class _Group(click.Group):

@@ -69,6 +69,7 @@ class TextLogprobs:
         logprobs: float32 [K], natural logarithms.
         sampled: the suspect wrote the output itself; otherwise it was made to read it.
         sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
+        marked: whether the text says that it carries a mark; None: it does not say.
     """
 
     id: str
@@ -79,6 +80,7 @@ class TextLogprobs:
     logprobs: F32
     sampled: bool = False
     sequential: bool = False
+    marked: bool | None = None
 
 
 def as_output(text: TextLogprobs) -> Output:
@@ -146,7 +148,9 @@ def logprobs_at(texts: Sequence[TextLogprobs], where: Sequence[I64], width: int)
     return LogprobTable(np.concatenate(contexts), position, tokens, logprobs, {}, record)
 
 
-def check_same_positions(suspect: LogprobTable, reference: LogprobTable, path: Path, reference_path: Path) -> None:
+def check_same_positions(
+    suspect: LogprobTable, reference: LogprobTable, path: str | Path, reference_path: str | Path
+) -> None:
     """Raises InputError, with the first position that differs, unless both were read at the same ones."""
     common = min(len(suspect), len(reference))
     differ = np.flatnonzero((suspect.contexts[:common] != reference.contexts[:common]).any(axis=1))
@@ -183,7 +187,7 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
     place = np.repeat(np.arange(len(prompt), len(prompt) + len(output)), [len(tokens) for tokens, _ in tops])
     tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
     whole = np.concatenate([prompt, output])
-    flags = (fields.get("sampled") is True, fields.get("sequential") is True)
+    flags = (fields.get("sampled") is True, fields.get("sequential") is True, fields.get("marked"))
     return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags)
 
 
@@ -218,7 +222,8 @@ def to_record(read: TextLogprobs) -> dict[str, Any]:
         for low, high in pairwise(bounds)
     ]
     prompt, output = read.ids[: read.start].tolist(), read.ids[read.start :].tolist()
-    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows}
+    marked = {} if read.marked is None else {"marked": read.marked}
+    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows} | marked
 
 
 def _limit(mark: Mark) -> int:
@@ -229,6 +234,12 @@ def _limit(mark: Mark) -> int:
 def keep_top(readings: LogprobTable, k: int) -> LogprobTable:
     """The k largest log probabilities of each position only, as an API gives them."""
     return _kept(readings, _largest(readings.position, readings.logprobs, k), len(readings))
+
+
+def most_named(texts: Sequence[TextLogprobs]) -> int:
+    """The most tokens that are named at any one place of some texts; 0 without any."""
+    counts = [np.unique(text.place, return_counts=True)[1] for text in texts if len(text.place)]
+    return max((int(count.max()) for count in counts), default=0)
 
 
 def keep_top_of_text(read: TextLogprobs, k: int) -> TextLogprobs:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark import InputError, TokenizerError
+from watermark import InputError, Mark, TokenizerError
 from watermark.io.records import Record, line_ranges, read_jsonl
 from watermark.prf import NO_TOKEN
-from watermark.tokenizers import Encode
+from watermark.tokenizers import Encode, encoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -245,7 +245,7 @@ def _read_text(path: Path) -> Iterator[Record | InputError]:
         yield Record(path, 1, {"id": path.name, "output": text})
 
 
-def read_outputs(
+def iter_outputs(
     paths: Iterable[Path],
     *,
     encode: Encode,
@@ -375,3 +375,56 @@ def digest(outputs: Sequence[Output]) -> str:
     """SHA-256 over the outputs' ids and tokens, in order, 64 hex characters."""
     whole = [[one.id, one.ids[: one.start].tolist(), one.output_ids.tolist()] for one in outputs]
     return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Outputs(Sequence[Output]):
+    """Outputs that were read, and what was left out.
+
+    Attributes:
+        items: the outputs, in order.
+        files: where they come from.
+        bad: malformed records that were left out.
+        first_bad: what was wrong with the first of these.
+    """
+
+    items: tuple[Output, ...]
+    files: tuple[Path, ...] = ()
+    bad: int = 0
+    first_bad: InputError | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Output: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Output, ...]: ...
+    def __getitem__(self, index: int | slice) -> Output | tuple[Output, ...]:
+        return self.items[index]
+
+
+def read_outputs(
+    paths: str | Path | Sequence[str | Path],
+    mark: Mark,
+    *,
+    tokenizer: str | Path | None = None,
+    need_prompts: bool = True,
+    skip_bad: bool = False,
+    progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+) -> Outputs:
+    """The outputs in one file or several, as token sequences of the mark's tokenizer."""
+    files = tuple(Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths))
+    encode, reading, items = encoder(mark, None if tokenizer is None else Path(tokenizer)), Reading(), []
+    for output in iter_outputs(
+        files,
+        encode=encode,
+        vocabulary_size=mark.vocabulary_size,
+        need_prompts=need_prompts,
+        skip_bad=skip_bad,
+        reading=reading,
+    ):
+        items.append(output)
+        if len(items) % 100 == 0:
+            progress(len(items), None)
+    return Outputs(tuple(items), files, reading.bad, reading.first_bad)

@@ -42,8 +42,8 @@ EVASIONS: Final = (
 )
 KEYED_ASSUMPTIONS: Final = "Wrong only if the order leaked in another way than by the released weights."
 KEYED_EVASIONS: Final = (
-    "Blind to a suspect whose units were shuffled or rewritten, or whose basis and vocabulary were both changed; and to "
-    "every copy, if the teacher that was named does not hold the very numbers that were put in order."
+    "Blind to a suspect whose units were shuffled or rewritten, or whose basis and vocabulary were both changed; and "
+    "to every copy, if the teacher that was named does not hold the very numbers that were put in order."
 )
 MATCH_RANDOMNESS: Final = (
     "Calibrated, not exact: the share of units that two views (what a unit reads, what else it reads or writes) match "

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.outputs import read_records
 from verify.planning.student import Training, TrainingReport, train_student
-from verify.results import FingerprintResult
+from verify.results import CHANGED, Result
 from verify.stats import binomial
 from verify.suspects.endpoint import Endpoint, ask_all
 from verify.suspects.model import forward_logits
@@ -23,6 +23,9 @@ from watermark import InputError, Mark, ModelError, prf
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
 from watermark.models import load_model
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -108,68 +111,23 @@ def plant(
     return train_student(base, mixed, out, training, progress, secret)
 
 
-@dataclass(frozen=True)
-class PlantedResult(FingerprintResult):
-    """How many keyed questions a suspect answers as they were planted.
+@dataclass(frozen=True, kw_only=True)
+class PlantedResult(Result):
+    """How many keyed questions a suspect answers as they were planted. n: questions; statistic: right answers.
 
     Attributes:
         mark: whose secret keys them.
         suspect: the model's folder, or the file of its answers.
         hits: right answers.
-        asked: questions.
         unanswered: answers that hold none of the words: no hits.
     """
 
     mark: Mark
     suspect: str
     hits: int
-    asked: int
     unanswered: int
 
-    @property
-    def n(self) -> int:
-        """Questions asked."""
-        return self.asked
-
-    @property
-    def statistic(self) -> float:
-        """Right answers."""
-        return self.hits
-
-    @property
-    def log10_pvalue(self) -> float:
-        """log10 P(Bin(asked, 1/16) >= hits)."""
-        return binomial.binomial_log10_sf(self.hits, self.asked, 1 / len(ANSWERS))
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return f"exact binomial: each answer is a keyed coin of {len(ANSWERS)} sides"
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return KNOWS
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return (
-            "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on it, the "
-            "answers to distinct questions are independent and uniform, whatever the suspect says."
-        )
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        return (
-            "Wrong if the answers leaked, or if the number of questions was chosen after looking. It shows that the "
-            "suspect knows what was planted, by weights or by having asked; not which. Hidden by fine-tuning that "
-            "makes the model forget, or by a filter that refuses the questions."
-        )
-
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "suspect": self.suspect,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment},
@@ -177,6 +135,40 @@ class PlantedResult(FingerprintResult):
             "chance": 1 / len(ANSWERS),
             "unanswered": self.unanswered,
         }
+
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        right = f"{self.hits} of {self.n}   (chance {self.n / len(ANSWERS):.1f})"
+        return {"p-value": rows["p-value"], "right": right, "test": self.test}
+
+    def _draw(self, ax: Axes) -> None:
+        ax.bar(["right answers", "by chance"], [self.hits, self.n / len(ANSWERS)], color=["C3", "C7"])
+        ax.set_ylabel(f"of {self.n} questions")
+
+
+def planted_result(
+    suspect: str, mark: Mark, asked: Sequence[Question], answers: Sequence[int | None], alpha: float
+) -> PlantedResult:
+    """The exact test of some answers, indices into ANSWERS in the order of the questions; None: none of the words."""
+    hits = sum(answer == one.answer for answer, one in zip(answers, asked, strict=True))
+    return PlantedResult(
+        test=f"exact binomial: each answer is a keyed coin of {len(ANSWERS)} sides",
+        alpha=alpha,
+        n=len(asked),
+        statistic=hits,
+        log10_pvalue=binomial.binomial_log10_sf(hits, len(asked), 1 / len(ANSWERS)),
+        positive_verdict=KNOWS,
+        randomness="The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on "
+        "it, the answers to distinct questions are independent and uniform, whatever the suspect says.",
+        assumptions="Wrong if the answers leaked, or if the number of questions was chosen after looking. It shows "
+        "that the suspect knows what was planted, by weights or by having asked; not which.",
+        evasions="Hidden by fine-tuning that makes the model forget, or by a filter that refuses the questions.",
+        power_statement=CHANGED,
+        mark=mark,
+        suspect=suspect,
+        hits=hits,
+        unanswered=sum(answer is None for answer in answers),
+    )
 
 
 def ask(
@@ -189,8 +181,7 @@ def ask(
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
     said = likeliest(path, [one.prompt for one in asked], progress=progress)
-    hits = sum(answer == one.answer for answer, one in zip(said, asked, strict=True))
-    return PlantedResult(alpha, mark, str(path), hits, number, 0)
+    return planted_result(str(path), mark, asked, said, alpha)
 
 
 def likeliest(
@@ -273,9 +264,7 @@ def ask_endpoint(
 def _judged(
     suspect: str, mark: Mark, asked: Sequence[Question], said: Sequence[str | None], alpha: float
 ) -> PlantedResult:
-    answers = [None if text is None else first_answer(text) for text in said]
-    hits = sum(answer == one.answer for answer, one in zip(answers, asked, strict=True))
-    return PlantedResult(alpha, mark, suspect, hits, len(asked), sum(answer is None for answer in answers))
+    return planted_result(suspect, mark, asked, [None if text is None else first_answer(text) for text in said], alpha)
 
 
 def first_answer(text: str) -> int | None:

@@ -121,7 +121,15 @@ def compare(
     keyed = None if order is None else order.commitment
     bases_used = " or ".join(sorted(used)) or None
     return WeightsComparison(
-        str(teacher), str(suspect), tuple(found), embedding, bases_used, gated, tuple(skipped), seed, keyed
+        teacher=str(teacher),
+        suspect=str(suspect),
+        layers=tuple(found),
+        embedding=embedding,
+        basis=bases_used,
+        gated=gated,
+        skipped=tuple(skipped),
+        seed=seed,
+        keyed=keyed,
     )
 
 

@@ -49,15 +49,15 @@ class NamedLabel:
 class Attribution(MarkResult):
     """The exact test of every label's child mark on one evidence.
 
-    n: distinct pairs; statistic: green pairs under the label of the smallest p-value; the p-value: that label's, adjusted
-    over all labels by Holm's method. mark: the parent.
+    n: distinct pairs; statistic: green pairs under the label of the smallest p-value; the p-value: that label's,
+    adjusted over all labels by Holm's method. mark: the parent.
 
     Attributes:
         labels: whose marks were tried.
         pairs: the evidence.
         green: int64 [labels], green pairs under each label's key.
         found: the labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named.
-        log10_pvalue_joint: that the text carries any of the labels' marks at all: the greens of all keys together, exact.
+        log10_pvalue_joint: that the text carries any of the labels' marks: the greens of all keys together, exact.
         log10_pvalue_parent: the parent's own mark, by the same test.
         detectable_rate: the green rate at which a label would have been found with 90 % power; None: no rate.
     """

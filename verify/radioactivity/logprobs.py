@@ -34,9 +34,9 @@ Floats = npt.NDArray[np.float64]
 class WeightedResult(MarkResult):
     """The weighted test on a suspect's next-token probabilities: T = sum a (G - gamma).
 
-    n: distinct pairs with a weight; statistic: T. The p-value is a guaranteed bound, at least the true P(T >= statistic):
-    Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins: unless it
-    cannot carry the mark, the bound is the mixture e-value's, which lets weights depend on coins seen before.
+    n: distinct pairs with a weight; statistic: T. The p-value is a guaranteed bound, at least the true P(T >= T seen):
+    Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins: unless
+    it cannot carry the mark, the bound is the mixture e-value's, which lets weights depend on coins seen before.
 
     Attributes:
         pairs: distinct pairs and their weights a, from the suspect and a reference alone.
@@ -44,7 +44,7 @@ class WeightedResult(MarkResult):
         weights: how the weights were made, in words.
         z: T over its exact null standard deviation.
         log10_pvalue_estimate: the saddlepoint estimate of the same probability: close, not guaranteed.
-        log10_pvalue_if_unmarked: what the p-value would be if the probes cannot carry the mark; None where that was said.
+        log10_pvalue_if_unmarked: the p-value if the probes cannot carry the mark; None where that was said.
         decoys: the test under decoy keys; None if none were asked for.
         comparisons: log10 p-values of the field's other tests on the same readings.
         counts_marked: the weights used counts of contexts, and these may come from marked text; None: no counts.
@@ -213,8 +213,8 @@ def _warnings(n: int, counts_marked: bool | None, *, unmarked: bool) -> tuple[st
     found = [] if n else [NO_EVIDENCE]
     if not unmarked:
         found.append(
-            "The probes are taken for text that may carry the mark: the p-value is sound only if every record holds all "
-            "that the suspect was shown."
+            "The probes are taken for text that may carry the mark: the p-value is sound only if every record holds "
+            "all that the suspect was shown."
         )
     if counts_marked:
         found.append(

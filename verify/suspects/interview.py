@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, to_record
+from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
 from verify.suspects.endpoint import Endpoint, dig, entries_of, request_in_waves, same_model, text_of
-from verify.suspects.model import read_batch
+from verify.suspects.model import Model, opened, read_batch
 from watermark import ApiError, Mark
 from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record, resume_jsonl
-from watermark.models import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,11 +128,11 @@ class ReferenceLog:
     """What a reference says along a suspect's answers, kept beside their log in `LOG.reference.jsonl`.
 
     Raises:
-        ModelError, TokenizerError: `path` holds no model, or one for another tokenizer than the mark's.
+        ModelError, TokenizerError: `model` holds no model, or one for another tokenizer than the mark's.
     """
 
-    def __init__(self, path: Path, mark: Mark, tally: Usage, log: Path) -> None:
-        self._model = load_model(path, mark)[0]
+    def __init__(self, model: Model, mark: Mark, tally: Usage, log: Path) -> None:
+        self._model = opened(model, mark)[0]
         self._tally = tally
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
@@ -141,8 +140,8 @@ class ReferenceLog:
     def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
         read = read_batch(self._model, [as_output(answer)])[0]
-        if self._tally.logprobs:
-            read = replace(keep_top_of_text(read, REFERENCE_TOP), sampled=True)
+        if self._tally.logprobs:  # a reference that names more tokens than the suspect would differ for that alone
+            read = replace(keep_top_of_text(read, most_named([answer])), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
         return read
 
@@ -203,7 +202,3 @@ def _count(record: Record, tally: Usage, vocabulary: int, endpoint: Endpoint) ->
             tally.billed += min(max(count, own), most) if isinstance(count, int) else own
     tally.unknown_tokens += fields.get("unknown_tokens", 0)
     return from_record(record, vocabulary)
-
-
-REFERENCE_TOP: Final = 20
-"""Log probabilities of a reference that stand against an endpoint's."""

@@ -8,21 +8,21 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.logprobs import _NOWHERE, F32, I64, MIN_PROBABILITY, U32, TextLogprobs, _limit, from_record, to_record
 from verify.data.outputs import Output, digest
-from watermark import Mark, ModelError
+from watermark import Mark, ModelError, tokenizers
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import appending, resume_jsonl
 from watermark.models import load_model, model_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 MAX_PIECE: Final = 2048
@@ -31,9 +31,43 @@ MAX_PIECE: Final = 2048
 
 Floats = npt.NDArray[np.float64]
 
+Model = str | Path | tuple[Any, Any]
+"""A causal LM: its folder, or the loaded (model, tokenizer)."""
+
+
+def opened(model: Model, mark: Mark | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, loaded if it is a folder; mark: the tokenizer must be its own.
+
+    Raises:
+        ModelError, TokenizerError: the folder cannot be loaded, or it is not for the mark.
+    """
+    if isinstance(model, str | Path):
+        return load_model(Path(model), mark)
+    if mark is not None:
+        tokenizers.check(mark, model[1], name_of(model))
+    return model
+
+
+def name_of(model: Model) -> str:
+    """The folder's path, or the name of a loaded model."""
+    return str(model) if isinstance(model, str | Path) else str(model[0].name_or_path or "a model in memory")
+
+
+def digest_of(model: Model) -> str:
+    """SHA-256 in hex over a model folder (`watermark.models.model_digest`), or over a loaded model's parameters."""
+    if isinstance(model, str | Path):
+        return model_digest(Path(model))
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model[0].state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
 
 def read_weights(
-    path: Path,
+    path: Model,
     mark: Mark,
     probes: Sequence[Output],
     *,
@@ -47,7 +81,7 @@ def read_weights(
     What is kept is a few dozen likely tokens a position, not the vocabulary, to four decimals.
 
     Args:
-        path: the model's folder.
+        path: the model, a folder or loaded.
         mark: the model's tokenizer must be the mark's.
         probes: texts; what is read are the predictions of the output tokens, after the prompt.
         likely: the probability above which a token is kept.
@@ -64,7 +98,7 @@ def read_weights(
     progress(len(done))
     if len(done) == len(probes):
         return done
-    model, _ = load_model(path, mark)
+    model, _ = opened(path, mark)
     longest = max(len(probe.ids) for probe in probes[len(done) :])
     batch_size = max(1, min(batch_size, MAX_PIECE * 8 // min(longest, MAX_PIECE)))
     with nullcontext() if record is None else appending(record) as log:
@@ -72,7 +106,9 @@ def read_weights(
             for read in read_batch(model, probes[first : first + batch_size], likely):
                 done.append(read)
                 if log is not None:
-                    log.write(json.dumps(to_record(read) | {"model": path.name, "run": run}).encode() + b"\n")
+                    log.write(
+                        json.dumps(to_record(read) | {"model": Path(name_of(path)).name, "run": run}).encode() + b"\n"
+                    )
                     log.flush()
                 progress(1)
     return done
@@ -94,7 +130,7 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
     done = []
     for probe, ids, parts in zip(probes, texts, entries, strict=True):
         place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        done.append(TextLogprobs(probe.id, ids, probe.start, place, tokens, logprobs))
+        done.append(TextLogprobs(probe.id, ids, probe.start, place, tokens, logprobs, marked=probe.marked))
     return done
 
 
@@ -110,10 +146,10 @@ def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> lis
     return read
 
 
-def _digest(path: Path, probes: Sequence[Output], likely: float) -> str:
+def _digest(path: Model, probes: Sequence[Output], likely: float) -> str:
     """Twelve hex digits for the model, the probes and what is kept of them."""
     texts = [[probe.id, probe.ids[: probe.start].tolist(), probe.output_ids.tolist()] for probe in probes]
-    return hashlib.sha256(f"{model_digest(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{digest_of(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
