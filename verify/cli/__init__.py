@@ -28,7 +28,7 @@ class _Failure(click.ClickException):
 
     def __init__(self, error: StillmarkError) -> None:
         super().__init__(in_cli_words(str(error) + (f"\nHint: {error.hint}" if error.hint else "")))
-        self.exit_code = error.exit_code
+        vars(self)["exit_code"] = error.exit_code  # click declares it for the class alone
 
 
 class _Group(click.Group):

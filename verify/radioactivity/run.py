@@ -29,6 +29,7 @@ from verify.radioactivity.attribution import Attribution, attribution, read_labe
 from verify.radioactivity.inputs import (
     Evidence,
     PathLike,
+    Recorded,
     all_sequential,
     is_model,
     named,
