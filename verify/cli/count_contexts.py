@@ -25,10 +25,10 @@ def count_contexts(
     depend on the key, a little: each test that uses them says so.
     """
     from verify.data import context_counts as counting
-    from verify.data.outputs import read_outputs
+    from verify.data.outputs import iter_outputs
 
     mark = load_mark(mark_path, allow_readable)
-    stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
+    stream = list(iter_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
     kinds = {output.marked for output in stream}
     marked = True if True in kinds else None if None in kinds else False
     counted = counting.count_contexts(stream, mark.width, mark.exempt, marked)

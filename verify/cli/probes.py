@@ -58,7 +58,7 @@ def probes(
     That is for suspects where every position costs: ask for one token after each prompt.
     """
     from verify.data import context_counts
-    from verify.data.outputs import read_outputs
+    from verify.data.outputs import iter_outputs
     from verify.planning import probes
     from verify.planning.questions import questions
     from watermark import InputError, generate
@@ -78,7 +78,7 @@ def probes(
                 model, questions(number), written, sampling=sampling, progress=lambda records, _tokens: count(records)
             )
         texts = (written,)
-    stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
+    stream = iter_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
     chosen = probes.cut(stream, length) if counts is None else probes.targets(stream, counts, positions, mark.exempt)
     rows = [
         {"id": probe.id, "prompt_ids": [] if probe.prompt_ids is None else probe.prompt_ids.tolist()}
