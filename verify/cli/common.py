@@ -38,6 +38,7 @@ OPTIONS: Final = {
     "mark": "--mark",
     "method": "--method",
     "model": "--model",
+    "number": "--number",
     "out": "--out",
     "plan": "--plan",
     "planted": "--planted",

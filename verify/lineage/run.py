@@ -14,7 +14,7 @@ from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs
 from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
-from verify.fingerprint.independence import WeightsComparison
+from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
 from verify.fingerprint.run import agreement_test, canary_test, planted_test
 from verify.fingerprint.weights import compare

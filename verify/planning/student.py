@@ -120,7 +120,7 @@ def train_student(
         InputError: the outputs cannot be used.
     """
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise ModelError(f"{out}: exists already", "choose another --out, or remove it")
+        raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
     try:
         with files.new_folder(out) as scratch:
             records = chain(secret, *map(read_records, outputs))

@@ -81,7 +81,7 @@ class Endpoint:
         if not valid:
             raise ApiError("the endpoint's address is no http(s):// URL", "such as http://127.0.0.1:8000/v1")
         if self.chat and any(prompt.ids is not None for prompt in prompts):
-            raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
+            raise ApiError("a chat takes no prompts of token ids", "give the prompts as text, or ask for completions")
 
     def digest(self, prompts: Sequence[Prompt], *more: str) -> str:
         """Twelve hex digits for all that shapes the answers; the address may change, and so may patience."""
@@ -160,7 +160,7 @@ def ask_all(
             return
         answer = _said(line.get("answer"), endpoint.chat)
         if endpoint.top_logprobs and not answer.top and not said:
-            raise NoLogprobsError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+            raise NoLogprobsError("the endpoint gives no log probabilities", "`top=1` compares what it writes")
         said[line["id"]] = answer
 
     for record in resume_jsonl(log, run):
