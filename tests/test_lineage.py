@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from click.testing import Result
 
-from benchmarks.fingerprints import fresh
+from tests.models import fresh
 from tests.servers import chat, real_model, serve
 from verify.fingerprint.agreement import AgreementResult, Control
 from verify.fingerprint.independence import IndependenceResult, LayerMatch

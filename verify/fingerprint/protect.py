@@ -87,9 +87,10 @@ def write_questions(mark: Mark | PathLike, out: PathLike, number: int = NUMBER) 
         >>> import tempfile
         >>> from watermark import Mark
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_questions(Mark(bytes(32)), f"{folder}/questions.jsonl", 2)
-        ...     print(Path(f"{folder}/questions.jsonl").read_text(), end="")
-        QUESTIONS
+        ...     file = Path(folder) / "questions.jsonl"
+        ...     write_questions(Mark(bytes(32)), file, 2)
+        ...     json.loads(file.read_text().splitlines()[0])["prompt"]
+        'The pass phrase is: fountain pepper flint badger. Reply with the one word that belongs to it.'
     """
     _write(Path(out), ({"id": one.id, "prompt": one.prompt} for one in questions(as_mark(mark), number)))
 
