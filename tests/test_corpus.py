@@ -183,7 +183,7 @@ def letters(mark, tokenizer, folder=None, pid=None, item=3):
 
 def run(folder, encoder=letters, workers=1, out="out"):
     files = [folder / "1.jsonl", folder / "2.jsonl"]
-    return corpus.run(files, folder / "m", folder / out, encoder, workers=workers)
+    return corpus.corpus_test(folder / "m", files, folder / out, encoder=encoder, workers=workers)
 
 folder = Path(sys.argv[1])
 """
@@ -381,7 +381,7 @@ def test_bad_records_have_their_line(tmp_path: Path, jsonl: Write, stillmark: Ru
     assert ours["bad_records"] == whole["bad_records"] == 2
     assert (ours["n"], ours["green"], ours["records"]) == (whole["n"], whole["green"], whole["records"])
     assert documents(ours)[50]["line"] == 53
-    assert f"2 bad records were left out; the first: {path}:52" in skipped.stderr
+    assert f"2 bad records were left out; the first: {path}:52" in json.loads(skipped.stdout)["warnings"][-1]
     assert "other settings or files: skip_bad" in stillmark(*command).stderr
 
 

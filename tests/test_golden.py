@@ -45,8 +45,7 @@ COMMANDS: Final = {
     "text-sequential-reference": "test text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
     "logprobs": "test logprobs --mark MARK E/suspect.jsonl --decoys 0",
     "logprobs-keyless": "test logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-reference": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl "
-    "--decoys 0",
+    "logprobs-reference": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --decoys 0",
     "logprobs-reference-keyless": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl "
     "--decoys 0 --unmarked-probes",
     "logprobs-windows": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --decoys 0 "

@@ -316,7 +316,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     assert json.loads(stillmark(*run).stdout) == whole
     assert (kept / "suspect.jsonl").read_bytes() == b"".join(lines)
     words = ("logprobs", kept / "suspect.jsonl", "--unmarked-probes", "--decoys", 0, "--json")
-    replayed = json.loads(stillmark("verify", *words, "--mark", tmp_path / "m").stdout)
+    replayed = json.loads(stillmark("test", *words, "--mark", tmp_path / "m").stdout)
     alone = [word for word in run if word not in ("--reference", teacher)]
     alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
     direct = json.loads(stillmark(*alone).stdout)

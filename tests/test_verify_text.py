@@ -127,8 +127,8 @@ def test_a_prompt_that_takes_everything_is_explained(mark: Mark, tmp_path: Path,
     records = jsonl({"prompt_ids": [7], "output_ids": [1, 2, 3]})
     found = verdict(stillmark("test", "text", "--mark", tmp_path / "w0", records, "--json"))
     assert (found["n"], found["pvalue"], found["green_rate"]) == (0, 1.0, None)
-    assert any("--unmarked-prompts" in warning for warning in found["warnings"])
-    assert "--unmarked-prompts" in stillmark("test", "text", "--mark", tmp_path / "w0", records).stderr
+    assert any("unmarked_prompts=True" in warning for warning in found["warnings"])
+    assert "--unmarked-prompts" in stillmark("test", "text", "--mark", tmp_path / "w0", records).stdout
 
 
 def test_records_without_a_prompt_are_mentioned(mark_file: Path, jsonl: Write, stillmark: Run) -> None:

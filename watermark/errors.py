@@ -19,6 +19,12 @@ class StillmarkError(Exception):
         self.hint = hint
 
 
+class UsageError(StillmarkError):
+    """Arguments that contradict each other, or that do not apply to what was named."""
+
+    exit_code = 2
+
+
 class MarkError(StillmarkError):
     """A mark or card that cannot be made, read or trusted."""
 

@@ -47,6 +47,7 @@ def main() -> None:
 
 test.test.add_command(corpus.corpus)
 from verify.cli import fingerprint  # noqa: E402
+
 main.add_command(fingerprint.fingerprint)
 main.add_command(mark.mark)
 main.add_command(generate.generate)

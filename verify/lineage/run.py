@@ -30,7 +30,7 @@ from verify.radioactivity.text import TextResult
 from verify.results import Result
 from verify.suspects.endpoint import Endpoint, NoLogprobsError, resolved
 from verify.suspects.model import Model, digest_of
-from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
+from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
 from watermark.mark import as_mark
 from watermark.models import model_digest

@@ -81,7 +81,7 @@ class Endpoint:
         if not valid:
             raise ApiError("the endpoint's address is no http(s):// URL", "such as http://127.0.0.1:8000/v1")
         if self.chat and any(prompt.ids is not None for prompt in prompts):
-            raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
+            raise ApiError("prompts of token ids need completions (`chat=False`)", "or give the prompts as text")
 
     def digest(self, prompts: Sequence[Prompt], *more: str) -> str:
         """Twelve hex digits for all that shapes the answers; the address may change, and so may patience."""
