@@ -1,6 +1,6 @@
 """Embed a green-list watermark while a language model generates."""
 
-from watermark.errors import ApiError, InputError, MarkError, ModelError, StillmarkError, TokenizerError
+from watermark.errors import ApiError, InputError, MarkError, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.mark import Mark, Marks
 from watermark.schemes.greenlist import contexts_at_end
 
@@ -13,6 +13,7 @@ __all__ = [
     "ModelError",
     "StillmarkError",
     "TokenizerError",
+    "UsageError",
     "contexts_at_end",
 ]
 __stillmark__ = "0.1.0"

@@ -31,6 +31,27 @@ class ModelError(StillmarkError):
     """A model directory that cannot be loaded or does not fit the mark."""
 
 
+class UsageError(StillmarkError):
+    """Arguments of a call that contradict each other, or lie outside their range."""
+
+    exit_code = 2
+
+
+def within(name: str, value: float | None, low: float, high: float, *, first: bool = False, last: bool = False) -> None:
+    """Raises UsageError unless a number, the argument `name`, lies between two others; None is left alone.
+
+    first: `low` itself is allowed; last: `high` is.
+
+    >>> within("share", 1.0, 0, 1, last=True)
+    """
+    if value is None or low < value < high or (first and value == low) or (last and value == high):
+        return
+    bounds = f"{'at least' if first else 'more than'} {low:g}"
+    if high < float("inf"):
+        bounds += f" and {'at most' if last else 'less than'} {high:g}"
+    raise UsageError(f"`{name}` must be {bounds}, not {value:g}")
+
+
 class ApiError(StillmarkError):
     """An endpoint that cannot be used: unreachable, unwilling, or not the same model throughout."""
 
