@@ -137,7 +137,7 @@ def measure(tokens: int, workers: int, mark: Path, marked: Path, folder: Path) -
         (built / "ready").touch()
     inputs, out = sorted(built.glob("*.parquet")), folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "verify.cli", "verify", "corpus", "--mark", mark, *inputs, "--out", out, "--json",
+    command = [sys.executable, "-m", "verify.cli", "test", "corpus", "--mark", mark, *inputs, "--out", out, "--json",
                "--workers", workers, "--unmarked-prompts"]  # fmt: skip
     start, peak = time.perf_counter(), 0
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:

@@ -23,7 +23,7 @@ from verify.data.outputs import Output
 from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
 from verify.radioactivity.logprobs import comparisons, logprob_weights
 from verify.radioactivity.result import score
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_test
+from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_result
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
@@ -62,7 +62,7 @@ def innocents(names: list[str]) -> None:
                 name: w.log10_pvalue(mark, pairs) for name, pairs in evidence(suspect, reference, mark, 10**9).items()
             }
             pairs, less = text_evidence(suspect, reference, mark)
-            tests = text_test(mark, pairs, method=EXCESS, excess=less).tests
+            tests = text_result(mark, pairs, method=EXCESS, excess=less).tests
             row |= {f"text, {name}": tests[name] for name in (BINOMIAL, COUNTS, EXCESS)}
             rows.append((key, suspect, row))
     names_of_tests = list(rows[0][2])

@@ -34,10 +34,10 @@ from transformers import (
 
 from benchmarks.machine import machine
 from benchmarks.texts import speeches
-from verify.data.outputs import Output, read_outputs
+from verify.data.outputs import Output, iter_outputs
 from verify.data.pairs import Pairs, extract
 from verify.planning.demo import teacher_model
-from verify.radioactivity.attribution import ATTRIBUTED, attribute
+from verify.radioactivity.attribution import ATTRIBUTED, attribution
 from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
@@ -164,7 +164,7 @@ def scoring() -> dict[str, Any]:
         seconds = interleaved(methods)
         ends = {
             "tokenizer": lambda: tokenizer(some, add_special_tokens=False, return_attention_mask=False),
-            "text to p-value": lambda: scored(list(read_outputs([path], encode=encode)), Mark(bytes(32))),
+            "text to p-value": lambda: scored(list(iter_outputs([path], encode=encode)), Mark(bytes(32))),
             "transformers detector": lambda: peer(peer_ids, return_dict=True),
         }
         seconds |= interleaved(ends, 7)
@@ -210,7 +210,7 @@ def attribution() -> dict[str, Any]:
     )
     start = time.perf_counter()
     labels = [f"customer-{number}" for number in range(10_000)]
-    innocent = attribute(Mark(bytes(range(32)), width=2), labels, million)
+    innocent = attribution(Mark(bytes(range(32)), width=2), labels, million)
     found: dict[str, Any] = {
         "keys": len(labels),
         "pairs": innocent.n,
@@ -246,7 +246,7 @@ def customers(ids: np.ndarray, repetitions: int = 100, number: int = 1000, token
             tilt += mark.green(np.tile(contexts, candidates)[:, None], likely.ravel()).reshape(tilt.shape) / 3
         chosen = likely[(tilt + rng.gumbel(size=tilt.shape)).argmax(axis=0), np.arange(tokens)]
         written = [Output("", None, np.array(pair)) for pair in zip(contexts, chosen, strict=True)]
-        result = attribute(parent, labels, extract(written, 1), 1e-4)
+        result = attribution(parent, labels, extract(written, 1), 1e-4)
         named = {one.label for one in result.found}
         guilty = {labels[label] for label in used}
         complete += result.verdict == ATTRIBUTED and guilty <= named

@@ -114,7 +114,7 @@ def test_probes_of_a_real_model_and_of_text(teacher: Path, tmp_path: Path, still
         tmp_path / "t.jsonl",
     )
     assert json.loads(stillmark(*aimed, "--json").stdout)["positions"] == 7
-    run = ("verify", "model", *mark, "--model", teacher, "--probes", tmp_path / "t.jsonl", "--unmarked-probes")
+    run = ("test", "model", *mark, "--suspect", teacher, "--probes", tmp_path / "t.jsonl", "--unmarked-probes")
     found = json.loads(stillmark(*run, "--context-counts", tmp_path / "w", "--json").stdout)
     assert found["positions"] == 7
     assert found["counts_marked"] is False
@@ -133,7 +133,7 @@ def test_windows_of_marked_text_are_mentioned(
     (tmp_path / "p.jsonl").write_text(json.dumps({"output_ids": speeches[:30].tolist()}) + "\n")
     counted = context_counts.count_contexts([Output("a", None, speeches[:30])], 1, marked=None)
     context_counts.save(counted, tmp_path / "w")
-    run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--probes", tmp_path / "p.jsonl",
+    run = ("test", "model", "--mark", tmp_path / "m", "--suspect", teacher, "--probes", tmp_path / "p.jsonl",
            "--context-counts", tmp_path / "w", "--unmarked-probes", "--decoys", 0)  # fmt: skip
     result = stillmark(*run, "--json")
     assert any("counts depend on the key" in warning for warning in json.loads(result.stdout)["warnings"])

@@ -60,7 +60,7 @@ def test_marked_outputs_are_found_and_others_not(
         assert record["mark"] == mark.commitment
     tests = {}
     for name in ("marked", "plain"):
-        result = stillmark("verify", "text", "--mark", teacher_mark, tmp_path / f"{name}.jsonl", "--json")
+        result = stillmark("test", "text", "--mark", teacher_mark, tmp_path / f"{name}.jsonl", "--json")
         tests[name] = json.loads(result.stdout)
     assert tests["marked"]["log10_pvalue"] < -50
     assert tests["plain"]["log10_pvalue"] > -4, "false failure 1e-4"
@@ -80,7 +80,7 @@ def test_two_marks_are_embedded_at_once_and_each_is_found(
     stillmark("mark", "derive", teacher_mark, "--label", "customer-18", "--out", other)
     p = {}
     for path in (teacher_mark, customer, other):
-        found = stillmark("verify", "text", "--mark", path, "--unmarked-prompts", out, "--json")
+        found = stillmark("test", "text", "--mark", path, "--unmarked-prompts", out, "--json")
         p[path.stem] = json.loads(found.stdout)["log10_pvalue"]
     assert p["teacher"] < -10
     assert p["customer"] < -10

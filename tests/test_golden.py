@@ -33,41 +33,41 @@ TOLERANCE: Final = 1e-9
 """Relative or absolute, of every float."""
 
 COMMANDS: Final = {
-    "text-binomial": "verify text --mark MARK E/outputs.jsonl E/more.txt --skip-bad",
-    "text-binomial-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --unmarked-prompts --test binomial",
-    "text-counts": "verify text --mark MARK E/outputs.jsonl --skip-bad --test counts",
-    "text-surprise": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0",
-    "text-surprise-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0 "
-    "--unmarked-prompts --test excess",
-    "text-unmarked": "verify text --mark MARK E/plain.jsonl --alpha 0.01",
-    "text-width-3": "verify text --mark W/wide.mark E/child.jsonl",
-    "text-sequential": "verify text --mark MARK E/answers.jsonl",
-    "text-sequential-reference": "verify text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
-    "logprobs": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0",
-    "logprobs-keyless": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-reference": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
+    "text-binomial": "test text --mark MARK E/outputs.jsonl E/more.txt --skip-bad",
+    "text-binomial-keyless": "test text --mark MARK E/outputs.jsonl --skip-bad --unmarked-prompts --method binomial",
+    "text-counts": "test text --mark MARK E/outputs.jsonl --skip-bad --method counts",
+    "text-surprise": "test text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0",
+    "text-surprise-keyless": "test text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0 "
+    "--unmarked-prompts --method excess",
+    "text-unmarked": "test text --mark MARK E/plain.jsonl --alpha 0.01",
+    "text-width-3": "test text --mark W/wide.mark E/child.jsonl",
+    "text-sequential": "test text --mark MARK E/answers.jsonl",
+    "text-sequential-reference": "test text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
+    "logprobs": "test logprobs --mark MARK E/suspect.jsonl --decoys 0",
+    "logprobs-keyless": "test logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-reference": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl "
     "--decoys 0",
-    "logprobs-reference-keyless": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
+    "logprobs-reference-keyless": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl "
     "--decoys 0 --unmarked-probes",
-    "logprobs-windows": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl --decoys 0 "
+    "logprobs-windows": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --decoys 0 "
     "--unmarked-probes --context-counts W/plain.parquet",
-    "logprobs-unmarked": "verify logprobs --mark MARK E/reference.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-positions": "verify logprobs --mark MARK E/positions.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-sequential": "verify logprobs --mark MARK E/answers.jsonl",
-    "logprobs-sequential-reference": "verify logprobs --mark MARK E/answers.jsonl "
-    "--reference-records E/answers.reference.jsonl --unmarked-probes",
-    "model": "verify model --mark MARK --model W/suspect --probes E/probes.jsonl --decoys 0",
-    "model-reference": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
+    "logprobs-unmarked": "test logprobs --mark MARK E/reference.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-positions": "test logprobs --mark MARK E/positions.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-sequential": "test logprobs --mark MARK E/answers.jsonl",
+    "logprobs-sequential-reference": "test logprobs --mark MARK E/answers.jsonl "
+    "--reference E/answers.reference.jsonl --unmarked-probes",
+    "model": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0",
+    "model-reference": "test model --mark MARK --suspect W/suspect --reference W/parent --probes E/probes.jsonl "
     "--unmarked-probes --decoys 0",
-    "model-windows": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
+    "model-windows": "test model --mark MARK --suspect W/suspect --reference W/parent --probes E/probes.jsonl "
     "--unmarked-probes --decoys 0 --context-counts W/plain.parquet",
-    "api": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
+    "api": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
     "--log W/api.jsonl --concurrency 1",
-    "api-text": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
+    "api-text": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
     "--log W/api-text.jsonl --concurrency 1 --access text --max-tokens 32",
-    "api-reference": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
+    "api-reference": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
     "--log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts --alpha 1e-9",
-    "corpus": "verify corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
+    "corpus": "test corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
     "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --unmarked-prompts",
     "fingerprint-weights-copied": "fingerprint weights --teacher W/units --suspect W/units-copied "

@@ -89,6 +89,11 @@ class Result:
             return self.positive_verdict
         return INSUFFICIENT if self.n else NO_VERDICT
 
+    @property
+    def evidence(self) -> str:
+        """How much evidence there was, in words."""
+        return f"{self.n:,}"
+
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never a secret."""
         return {

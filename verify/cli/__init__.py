@@ -8,15 +8,15 @@ import click
 
 from verify.cli import (
     attribute,
+    corpus,
     count_contexts,
     demo,
-    fingerprint,
     generate,
-    lineage,
     mark,
     power,
     probes,
     student,
+    test,
     verify,
 )
 from verify.cli.common import in_cli_words
@@ -45,14 +45,16 @@ def main() -> None:
     """Mark what a language model writes; test whether another model was trained on it."""
 
 
+test.test.add_command(corpus.corpus)
+from verify.cli import fingerprint  # noqa: E402
+main.add_command(fingerprint.fingerprint)
 main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
 main.add_command(attribute.attribute)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)
-main.add_command(fingerprint.fingerprint)
-main.add_command(lineage.lineage)
+main.add_command(test.test)
 main.add_command(power.power)
 main.add_command(student.student)
 main.add_command(demo.demo)

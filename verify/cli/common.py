@@ -153,7 +153,7 @@ class Shown(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-def show(ctx: click.Context, result: Shown, *, as_json: bool, fail_on: str | None = None) -> None:
+def show(result: Shown, *, as_json: bool, fail_on: str | None = None) -> None:
     """Print a result, for a program or for a person, and set the exit status."""
     if as_json:
         print_json(result.to_dict())
@@ -162,7 +162,7 @@ def show(ctx: click.Context, result: Shown, *, as_json: bool, fail_on: str | Non
         click.secho(first, bold=True)
         click.echo(rest)
     if fail_on == result.verdict:
-        ctx.exit(3)
+        click.get_current_context().exit(3)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -404,12 +404,12 @@ def _there(path: Path | None) -> Path:
 
 def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, object]]]:
     """The candidates as token sequences, and the records they come from."""
-    from verify.data.outputs import read_outputs, read_records
+    from verify.data.outputs import iter_outputs, read_records
     from watermark import InputError
     from watermark.io.records import Record
     from watermark.tokenizers import encoder
 
-    outputs = list(read_outputs([path], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size))
+    outputs = list(iter_outputs([path], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size))
     if len(outputs) % 2:
         raise InputError(path, 0, f"holds {len(outputs)} outputs", "half of them are served: want an even number")
     return outputs, [record.fields for record in read_records(path) if isinstance(record, Record)]

@@ -1,7 +1,7 @@
 """Test more text than fits in memory: a verdict on all of it, on each source, and a q-value for each document.
 
-Each answer is that of `stillmark verify text`, to the bit: the corpus' is what it says of all files together, a
-source's what it says of that source's records alone, with a tape and prompts of their own, a document's what it says
+Each answer is that of `stillmark test text`, to the bit: the corpus' is what it says of all files together, a
+source's what it says of that source's records alone, with pairs and prompts of their own, a document's what it says
 of that one record. How the work is cut up, who does it, and how often it is interrupted make no difference:
 `verify.corpus.worker` says why. Memory grows with a work item, a partition, the longest record, and with the number of
 documents (some 100 bytes each) and sources; not with the text.
@@ -31,6 +31,7 @@ from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
 from verify.data.outputs import no_records
+from verify.progress import Stages, Update, silent
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
@@ -39,7 +40,7 @@ from verify.stats import binomial, multiple
 from verify.stats.binomial import Interval
 from watermark import Mark
 from watermark.io import files
-from watermark.tokenizers import Encode
+from watermark.tokenizers import Encode, encoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,13 +48,10 @@ if TYPE_CHECKING:
 SHOWN: Final = 20
 """Sources that a result shows as text."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
 
 @dataclass(frozen=True)
 class Source:
-    """What one source wrote, as `stillmark verify text` sees it. name: "" for records that name none."""
+    """What one source wrote, as `stillmark test text` sees it. name: "" for records that name none."""
 
     name: str
     records: int
@@ -117,6 +115,10 @@ class CorpusResult(MarkResult):
     def source_log10_adjusted(self) -> Floats:
         """The same after Holm, for all sources at once: what a source's verdict rests on, float64 [sources]."""
         return multiple.holm(self.source_log10_pvalues)
+
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs of {self.tokens:,} tokens"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -204,58 +206,63 @@ class CorpusResult(MarkResult):
         ]
 
 
-def run(
-    paths: Sequence[Path],
-    mark_path: Path,
-    folder: Path,
-    encoder: Callable[[Mark, Path | None], Encode],
+def corpus_test(
+    mark_path: str | Path,
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
-    allow_readable: bool = False,
-    tokenizer: Path | None = None,
-    unmarked: bool = False,
-    skip_bad: bool = False,
     source_column: str = "source",
+    unmarked_prompts: bool = False,
     alpha: float = 1e-3,
+    tokenizer: str | Path | None = None,
+    skip_bad: bool = False,
     workers: int = 1,
-    progress: Progress = lambda _what, _done, _total: None,
+    allow_readable: bool = False,
+    encoder: Callable[[Mark, Path | None], Encode] = encoder,
+    progress: Stages = silent,
 ) -> CorpusResult:
-    """Test a corpus into a folder, or go on with a run that was killed.
+    """Test more text than fits in memory, its sources and its documents; go on with a run that was killed.
 
     Args:
-        paths: JSONL, Parquet and .txt files, as for `verify.data.outputs.read_outputs`.
         mark_path: the mark file; each worker loads it.
-        folder: for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
+        paths: JSONL, Parquet and .txt files, as for `verify.read_outputs`.
+        out: folder for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
             the end.
-        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
-        allow_readable: accept a mark file that others may read.
-        tokenizer: folder of the tokenizer, if not where the mark says.
-        unmarked: the prompts cannot depend on the key, so contexts that occur in them are kept.
-        skip_bad: count malformed records instead of stopping at one.
         source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
+        unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdicts, fixed before looking.
+        tokenizer: folder of the tokenizer, if not where the mark says.
+        skip_bad: count malformed records instead of stopping at one.
         workers: 1: this process; more: so many workers of Ray.
-        progress: called along the way.
+        allow_readable: accept a mark file that others may read.
+        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
+        progress: opened around each piece of work.
 
     Raises:
         InputError: a file cannot be read or has changed since the run began, a record is malformed, or the folder
             holds a run with other settings or files, or one that is at work.
-        MarkError, TokenizerError: as `Mark.load` and `encoder`.
+        MarkError, TokenizerError: the mark or its tokenizer cannot be used.
         StillmarkError: Ray is not installed.
     """
+    mark_path, folder = Path(mark_path), Path(out)
+    inputs = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    unmarked = unmarked_prompts
     mark = Mark.load(mark_path, allow_readable=allow_readable)
     settings = Settings(
         mark.commitment, alpha, unmarked, skip_bad, source_column, str(tokenizer) if tokenizer else None
     )
     with lock(folder):
-        plan = plan_of(folder, paths, settings)
+        plan = plan_of(folder, inputs, settings)
         items, parts = len(plan.items), plan.partitions
         if (folder / "counts.json").exists():
             work = Work(items, items, parts, parts)
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
             with cluster(workers):
-                read = _do(job, MAP, "reading", [item_path(folder, i) for i in range(items)], workers, progress)
-                judged = _do(job, REDUCE, "testing", [part_path(folder, i) for i in range(parts)], workers, progress)
+                with progress("reading", "work items") as update:
+                    read = _do(job, MAP, [item_path(folder, i) for i in range(items)], workers, update)
+                with progress("testing", "partitions") as update:
+                    judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
             _check_empty(folder, plan)
             discoveries = _write_documents(folder, mark, alpha, items)
             counts = _count(folder, plan) | {"discoveries": discoveries}
@@ -265,13 +272,14 @@ def run(
             shutil.rmtree(folder / done_with, ignore_errors=True)
         counts = json.loads((folder / "counts.json").read_bytes())
     sources = tuple(Source(**source) for source in counts.pop("sources"))
-    n, green = counts["n"], counts["green"]
+    n, green, bad = counts["n"], counts["green"], counts["bad"]
+    notes = (f"{bad} bad records were left out; the first: {counts['first_bad']}",) if bad else ()
     return CorpusResult(
         test=METHODS[BINOMIAL],
         alpha=alpha,
         statistic=green,
         log10_pvalue=binomial.binomial_log10_sf(green, n, mark.gamma),
-        warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]),
+        warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]) + notes,
         conclusive=n > 0,
         power_statement=rate_statement(binomial.detectable_rate(n, mark.gamma, alpha, POWER)),
         mark=mark,
@@ -281,14 +289,15 @@ def run(
         source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.gamma) for s in sources]),
         documents=folder / "documents.parquet",
         work=work,
+        inputs={"files": [str(path) for path in inputs]},
     )
 
 
-def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progress: Progress) -> int:
+def _do(job: Job, step: str, results: list[Path], workers: int, update: Update) -> int:
     """Do a step for each result that is not there yet; returns how many are."""
     todo = [i for i, path in enumerate(results) if not path.exists()]
     there = len(results) - len(todo)
-    run_steps(job, step, todo, workers, lambda done: progress(what, there + done, len(results)))
+    run_steps(job, step, todo, workers, lambda done: update(there + done, len(results)))
     return there
 
 

@@ -116,6 +116,10 @@ class AgreementResult(Result):
         """Whether the suspect is ahead of every one of enough controls: worth a second look, and no proof."""
         return not self.ahead and len(self.controls) >= MIN_CONTROLS and self.log10_paired <= math.log10(self.alpha)
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} prompts, {len(self.controls)} controls"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "teacher": self.teacher,

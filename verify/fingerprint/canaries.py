@@ -65,6 +65,10 @@ class CanaryResult(Result):
         """The statistic, in nats a token."""
         return self.statistic
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} candidates"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "suspect": self.suspect,

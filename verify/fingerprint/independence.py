@@ -161,6 +161,10 @@ class IndependenceResult(Result):
             )
         }
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} units in {len(self.layers)} layers"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "teacher": self.teacher,
@@ -248,6 +252,10 @@ class MatchResult(Result):
     def verdict(self) -> str:
         """As in every result; `no verdict` where the calibration does not cover these models."""
         return super().verdict if self.covered else NO_VERDICT
+
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} units in {len(self.layers)} layers"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {

@@ -127,6 +127,10 @@ class PlantedResult(Result):
     hits: int
     unanswered: int
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} questions"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "suspect": self.suspect,

@@ -81,6 +81,10 @@ class Attribution(MarkResult):
             return NO_VERDICT
         return AMBIGUOUS if self.log10_pvalue_joint <= math.log10(self.alpha) else NONE
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs, {len(self.labels):,} labels"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "found": [vars(one) for one in self.found],

@@ -77,6 +77,10 @@ class WeightedResult(MarkResult):
         """The effect that this evidence would have found with 90 % power, by the normal approximation."""
         return detectable_effect(self.pairs, self.mark.gamma, self.alpha)
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs at {self.positions:,} positions"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "log10_pvalue_estimate": self.log10_pvalue_estimate,

@@ -54,7 +54,7 @@ from verify.radioactivity.sequential import (
     SequentialTest,
 )
 from verify.radioactivity.text import BINOMIAL, EXCESS, METHODS, TextResult, cost_of_marked, excess, text_result
-from verify.suspects.endpoint import Endpoint
+from verify.suspects.endpoint import Endpoint, resolved
 from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, StillmarkError
@@ -202,8 +202,8 @@ def logprob_test(
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     compared = None
+    inputs["reference"] = None if reference is None else named(reference)
     if reference is not None:
-        inputs["reference"] = named(reference)
         if is_model(reference):
             compared = read_along("reference", reference, mark, texts, batch_size, record, progress)
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
@@ -276,6 +276,7 @@ def endpoint_test(
     asked = builtin_prompts() if prompts is None else prompts_of(prompts)
     usage, test, twin = Usage(), None, None
     compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
+    endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     with progress("asking", "billed tokens") as update:
         for wave in iter_answers(where, asked, mark, load_for(mark, tokenizer), log, budget, usage):

@@ -78,6 +78,10 @@ class SequentialResult(MarkResult):
     stopped: str | None
     least: float
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.records:,} answers, {self.tokens:,} tokens"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "access": self.access,

@@ -70,6 +70,10 @@ class TextResult(MarkResult):
         """Clopper and Pearson's interval for the rate at which the suspect's pairs are green."""
         return binomial.binomial_interval(self.green, self.n, level)
 
+    @property
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs of {self.pairs.positions:,} tokens"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "green": self.green,
@@ -209,7 +213,7 @@ def text_result(
         log10_pvalue=tests[method],
         warnings=text_warnings(n, pairs.positions, pairs.discarded, pairs.prompts, pairs.records),
         discarded=pairs.discarded,
-        conclusive=n > 0,
+        conclusive=least is not None,
         power_statement=rate_statement(least),
         mark=mark,
         pairs=pairs,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -89,6 +90,30 @@ class Endpoint:
             del how[name]
         whole = [how, [asdict(prompt) for prompt in prompts], *more]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+
+
+def resolved(endpoint: Endpoint) -> Endpoint:
+    """The endpoint under the name of the one model that it serves, if no name was given.
+
+    Raises:
+        ApiError: it cannot be asked, or serves no model or several.
+    """
+    if endpoint.model:
+        return endpoint
+    client = _client(endpoint)
+    import openai
+
+    try:
+        names = [str(one.id) for one in client.models.list().data]
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ApiError(
+            f"the endpoint does not say which models it serves: {type(error).__name__}", "name the `model`"
+        ) from None
+    shown = ["".join(c for c in name if c.isprintable())[:100] for name in names]
+    if len(names) != 1:
+        listed = f": {', '.join(shown[:10])}" if names else ""
+        raise ApiError(f"the endpoint serves {len(names)} models{listed}", "name the `model`")
+    return replace(endpoint, model=names[0])
 
 
 @dataclass(frozen=True)
@@ -290,8 +315,13 @@ def _client(endpoint: Endpoint) -> OpenAI:
         import openai
     except ImportError:
         raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
+    # a server on this machine wants no key, and the client insists on one
+    local = urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1")
+    key = "none" if local and not os.environ.get("OPENAI_API_KEY") else None
     try:
-        return openai.OpenAI(base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries)
+        return openai.OpenAI(
+            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.retries
+        )
     except openai.OpenAIError:
         raise ApiError(
             "no API key in the environment", "set OPENAI_API_KEY; a local server takes any value, such as 'none'"

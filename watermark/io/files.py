@@ -9,6 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from watermark.errors import InputError
+
+
+@contextmanager
+def writing(
+    path: Path, *more: type[Exception], hint: str = "does the folder exist, and is it writable?"
+) -> Iterator[None]:
+    """Errors of writing to `path` in this block as InputError, in words.
+
+    Args:
+        path: the file or folder.
+        more: errors that mean the same as OSError, of a library that writes.
+        hint: what to do about it.
+
+    Raises:
+        InputError: where the block raises OSError or one of `more`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *more)):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(path, 0, f"cannot write: {reason}", hint) from error
+
 
 def _write_temporary(path: Path, data: bytes, mode: int) -> str:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created 0600
