@@ -34,7 +34,7 @@ TESTS: Final = {
 
 MEASURED_GAMMA: Final = 0.25
 NOISE: Final = math.log10(0.05)
-"""A measured curve that ends above this log10 p has found nothing."""
+"""A measured curve whose log10 p stays above this shows nothing, and beyond its end nothing follows from it."""
 
 POWER: Final = 0.9
 """Chance of finding a student that is planned for, where nobody says another."""
@@ -302,8 +302,8 @@ def _needed(test: str, delta: float, width: int, gamma: float, alpha: float) -> 
     deltas = [c.delta for c in known]
     if not known or not deltas[0] <= delta <= deltas[-1]:
         return None
-    if any(c.log10_pvalue[-1] > NOISE for c in known if _beside(c.delta, delta, deltas)):
-        return None  # the curve shows noise: beyond its end nothing follows from it
+    if any(min(c.log10_pvalue) > NOISE for c in known if _beside(c.delta, delta, deltas)):
+        return None
     return tokens_needed(test, delta, width, gamma=gamma, alpha=alpha, power=POWER).tokens
 
 

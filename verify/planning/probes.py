@@ -182,10 +182,8 @@ def _write(probes: Iterable[Output], path: Path) -> Path:
         | ({} if probe.marked is None else {"marked": probe.marked})
         for probe in probes
     ]
-    try:
+    with files.writing(path):
         files.replace(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    except OSError as error:
-        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
     return path
 
 
