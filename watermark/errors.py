@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class StillmarkError(Exception):
-    """Base of every error a user can cause or mend.
+    """Base of every error a user can cause or fix.
 
     `hint` is one line that says what to do next. `exit_code` is the process's exit status when the
     error ends a command: 1 for input and environment, 2 for usage.
@@ -19,12 +19,6 @@ class StillmarkError(Exception):
         self.hint = hint
 
 
-class UsageError(StillmarkError):
-    """Arguments that contradict each other, or that do not apply to what was named."""
-
-    exit_code = 2
-
-
 class MarkError(StillmarkError):
     """A mark or card that cannot be made, read or trusted."""
 
@@ -35,6 +29,27 @@ class TokenizerError(StillmarkError):
 
 class ModelError(StillmarkError):
     """A model directory that cannot be loaded or does not fit the mark."""
+
+
+class UsageError(StillmarkError):
+    """Arguments that contradict each other, lie outside their range, or do not apply to what was named."""
+
+    exit_code = 2
+
+
+def within(name: str, value: float | None, low: float, high: float, *, first: bool = False, last: bool = False) -> None:
+    """Raises UsageError unless a number, the argument `name`, lies between two others; None is left alone.
+
+    first: `low` itself is allowed; last: `high` is.
+
+    >>> within("share", 1.0, 0, 1, last=True)
+    """
+    if value is None or low < value < high or (first and value == low) or (last and value == high):
+        return
+    bounds = f"{'at least' if first else 'more than'} {low:g}"
+    if high < float("inf"):
+        bounds += f" and {'at most' if last else 'less than'} {high:g}"
+    raise UsageError(f"`{name}` must be {bounds}, not {value:g}")
 
 
 class ApiError(StillmarkError):

@@ -9,6 +9,7 @@ import click
 from verify.cli.common import (
     FILE,
     allow_readable_option,
+    command,
     json_option,
     load_mark,
     print_json,
@@ -17,7 +18,10 @@ from verify.cli.common import (
 from watermark.tokenizers import quiet_transformers
 
 
-@click.command()
+@command(
+    "generate",
+    example="generate --model MODEL --mark demo/demo.mark --prompts demo/prompts.jsonl --out outputs.jsonl",
+)
 @click.option("--model", type=FILE, required=True, help="Folder of a causal LM and its tokenizer.")
 @click.option("--mark", "mark_paths", type=FILE, multiple=True, help="A mark file; may be repeated: biases add.")
 @allow_readable_option
@@ -46,7 +50,7 @@ def generate(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Result prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
+    """Answer prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
