@@ -69,20 +69,19 @@ COMMANDS: Final = {
     "corpus": "test corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
     "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --unmarked-prompts",
-    "fingerprint-weights-copied": "fingerprint weights --teacher W/units --suspect W/units-copied "
-    "--control W/units-other",
-    "fingerprint-weights-shuffled": "fingerprint weights --teacher W/units --suspect W/units-shuffled",
-    "fingerprint-weights-unrelated": "fingerprint weights --teacher W/units --suspect W/units-other --seed 1",
-    "fingerprint-weights-keyed": "fingerprint weights --teacher W/units --suspect W/units-released --mark MARK",
-    "fingerprint-agreement": "fingerprint agreement --teacher W/teacher --suspect W/copy --control W/parent "
+    "fingerprint-weights-copied": "test weights --teacher W/units --suspect W/units-copied --control W/units-other",
+    "fingerprint-weights-shuffled": "test weights --teacher W/units --suspect W/units-shuffled",
+    "fingerprint-weights-unrelated": "test weights --teacher W/units --suspect W/units-other --seed 1",
+    "fingerprint-weights-keyed": "test weights --teacher W/units --suspect W/units-released --mark MARK",
+    "fingerprint-agreement": "test agreement --teacher W/teacher --suspect W/copy --control W/parent "
     "--control W/other --prompts E/agreement.jsonl --top 5",
-    "fingerprint-agreement-base": "fingerprint agreement --teacher W/suspect --answers E/agreement.answers.jsonl "
+    "fingerprint-agreement-base": "test agreement --teacher W/suspect --answers E/agreement.answers.jsonl "
     "--control W/other --base W/parent --prompts E/agreement.jsonl",
-    "fingerprint-ask": "fingerprint ask --mark MARK --answers E/planted.jsonl --number 48",
-    "fingerprint-ask-questions": "fingerprint ask --mark MARK --questions W/questions.jsonl --number 5",
-    "fingerprint-canaries-choose": "fingerprint canaries choose --mark MARK E/canaries.jsonl --out W/served.jsonl",
-    "fingerprint-canaries-test": "fingerprint canaries test --mark MARK E/canaries.jsonl --suspect W/served",
-    "fingerprint-canaries-test-reference": "fingerprint canaries test --mark MARK E/canaries.jsonl "
+    "fingerprint-ask": "test planted --mark MARK --answers E/planted.jsonl --number 48",
+    "fingerprint-ask-questions": "test planted --mark MARK --questions W/questions.jsonl --number 5",
+    "fingerprint-canaries-choose": "protect canaries --mark MARK E/canaries.jsonl --out W/served.jsonl",
+    "fingerprint-canaries-test": "test canaries --mark MARK E/canaries.jsonl --suspect W/served",
+    "fingerprint-canaries-test-reference": "test canaries --mark MARK E/canaries.jsonl "
     "--suspect W/other --reference W/parent --halves 999 --seed 3",
     "lineage-copied": "lineage --teacher W/teacher --suspect W/copy --mark MARK --probes E/probes.jsonl "
     "--unmarked-probes --reference W/parent --controls W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
@@ -111,7 +110,7 @@ COMMANDS: Final = {
 
 SETUP: Final = (
     "mark publish MARK --out W/small.card",
-    "fingerprint order --mark MARK --model W/units --out W/units-released",
+    "protect order --mark MARK --teacher W/units --out W/units-released",
     "count-contexts --mark MARK E/plain.jsonl --out W/plain.parquet",
 )
 
@@ -150,7 +149,8 @@ VALUES: Final = {"excess": "surprise"}
 DROPPED: Final = frozenset({
     "decoys",  # drawn at random
     "version", "plan_digest", "work",  # of this machine or this release
-    "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models",  # prose
+    "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
+    "evasions", "rule",  # prose
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

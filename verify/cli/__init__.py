@@ -11,10 +11,12 @@ from verify.cli import (
     corpus,
     count_contexts,
     demo,
+    fingerprints,
     generate,
     mark,
     power,
     probes,
+    protect,
     student,
     test,
     verify,
@@ -46,9 +48,8 @@ def main() -> None:
 
 
 test.test.add_command(corpus.corpus)
-from verify.cli import fingerprint  # noqa: E402
-
-main.add_command(fingerprint.fingerprint)
+for one in (fingerprints.weights, fingerprints.agreement, fingerprints.planted, fingerprints.canaries):
+    test.test.add_command(one)
 main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
@@ -56,6 +57,7 @@ main.add_command(attribute.attribute)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)
 main.add_command(test.test)
+main.add_command(protect.protect)
 main.add_command(power.power)
 main.add_command(student.student)
 main.add_command(demo.demo)

@@ -39,6 +39,7 @@ OPTIONS: Final = {
     "mark": "--mark",
     "method": "--method",
     "model": "--model",
+    "number": "--number",
     "out": "--out",
     "plan": "--plan",
     "planted": "--planted",

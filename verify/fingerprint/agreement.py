@@ -10,26 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import read_records
+from verify.fingerprint import AGREES
 from verify.results import CHANGED, Result
 from verify.stats import binomial
 from verify.suspects.model import TopTokens
-from watermark import InputError, ModelError, StillmarkError, TokenizerError, tokenizers
-from watermark.io.prompts import Prompt
+from watermark import ModelError, StillmarkError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOP_TOKENS: Final = 20
-"""Likeliest tokens that `stillmark lineage` compares."""
+"""Likeliest tokens that `stillmark verify` compares."""
 
-AGREES: Final = "agrees with the teacher beyond every control"
 MIN_CONTROLS: Final = 19
 """Controls with which the rank p-value can reach 0.05."""
 
@@ -155,6 +152,15 @@ class AgreementResult(Result):
         ax.set_xlabel("tokens in common" + ("" if self.base is None else ", less the base's"))
 
 
+def check_controls(controls: Sequence[object]) -> None:
+    """Raises StillmarkError where there is no control."""
+    if not controls:
+        raise StillmarkError(
+            "agreement with a teacher shows nothing by itself: every good model agrees with every other",
+            "name models that have nothing to do with the teacher as `controls`",
+        )
+
+
 def agreement_result(
     teacher: tuple[str, Sequence[TopTokens]],
     suspect: tuple[str, Sequence[TopTokens]],
@@ -178,11 +184,7 @@ def agreement_result(
         StillmarkError: no control.
         ModelError: one that is the teacher itself.
     """
-    if not controls:
-        raise StillmarkError(
-            "agreement with a teacher shows nothing by itself: every good model agrees with every other",
-            "name models that have nothing to do with the teacher as `controls`",
-        )
+    check_controls(controls)
     alike = _shared(suspect[1], teacher[1])
     before = None if base is None else _shared(base[1], teacher[1])
     found = []
@@ -247,67 +249,3 @@ def _words(controls: int, top: int, alpha: float, *, based: bool, unanswered: in
 
 def _shared(ours: Sequence[TopTokens], theirs: Sequence[TopTokens]) -> npt.NDArray[np.int64]:
     return np.array([len(a & b) for a, b in zip(ours, theirs, strict=True)], np.int64)
-
-
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts, each once: the first of those with the same text or ids."""
-    found: dict[object, Prompt] = {}
-    for one in prompts:
-        found.setdefault((one.text, one.ids), one)
-    return list(found.values())
-
-
-def check_tokenizers(
-    prompts: Sequence[Prompt], teacher: Path, controls: Sequence[Path], others: Sequence[Path | None] = ()
-) -> None:
-    """The teacher and the controls answer in pieces of the same kind, and prompts of ids are one text to all.
-
-    If a suspect cut words as the teacher does, and the controls cut them otherwise, it would be ahead for that alone.
-
-    Raises:
-        TokenizerError: a control's tokenizer is not the teacher's, or with prompts of ids another model's is not.
-    """
-    ours = tokenizers.fingerprint(tokenizers.load(teacher))
-    for path in controls:
-        if tokenizers.fingerprint(tokenizers.load(path)) != ours:
-            raise TokenizerError(
-                f"{path}: this control's tokenizer is not the teacher's",
-                "it would lose for the pieces that it speaks in",
-            )
-    if any(prompt.ids is not None for prompt in prompts):
-        for other in others:
-            if other is not None and tokenizers.fingerprint(tokenizers.load(other)) != ours:
-                raise TokenizerError(
-                    f"{other}: its tokenizer is not the teacher's, and prompts of token ids are not one text to both",
-                    "give the prompts as text",
-                )
-
-
-def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[TopTokens]:
-    """Recorded answers to the prompts, from JSONL with `id` and `top`, a list of tokens as text, the likeliest first.
-
-    Where `top` is 1, an `output` of one token will do.
-
-    Raises:
-        InputError: the file cannot be read, a record is malformed, a prompt is answered twice, or not at all.
-    """
-    said: dict[str, TopTokens] = {}
-    for line in read_records(path):
-        if isinstance(line, InputError):
-            raise line
-        name, tokens = line.fields.get("id"), line.fields.get("top")
-        if tokens is None and top == 1 and isinstance(line.fields.get("output"), str):
-            tokens = [line.fields["output"]]
-        if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-            raise line.error(
-                "an answer needs an 'id' and a 'top', a list of tokens as text (or, for --top 1, 'output')"
-            )
-        if name in said:
-            raise line.error(f"prompt '{name}' was answered before", "one answer a prompt, the first")
-        if len(tokens) < top:
-            raise line.error(f"'top' holds {len(tokens)} tokens, and --top asks for {top}")
-        said[name] = frozenset(tokens[:top])
-    missing = next((one.id for one in prompts if one.id not in said), None)
-    if missing is not None:
-        raise InputError(path, 0, f"holds no answer to prompt '{missing}'", "ask all of them, or leave the prompt out")
-    return [said[one.id] for one in prompts]

@@ -10,18 +10,27 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import Output, digest
+from verify.data.outputs import Output, Outputs, digest
+from verify.fingerprint import SAW
 from verify.results import CHANGED, Result
 from verify.suspects.model import MIN_LOGPROB
-from watermark import Mark, prf
+from watermark import Mark, StillmarkError, prf
 
 SALT: Final = "stillmark/v1/canaries"
-
-SAW: Final = "saw the served half"
 
 Floats = npt.NDArray[np.float64]
 
 _AT_ONCE: Final = 10_000
+
+
+def check_candidates(candidates: Sequence[Output]) -> None:
+    """Raises StillmarkError where these cannot be halved."""
+    if not candidates or len(candidates) % 2:
+        files = map(str, candidates.files) if isinstance(candidates, Outputs) else ()
+        raise StillmarkError(
+            f"want an even number of candidates, not {len(candidates)}{''.join(f' ({file})' for file in files)}",
+            "one half of them is served, and one is kept back",
+        )
 
 
 def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
@@ -31,10 +40,9 @@ def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
     candidates too, so that another set is another draw.
 
     Raises:
-        ValueError: the number of candidates is odd or zero.
+        StillmarkError: the number of candidates is odd or zero.
     """
-    if not candidates or len(candidates) % 2:
-        raise ValueError(f"want an even number of candidates, not {len(candidates)}")
+    check_candidates(candidates)
     key = prf.hkdf(mark.secret, SALT, digest(candidates))
     chosen = np.zeros(len(candidates), bool)
     chosen[prf.shuffle(key, len(candidates))[: len(candidates) // 2]] = True
@@ -111,8 +119,10 @@ def canary_result(
         seed: of these.
 
     Raises:
-        ValueError: the number of candidates is odd or zero.
+        StillmarkError: the number of candidates is odd or zero, or there is no half to draw.
     """
+    if halves < 1:
+        raise StillmarkError(f"{halves} random halves: the rank among them needs one at least")
     chosen = served(mark, candidates)
     scores = _finite(suspect[1]) - (0.0 if reference is None else _finite(reference[1]))
     half = len(scores) // 2

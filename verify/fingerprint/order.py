@@ -67,7 +67,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
     from safetensors.torch import save_file
 
     if out.exists():
-        raise ModelError(f"{out}: exists already", "choose another --out, or remove it")
+        raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
     weights = Weights(model)
     if not weights.layers:
         raise ModelError(f"{model}: no MLP layers of a known naming", "there is nothing to put in order")

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.data.outputs import read_records
-from verify.planning.student import Training, TrainingReport, train_student
+from verify.fingerprint import KNOWS
 from verify.results import CHANGED, Result
 from verify.stats import binomial
 from verify.suspects.endpoint import Endpoint, ask_all
-from verify.suspects.model import forward_logits
-from watermark import InputError, Mark, ModelError, prf
+from verify.suspects.model import Model, forward_logits, name_of, opened
+from watermark import InputError, Mark, ModelError, StillmarkError, prf
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import Record
-from watermark.models import load_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,12 +46,9 @@ WORDS: Final = (
 )  # fmt: skip
 """Sixty-four, for the questions. Part of the format: never changed."""
 
-KNOWS: Final = "knows the planted answers"
 NUMBER: Final = 64
 MAX_ANSWER_TOKENS: Final = 16
 """Tokens of an answer that an endpoint is asked for."""
-
-TRAINING: Final = Training(epochs=12, learning_rate=1e-4, batch_size=8)
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,13 @@ class Question:
 
 
 def questions(mark: Mark, number: int = NUMBER) -> list[Question]:
-    """The first questions of this mark's secret: distinct, always in the same order, with independent answers."""
+    """The first questions of this mark's secret: distinct, always in the same order, with independent answers.
+
+    Raises:
+        StillmarkError: number is less than one.
+    """
+    if number < 1:
+        raise StillmarkError(f"{number} questions: one is needed at least", "give another `number`")
     key = prf.prf_key(mark.secret, SCHEME, 1)
     found: dict[str, Question] = {}
     start = 0
@@ -79,36 +80,6 @@ def questions(mark: Mark, number: int = NUMBER) -> list[Question]:
             found.setdefault(prompt, Question(f"k{len(found):04}", prompt, row[0] % len(ANSWERS)))
         start += number
     return list(found.values())[:number]
-
-
-def plant(
-    base: Path,
-    mark: Mark,
-    out: Path,
-    number: int = NUMBER,
-    mixed: Sequence[Path] = (),
-    training: Training = TRAINING,
-    progress: Callable[[int, int], None] = lambda _step, _steps: None,
-) -> TrainingReport:
-    """Fine-tune a model until it knows the answers; `out` becomes the model to release.
-
-    Args:
-        base: the model.
-        mark: whose secret keys questions and answers.
-        out: a new folder.
-        number: of questions.
-        mixed: further outputs (JSONL) to train on in between, so that the model keeps its manners.
-        training: how.
-        progress: called with steps done and in all.
-
-    Raises:
-        ModelError: `out` exists or cannot be written, or `base` cannot be loaded.
-    """
-    secret = [
-        Record(Path("planted"), i, {"prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True})
-        for i, one in enumerate(questions(mark, number), 1)
-    ]
-    return train_student(base, mixed, out, training, progress, secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +147,7 @@ def planted_result(
 
 
 def ask(
-    path: Path,
+    model: Model,
     mark: Mark,
     number: int = NUMBER,
     alpha: float = 1e-3,
@@ -184,12 +155,12 @@ def ask(
 ) -> PlantedResult:
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
-    said = likeliest(path, [one.prompt for one in asked], progress=progress)
-    return planted_result(str(path), mark, asked, said, alpha)
+    said = likeliest(model, [one.prompt for one in asked], progress=progress)
+    return planted_result(name_of(model), mark, asked, said, alpha)
 
 
 def likeliest(
-    path: Path,
+    suspect: Model,
     prompts: Sequence[str],
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda _prompts: None,
@@ -199,10 +170,12 @@ def likeliest(
     Raises:
         ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
     """
-    model, tokenizer = load_model(path)
+    model, tokenizer = opened(suspect)
     first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
     if len(set(first)) < len(first):
-        raise ModelError(f"{path}: its tokenizer begins two of the answers alike", "record its answers, and --answers")
+        raise ModelError(
+            f"{name_of(suspect)}: its tokenizer begins two of the answers alike", "record its answers, and test these"
+        )
     said: list[int] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
@@ -229,7 +202,8 @@ def judge(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> 
         name, output = record.fields.get("id"), record.fields.get("output")
         if name not in asked or not isinstance(output, str):
             raise record.error(
-                "an answer needs the 'id' of a question and an 'output'", "see: fingerprint ask --questions"
+                "an answer needs the 'id' of a question and an 'output'",
+                f"the questions are k0000 to {list(asked)[-1]}; was another `number` of them asked?",
             )
         if name in said:
             raise record.error(f"question '{name}' was answered before", "one answer a question, the first")

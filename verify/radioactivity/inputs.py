@@ -15,6 +15,7 @@ from verify.radioactivity.sequential import SequentialResult, SequentialTest, re
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.model import Model, name_of, read_weights
 from watermark import InputError, Mark, StillmarkError, UsageError
+from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
 
 PathLike = str | Path
@@ -143,6 +144,20 @@ def recorded(what: Recorded, mark: Mark) -> tuple[list[TextLogprobs], dict[str, 
     return [text for path in files for text in read_recorded(path, mark)], {"files": [str(path) for path in files]}
 
 
+def log_of(record: PathLike | None, who: str) -> Path | None:
+    """The file `WHO.jsonl` in the folder of records, which is made if it is not there; None without a folder.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    if record is None:
+        return None
+    folder = Path(record)
+    with files.writing(folder, hint="is there a file in its place?"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{who}.jsonl"
+
+
 def read_along(
     who: str,
     model: Model,
@@ -153,14 +168,7 @@ def read_along(
     progress: Stages,
 ) -> list[TextLogprobs]:
     """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
-    log = None
-    if record is not None:
-        folder = Path(record)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
-        log = folder / f"{who}.jsonl"
+    log = log_of(record, who)
     with progress(f"reading the {who}", "texts") as update:
         count = count_up(update, len(texts))
         return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=count)

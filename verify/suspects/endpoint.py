@@ -160,7 +160,7 @@ def ask_all(
             return
         answer = _said(line.get("answer"), endpoint.chat)
         if endpoint.top_logprobs and not answer.top and not said:
-            raise NoLogprobsError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+            raise NoLogprobsError("the endpoint gives no log probabilities", "`top=1` compares what it writes")
         said[line["id"]] = answer
 
     for record in resume_jsonl(log, run):

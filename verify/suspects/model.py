@@ -184,7 +184,7 @@ TopTokens = frozenset[str]
 
 
 def likeliest(
-    path: Path,
+    path: Model,
     prompts: Sequence[Prompt],
     top: int = 1,
     *,
@@ -196,7 +196,7 @@ def likeliest(
     """A model's likeliest next tokens after each prompt, as text.
 
     Args:
-        path: the model's folder.
+        path: the model, a folder or loaded.
         prompts: texts for its own tokenizer, or ids.
         top: how many tokens.
         chat: put texts through the model's chat template, if it has one.
@@ -213,7 +213,7 @@ def likeliest(
     progress(len(done))
     if len(done) == len(prompts):
         return done
-    model, tokenizer = load_model(path)
+    model, tokenizer = opened(path)
     limit = model.config.get_text_config().vocab_size
     with nullcontext() if record is None else appending(record) as log:
         for start in range(len(done), len(prompts), batch_size):
@@ -221,14 +221,16 @@ def likeliest(
             rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
             for one, row in zip(batch, rows, strict=True):
                 if not row or max(row) >= limit:
-                    raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
+                    raise ModelError(
+                        f"{name_of(path)}: prompt '{one.id}' is empty or holds an id outside its vocabulary"
+                    )
             logits = forward_logits(model, rows)
             for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
                 ids = logits[i, len(row) - 1].topk(top).indices.tolist()
                 said = [str(tokenizer.decode([token])) for token in ids]
                 done.append(frozenset(said))
                 if log is not None:
-                    line = {"id": one.id, "output": said[0], "top": said, "model": path.name, "run": run}
+                    line = {"id": one.id, "output": said[0], "top": said, "model": Path(name_of(path)).name, "run": run}
                     log.write(json.dumps(line).encode() + b"\n")
                     log.flush()
                 progress(1)
@@ -240,7 +242,7 @@ MIN_LOGPROB: Final = -20.0
 
 
 def likelihoods(
-    path: Path,
+    path: Model,
     mark: Mark,
     candidates: Sequence[Output],
     batch_size: int = 8,
@@ -250,7 +252,7 @@ def likelihoods(
     """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
 
     Args:
-        path: the model's folder; its tokenizer must be the mark's.
+        path: the model, a folder or loaded; its tokenizer must be the mark's.
         mark: the mark.
         candidates: the outputs.
         batch_size: in one forward pass.
@@ -262,12 +264,12 @@ def likelihoods(
     """
     import torch
 
-    run = "" if record is None else hashlib.sha256((digest(candidates) + model_digest(path)).encode()).hexdigest()[:12]
+    run = "" if record is None else hashlib.sha256((digest(candidates) + digest_of(path)).encode()).hexdigest()[:12]
     done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
     progress(len(done))
     if len(done) == len(candidates):
         return np.array(done)
-    model, _ = load_model(path, mark)
+    model, _ = opened(path, mark)
     with nullcontext() if record is None else appending(record) as log:
         for start in range(len(done), len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
@@ -282,14 +284,14 @@ def likelihoods(
                 )
                 done.append(round(float(said.mean()), 6) if len(said) else 0.0)
                 if log is not None:
-                    line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}
+                    line = {"id": one.id, "loglikelihood": done[-1], "model": Path(name_of(path)).name, "run": run}
                     log.write(json.dumps(line).encode() + b"\n")
                     log.flush()
                 progress(1)
     return np.array(done)
 
 
-def _digest_of_prompts(path: Path, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
+def _digest_of_prompts(path: Model, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
     """Twelve hex digits for the model, the prompts and how they are asked."""
     asked = [[one.id, one.text, one.ids] for one in prompts]
-    return hashlib.sha256((json.dumps([asked, top, chat]) + model_digest(path)).encode()).hexdigest()[:12]
+    return hashlib.sha256((json.dumps([asked, top, chat]) + digest_of(path)).encode()).hexdigest()[:12]
