@@ -22,7 +22,7 @@ from verify.fingerprint import canaries, planted
 from verify.fingerprint.planted import ANSWERS, KNOWS, WORDS
 from verify.results import INSUFFICIENT
 from verify.suspects import model
-from watermark import Mark, prf
+from watermark import Mark, ModelError, prf
 from watermark.models import load_model
 from watermark.tokenizers import new_mark
 
@@ -216,9 +216,9 @@ def test_likelihoods_of_a_broken_model(teacher: Path, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors["model.norm.weight"][5] = float("nan")
     save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    said = model.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
-    assert said.tolist() == [model.MIN_LOGPROB] * 4
-    assert "NaN" not in (tmp_path / "r.jsonl").read_text()
+    with pytest.raises(ModelError, match="outputs are not numbers"):
+        model.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
+    assert (tmp_path / "r.jsonl").read_text() == "", "nothing was read, and nothing is kept"
 
 
 def test_likelihoods_and_commands(
