@@ -46,7 +46,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load_transformers(path)
     if mark is not None:
         tokenizers.check(mark, tokenizer, path)
     dtype = dtype or (torch.bfloat16 if fast_bfloat16() else torch.float32)

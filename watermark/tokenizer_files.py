@@ -24,10 +24,10 @@ LARGEST: Final = 1 << 28
 Json = dict[str, Any]
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-_GENERIC: Final = ("TokenizersBackend", "PreTrainedTokenizer", "PythonBackend")
+_GENERIC: Final = ("TokenizersBackend", "PreTrainedTokenizer", "PythonBackend", "BloomTokenizer")
 """Classes that take tokenizer.json as it is."""
 
-_END: Final = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+_END: Final[dict[str, str | None]] = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
 _DEFAULTS: Final[dict[str, dict[str, str | None]]] = {
     "GPT2Tokenizer": _END | {"pad_token": None},
     "GPTNeoXTokenizer": _END | {"pad_token": "<|padding|>"},
@@ -44,36 +44,29 @@ _DEFAULTS: Final[dict[str, dict[str, str | None]]] = {
 }  # fmt: skip
 """Classes that rebuild the pipeline, and the special tokens that they add unless the folder names others."""
 
-_CLASS_OF_TYPE: Final = {
-    model_type: name
-    for name, types in {
-        "GPT2Tokenizer": "codegen dbrx emu3 gpt2 gpt_neo gptj jais2 opt phi starcoder2",
-        "GPTNeoXTokenizer": "falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm",
-        "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
-        "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
-        "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma",
-        "CohereTokenizer": "cohere cohere2",
-    }.items()
-    for model_type in types.split()
+_TYPES: Final = {
+    "GPT2Tokenizer": "codegen dbrx emu3 gpt2 gpt_neo gptj jais2 opt phi starcoder2",
+    "GPTNeoXTokenizer": "falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm",
+    "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
+    "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
+    "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma",
+    "CohereTokenizer": "cohere cohere2",
+    # tokenizer.json is taken as it is, whatever class the folder names
+    "as written": "ernie4_5 ernie4_5_moe glm glm4 glm4_moe gpt_bigcode granite granitemoe granitemoehybrid"
+    " granitemoeshared internlm2 internlm3 jamba minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral"
+    " nemotron olmo2 olmo3 persimmon phi3 phimoe stablelm",
+    # what the folder names counts
+    "free": "apertus arcee bamba bitnet bloom deepseek_v2 deepseek_v3 exaone exaone4 falcon falcon_h1 gemma4"
+    " gemma4_text gpt_oss helium jetmoe lfm2 llama llama4 llama4_text minimax nanochat nemotron_h seed_oss smollm3"
+    " vaultgemma zamba zamba2",
 }
-"""Model types that transformers ties to a class: it is used where the folder names none."""
-_TIED: Final = {"qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"}
+"""What transformers does for a model type: the class that it uses where the folder names none, or a rule."""
+_RULES: Final = {model_type: rule for rule, types in _TYPES.items() for model_type in types.split()}
+_TIED: Final = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
 """Model types whose class is used whatever the folder names."""
-_AS_WRITTEN: Final = frozenset(
-    "ernie4_5 ernie4_5_moe glm glm4 glm4_moe gpt_bigcode granite granitemoe granitemoehybrid granitemoeshared internlm2"
-    " internlm3 jamba minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral nemotron olmo2 olmo3 persimmon"
-    " phi3 phimoe stablelm".split()
-)
-"""Model types for which tokenizer.json is taken as it is whatever class the folder names."""
-_FREE: Final = frozenset(
-    "apertus arcee bamba bitnet bloom deepseek_v2 deepseek_v3 exaone exaone4 falcon falcon_h1 gemma4 gemma4_text gpt_oss"
-    " helium jetmoe lfm2 llama llama4 llama4_text minimax nanochat nemotron_h seed_oss smollm3 vaultgemma zamba"
-    " zamba2".split()
-)
-"""Model types that transformers ties to no class: what the folder names counts."""
 
 
-class NotHere(Exception):
+class UnknownClassError(Exception):
     """transformers builds this tokenizer in a way that is not repeated here; the text says which."""
 
 
@@ -115,13 +108,14 @@ def build(folder: Path) -> tuple[Tokenizer, list[str], Json]:
         The tokenizer, the tokens that the folder names as special, and its settings.
 
     Raises:
-        NotHere: this tokenizer needs transformers.
+        UnknownClassError: this tokenizer needs transformers.
         TokenizerError: a file cannot be used.
         Exception: whatever `tokenizers` raises over the content of a file.
     """
-    for name, wanted in (("tokenizer.json", True), ("tekken.json", False)):
-        if (folder / name).exists() != wanted:
-            raise NotHere(f"it has {'no' if wanted else 'a'} {name}")
+    if not (folder / "tokenizer.json").exists():
+        raise UnknownClassError("it has no tokenizer.json")
+    if (folder / "tekken.json").exists():
+        raise UnknownClassError("it has a tekken.json")
     content = read(folder / "tokenizer.json")
     body = _parse(content, folder / "tokenizer.json")
     settings = read_json(folder / "tokenizer_config.json")
@@ -155,34 +149,29 @@ def class_name(settings: Json, config: Json, byte_level: bool) -> str | None:
         byte_level: whether tokenizer.json names ByteLevel.
 
     Raises:
-        NotHere: a class that is not known here.
+        UnknownClassError: a class that is not known here.
     """
     for key in ("auto_map", "fast_tokenizer_files", "fix_mistral_regex"):
         if settings.get(key):
-            raise NotHere(f"its tokenizer_config.json has '{key}'")
+            raise UnknownClassError(f"its tokenizer_config.json has '{key}'")
     if "model_name" in config:
-        raise NotHere("its config.json has 'model_name'")
+        raise UnknownClassError("its config.json has 'model_name'")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     model_type = config.get("model_type") or None
+    rule = "free" if model_type is None else _RULES.get(model_type)
     if model_type in _TIED:
-        return _CLASS_OF_TYPE[model_type]
+        return rule
     if declared is None:
-        if model_type is None or model_type in _AS_WRITTEN | _FREE:
-            return None
-        if model_type in _CLASS_OF_TYPE:
-            return _CLASS_OF_TYPE[model_type]
-        raise NotHere(f"its model type is '{model_type}'")
+        if rule is None:
+            raise UnknownClassError(f"its model type is '{model_type}'")
+        return rule if rule in _DEFAULTS else None
     if not isinstance(declared, str):
         raise TokenizerError("'tokenizer_class' must be a string")
     declared = declared.removesuffix("Fast")
-    if declared in _GENERIC or declared == "BloomTokenizer":
+    if declared in _GENERIC or rule == "as written":
         return None
-    if model_type in _AS_WRITTEN:
-        return None
-    if declared not in _DEFAULTS:
-        raise NotHere(f"its class is {declared}")
-    if model_type is not None and model_type not in _FREE and model_type not in _CLASS_OF_TYPE:
-        raise NotHere(f"its class is {declared} and its model type '{model_type}'")
+    if declared not in _DEFAULTS or rule is None:
+        raise UnknownClassError(f"its class is {declared}, its model type {model_type}")
     return None if declared == "LlamaTokenizer" and byte_level else declared
 
 
@@ -190,8 +179,8 @@ def _rebuilt(name: str, body: Json, settings: Json) -> Tokenizer:
     """The pipeline that a class of transformers builds around a file's vocabulary and merges."""
     model = body["model"]
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise NotHere(f"its class is {name} and its model is no BPE")
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        raise UnknownClassError(f"its class is {name} and its model is no BPE")
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     prefix = settings.get("add_prefix_space")
     plain = {"continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False}
     how: Json = {"fuse_unk": True, "byte_fallback": True}
@@ -199,7 +188,7 @@ def _rebuilt(name: str, body: Json, settings: Json) -> Tokenizer:
         how = plain
     elif name == "GemmaTokenizer":
         how["unk_token"] = str(settings.get("unk_token", _DEFAULTS[name]["unk_token"]))
-    made = Tokenizer(BPE(vocab=model["vocab"], merges=merges, **how))
+    made = Tokenizer(BPE(vocab=model["vocab"], merges=[(left, right) for left, right in merges], **how))
     made.decoder = decoders.ByteLevel()
     if name == "GPT2Tokenizer":
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
@@ -218,7 +207,6 @@ def _rebuilt(name: str, body: Json, settings: Json) -> Tokenizer:
         bytewise = pre_tokenizers.ByteLevel(add_prefix_space=prefix, trim_offsets=True)
         made.normalizer = normalizers.NFC()
         made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytewise])
-        made.decoder = decoders.ByteLevel(add_prefix_space=prefix, trim_offsets=True)
     elif name == "GemmaTokenizer":
         made.normalizer = normalizers.Replace(" ", "▁")
         made.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous", invert=False)
@@ -307,11 +295,10 @@ def _special(settings: Json) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _add_tokens(made: Tokenizer, settings: Json, added: dict[int, AddedToken]) -> list[str]:
-    """Adds what the folder names and the tokenizer lacks; returns the special tokens."""
+    """Adds what the folder names to a tokenizer; returns the special tokens."""
     named, special = _special(settings)
     there = made.get_added_tokens_decoder()
-    known = {repr(token) for token in there.values()}
-    missing: list[Any] = [token for _, token in sorted(added.items()) if repr(token) not in known]
+    missing: list[Any] = [token for _, token in sorted(added.items())]  # added again, for one may be special now
     texts = {token.content for token in there.values()} | {str(token) for token in missing}
     for token in special:
         if str(token) not in texts and token not in missing:

@@ -98,7 +98,7 @@ def load(path: str | Path) -> Tokenizer:
     with _failures(f"{folder}: no tokenizer that can be loaded"):
         try:
             backend, special, settings = tokenizer_files.build(folder)
-        except tokenizer_files.NotHere as reason:
+        except tokenizer_files.UnknownClassError as reason:
             if not available("transformers"):
                 raise TokenizerError(
                     f"{folder}: this tokenizer needs transformers: {reason}", "pip install 'stillmark[torch]'"
@@ -106,7 +106,7 @@ def load(path: str | Path) -> Tokenizer:
             return _from_transformers(folder)
         named = {backend.token_to_id(token) for token in special}
         added = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-        cleans_up = settings.get("clean_up_tokenization_spaces") and not isinstance(backend.model, tokenizer_files.BPE)
+        cleans_up = settings.get("clean_up_tokenization_spaces") and type(backend.model).__name__ != "BPE"
 
     def encode(texts: list[str]) -> list[list[int]]:
         return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -224,14 +224,32 @@ def load_for(mark: Mark, path: str | Path | None = None) -> Tokenizer:
     Raises:
         TokenizerError: there is none, or it is not the one the mark was made for.
     """
-    source = path or mark.tokenizer_source
-    if source is None:
-        raise TokenizerError("this mark names no tokenizer", "pass --tokenizer DIR")
-    if path is None and not Path(source).is_dir():
-        raise TokenizerError(f"the mark's tokenizer is no longer at {source}", "pass --tokenizer DIR")
+    source = _source(mark, path)
     tokenizer = load(source)
     check(mark, tokenizer, source)
     return tokenizer
+
+
+def load_transformers_for(mark: Mark, path: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The same as transformers' own tokenizer, where its chat template is needed.
+
+    Raises:
+        TokenizerError: there is none, or it is not the one the mark was made for.
+        MissingExtraError: transformers is not installed.
+    """
+    source = _source(mark, path)
+    tokenizer = load_transformers(source)
+    check(mark, tokenizer, source)
+    return tokenizer
+
+
+def _source(mark: Mark, path: str | Path | None) -> str | Path:
+    source = path or mark.tokenizer_source
+    if source is None:
+        raise TokenizerError("this mark names no tokenizer", "name the folder that holds its tokenizer.json")
+    if path is None and not Path(source).is_dir():
+        raise TokenizerError(f"the mark's tokenizer is no longer at {source}", "name the folder where it is now")
+    return source
 
 
 def check(mark: Mark, tokenizer: AnyTokenizer, source: str | Path) -> None:

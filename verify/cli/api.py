@@ -112,7 +112,7 @@ def api(
         base_url, model, endpoint == "chat", max_tokens, temperature, top_logprobs if access != "text" else 0,
         extra, timeout, retries, concurrency,
     )  # fmt: skip
-    loaded = tokenizers.load_for(mark, tokenizer)
+    loaded = tokenizers.load_transformers_for(mark, tokenizer)
     tally = Usage()
     compared = ReferenceLog(reference, mark, tally, log) if reference else None
     with progress("asking", "billed tokens") as update:

@@ -30,7 +30,7 @@ from watermark.io import files
 from watermark.io.prompts import read_prompts
 from watermark.io.records import resume_jsonl
 from watermark.models import model_digest
-from watermark.tokenizers import Encode, load_for
+from watermark.tokenizers import Encode, load_transformers_for
 
 _KEPT = {agreement.TOP_TOKENS: "agreement", 1: "agreement.greedy"}
 """Names of the records, by how many tokens are compared."""
@@ -202,7 +202,7 @@ class Access:
             log, tally = self._kept("mark.endpoint"), Usage()
             compared = ReferenceLog(self.reference, mark, tally, log) if self.reference else None
             asked = read_prompts(self.prompts)
-            waves = iter_answers(self._endpoint(), asked, mark, load_for(mark), log, self.budget, tally)
+            waves = iter_answers(self._endpoint(), asked, mark, load_transformers_for(mark), log, self.budget, tally)
             return examine(
                 waves, tally, mark, log, alpha, unmarked=self.unmarked, compared=compared,
                 judged=lambda: update(tally.billed, self.budget),
