@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from watermark import tokenizers
 from watermark.errors import ModelError
+from watermark.extras import require
 from watermark.mark import Mark
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def load_model(
     """
     if not path.is_dir():
         raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    require("torch", "transformers")
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -19,7 +19,7 @@ from verify.cli import (
     student,
     verify,
 )
-from watermark import StillmarkError, __stillmark__
+from watermark import StillmarkError, __stillmark__, extras
 
 
 class _Failure(click.ClickException):
@@ -36,6 +36,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except StillmarkError as error:
             raise _Failure(error) from error
+        except ModuleNotFoundError as error:
+            if named := extras.missing(error):
+                raise _Failure(named) from error
+            raise
 
 
 @click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from watermark import ModelError
+from watermark.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,11 +123,13 @@ class Weights:
         unused: the tensors that are no part of the model, and their files.
 
     Raises:
+        MissingExtraError: torch, transformers or safetensors is not installed.
         ModelError: no safetensors there, neither an MLP nor an embedding that we know, or it cannot be told which of
             several are the language model's.
     """
 
     def __init__(self, path: Path) -> None:
+        require("torch", "transformers", "safetensors")
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from verify.fingerprint.layers import Weights, tensor_names
 from watermark import Mark, ModelError, prf
+from watermark.extras import require
 from watermark.io import files
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         ModelError: `out` exists or cannot be written, or the model holds no MLP that can be read, or one that may not
             be put in another order.
     """
+    require("torch", "safetensors")
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from verify.data.logprobs import is_logprob
 from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
+from watermark.extras import require
 from watermark.io.prompts import Prompt
 from watermark.io.records import appending, resume_jsonl
 
@@ -286,10 +287,9 @@ def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
 
 
 def _client(endpoint: Endpoint) -> OpenAI:
-    try:
-        import openai
-    except ImportError:
-        raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
+    require("openai")
+    import openai
+
     try:
         return openai.OpenAI(base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries)
     except openai.OpenAIError:
