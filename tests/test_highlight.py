@@ -38,6 +38,7 @@ def test_which_tokens_are_green(tmp_path: Path, width: int) -> None:
     assert alone.green[width:] == shown.green[width:]
     assert highlight(mark, load(folder), {"prompt_ids": [2, 3, 4], "output_ids": IDS}) == shown
     assert highlight(mark, load_transformers(folder), {"output_ids": IDS}) == alone
+    assert highlight(mark, folder, np.array(IDS)) == alone
     assert highlight(mark, folder, "w5 w7").green == highlight(mark, folder, [5, 7]).green
     for empty in ([], "", {"output_ids": []}):
         assert str(highlight(mark, folder, empty)) == "no token is green or not\n"

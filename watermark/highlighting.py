@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from watermark.errors import InputError
 from watermark.mark import Mark
@@ -67,7 +68,7 @@ class Highlighted:
             yield f'<span style="background:{_COLOURS[green]};color:black;unicode-bidi:isolate">{text}</span>'
 
 
-Shown: TypeAlias = _Written | dict[str, Any] | Sequence[int] | str
+Shown: TypeAlias = _Written | dict[str, Any] | Sequence[int] | npt.NDArray[np.integer] | str
 """An output with `prompt_ids` and `output_ids`, as an object or a record; token ids; or text."""
 
 
@@ -106,10 +107,11 @@ def _ids(tokenizer: AnyTokenizer, output: Shown) -> tuple[list[int], list[int]]:
         if "output_ids" not in output:
             raise InputError("output", 0, "the record has no 'output_ids'", "give its text instead")
         return list(output.get("prompt_ids") or []), list(output["output_ids"])
-    if isinstance(output, Sequence):
-        return [], [int(i) for i in output]
-    prompt = () if output.prompt_ids is None else output.prompt_ids
-    return [int(i) for i in prompt], [int(i) for i in output.output_ids]
+    given: Any = output
+    if not hasattr(output, "output_ids"):
+        return [], [int(i) for i in given]
+    prompt = () if given.prompt_ids is None else given.prompt_ids
+    return [int(i) for i in prompt], [int(i) for i in given.output_ids]
 
 
 def _pieces(tokenizer: AnyTokenizer, before: list[int], ids: list[int]) -> Iterator[str]:
