@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         StillmarkError,
         TokenizerError,
     )
+    from watermark.generation import Sampling, generate
     from watermark.highlighting import highlight
     from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
     from watermark.mark import Mark, Marks
@@ -36,9 +37,11 @@ _PLACES = {
     "Marks": "mark",
     "MissingExtraError": "errors",
     "ModelError": "errors",
+    "Sampling": "generation",
     "StillmarkError": "errors",
     "TokenizerError": "errors",
     "contexts_at_end": "schemes.greenlist",
+    "generate": "generation",
     "highlight": "highlighting",
 }
 
@@ -52,9 +55,11 @@ __all__ = [
     "Marks",
     "MissingExtraError",
     "ModelError",
+    "Sampling",
     "StillmarkError",
     "TokenizerError",
     "contexts_at_end",
+    "generate",
     "highlight",
 ]
 

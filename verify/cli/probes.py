@@ -16,7 +16,6 @@ from verify.cli.common import (
     progress,
     tokenizer_option,
 )
-from verify.progress import count_up
 from watermark.tokenizers import encoder, quiet_transformers
 
 
@@ -62,6 +61,7 @@ def probes(
     from verify.planning import probes
     from verify.planning.questions import questions
     from watermark import InputError, generate
+    from watermark.generation import Sampling
     from watermark.io import files
 
     if bool(texts) == bool(model):
@@ -72,11 +72,8 @@ def probes(
         quiet_transformers()
         written = out.with_name(out.stem + ".texts.jsonl")
         with progress("writing", "texts") as update:
-            count = count_up(update, number)
-            sampling = generate.Sampling(max_new_tokens=length, seed=seed)
-            generate.generate(
-                model, questions(number), written, sampling=sampling, progress=lambda records, _tokens: count(records)
-            )
+            sampling = Sampling(max_new_tokens=length, seed=seed)
+            generate(model, questions(number), sampling=sampling, out=written, progress=update)
         texts = (written,)
     stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
     chosen = probes.cut(stream, length) if counts is None else probes.targets(stream, counts, positions, mark.exempt)
