@@ -24,7 +24,6 @@ from verify.data.pairs import extract
 from verify.stats.binomial import binomial_log10_sf
 from verify.stats.multiple import benjamini_hochberg, holm
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -144,7 +143,7 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
 
 
 def test_text_by_the_real_tokenizer(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     texts = [f"Item {i} costs {i * i} dollars, naïvely. 你好 " + "and so on " * (i % 7) for i in range(60)]
     files = [jsonl(*({"prompt": text[:30], "output": text, "from": str(i % 3)} for i, text in enumerate(texts)))]
     for i in range(3):

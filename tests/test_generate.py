@@ -19,7 +19,7 @@ from verify.planning.student import Training, read_examples, train_student
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 from watermark.io.prompts import read_prompts
 from watermark.io.records import appending, resume_jsonl
-from watermark.tokenizers import load, new_mark
+from watermark.tokenizers import load_transformers
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -35,7 +35,7 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture
 def teacher_mark(teacher: Path, tmp_path: Path) -> Path:
-    new_mark(bytes(range(32)), teacher, delta=6.0).save(tmp_path / "teacher.mark")
+    Mark.new(teacher, secret=bytes(range(32)), delta=6.0).save(tmp_path / "teacher.mark")
     return tmp_path / "teacher.mark"
 
 
@@ -51,7 +51,7 @@ def test_marked_outputs_are_found_and_others_not(
     assert stillmark(*run, "--mark", teacher_mark, "--out", tmp_path / "marked.jsonl").exit_code == 0
     plain = stillmark(*run, "--out", tmp_path / "plain.jsonl", "--json")
     assert json.loads(plain.stdout)["records"] == 8
-    tokenizer, mark = load(teacher), Mark.load(teacher_mark)
+    tokenizer, mark = load_transformers(teacher), Mark.load(teacher_mark)
     for record, question in zip(lines(tmp_path / "marked.jsonl"), QUESTIONS, strict=True):
         assert record["prompt"] == question
         assert tokenizer.decode(record["prompt_ids"]).endswith("<|im_start|>assistant\n")
@@ -189,7 +189,7 @@ def test_a_model_that_does_not_fit(
     run = ("generate", "--prompts", questions, "--out", tmp_path / "o.jsonl", "--model")
     missing = stillmark(*run, tmp_path / "nowhere")
     assert (missing.exit_code, "no such model directory" in missing.stderr) == (1, True)
-    other = load(teacher)
+    other = load_transformers(teacher)
     other.add_tokens(["<one more>"])
     other.save_pretrained(tmp_path / "other")
     for mark, message in ((("--mark", teacher_mark), "not the mark's"), ((), "no causal LM")):
@@ -205,7 +205,7 @@ def test_prompts_as_ids_outside_the_vocabulary(teacher: Path, tmp_path: Path, js
 
 
 def test_examples_end_as_the_outputs_did(teacher: Path, jsonl: Write) -> None:
-    tokenizer = load(teacher)
+    tokenizer = load_transformers(teacher)
     records = jsonl(
         {"prompt_ids": [5, 6], "output_ids": [7, 8], "ended": False},
         {"prompt_ids": [5, 6], "output_ids": [7, 8, 2], "ended": True},

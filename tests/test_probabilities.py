@@ -25,7 +25,6 @@ from verify.suspects import model
 from verify.suspects.model import read_weights
 from watermark import Mark
 from watermark.models import load_model
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -164,7 +163,7 @@ def test_top_and_first() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_mark(teacher: Path) -> Mark:
-    return new_mark(bytes(range(32)), teacher, delta=5.0)
+    return Mark.new(teacher, secret=bytes(range(32)), delta=5.0)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,14 @@ class ApiError(StillmarkError):
     """An endpoint that cannot be used: unreachable, unwilling, or not the same model throughout."""
 
 
+class MissingExtraError(StillmarkError, ImportError):
+    """A package that is needed here and belongs to an extra that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is needed for this and not installed", f"pip install 'stillmark[{extra}]'")
+        self.package, self.extra = package, extra
+
+
 class InputError(StillmarkError):
     """A malformed input file; the message starts with `file:line`.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from watermark import tokenizers
 from watermark.errors import ModelError
+from watermark.extras import require
 from watermark.folder import (
     check_folder,
     model_files,
@@ -67,15 +68,19 @@ def load_model(
             needs code of its own, an adapter or pickled weights, or one too narrow for the mark.
         TokenizerError: it has no tokenizer, or not the mark's.
     """
+    require("torch", "transformers")
     path = Path(path)
     check_folder(path)
     model_files(path)
     where = tensor_files(path)
     config = _load_config(path, where, own_code=False)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    require("torch", "transformers")
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load_transformers(path)
     if mark is not None:
         tokenizers.check(mark, tokenizer, path)
     dtype = dtype or (torch.bfloat16 if fast_bfloat16() else torch.float32)

@@ -10,7 +10,7 @@ import click
 
 from verify.cli.common import FILE, Command, allow_readable_option, json_option, load_mark, print_json
 from watermark import Mark, MarkError
-from watermark.keyfile import CARD_FORMAT, new_secret, parse_secret, read_json
+from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
 
 
 @click.group()
@@ -38,10 +38,8 @@ def new(
     as_json: bool,
 ) -> None:
     """Draw a secret and write a new mark."""
-    from watermark.tokenizers import new_mark
-
-    secret = parse_secret(sys.stdin.read()) if secret_stdin else new_secret()
-    made = new_mark(secret, tokenizer, gamma=gamma, delta=delta, width=width, label=label)
+    secret = parse_secret(sys.stdin.read()) if secret_stdin else None
+    made = Mark.new(tokenizer, secret=secret, gamma=gamma, delta=delta, width=width, label=label)
     made.save(out)
     if made.gamma != gamma:
         click.echo(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", err=True)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from verify.fingerprint.architectures import BOTH_NORMS, CONV1D, DOWN, FUSED, GATE, NORM, NORM_BEHIND, ONE_PLUS, UP
 from verify.fingerprint.layout import read_layout
 from watermark import ModelError
+from watermark.extras import require
 from watermark.folder import open_weights, printable
 
 if TYPE_CHECKING:
@@ -66,9 +67,13 @@ class Weights:
 
     Raises:
         ModelError: what `verify.fingerprint.layout.read_layout` raises.
+        MissingExtraError: torch, transformers or safetensors is not installed.
+        ModelError: no safetensors there, neither an MLP nor an embedding that we know, or it cannot be told which of
+            several are the language model's.
     """
 
     def __init__(self, path: Path) -> None:
+        require("torch", "transformers", "safetensors")
         self.path = path
         self._layout = read_layout(path)
         self._embedding = self._layout.embedding

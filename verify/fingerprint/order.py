@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from verify.fingerprint.layers import Weights
 from watermark import Mark, ModelError, prf
+from watermark.extras import require
 from watermark.folder import check_folder, regular_file, template_files, tensor_names, weight_files
 from watermark.io import files
 
@@ -63,6 +64,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         ModelError: `out` exists or cannot be written, or a file to be released is a link or lies outside the folder, or
             the model holds no MLP that can be read, or one that may not be put in another order.
     """
+    require("torch", "safetensors")
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 

@@ -16,7 +16,7 @@ from verify.data.dedup import codes
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, scorable_batch
 from verify.planning.questions import SUBJECTS, TASKS, questions
-from verify.progress import Stages, count_up, silent
+from verify.progress import Stages, silent
 from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.errors import within
 from watermark.io import files
@@ -151,20 +151,13 @@ def write_texts(
         UsageError: an argument lies outside its range.
         StillmarkError: the model cannot be used, or `out` holds something else.
     """
-    from watermark.generate import Sampling, generate
+    from watermark.generation import Sampling, generate
 
     within("number", number, 1, MAX_TEXTS, first=True, last=True)
     within("length", length, 1, np.inf, first=True)
     with progress("writing", "texts") as update:
-        count = count_up(update, number)
         sampling = Sampling(max_new_tokens=length, seed=seed)
-        generate(
-            Path(model),
-            questions(number),
-            Path(out),
-            sampling=sampling,
-            progress=lambda records, _tokens: count(records),
-        )
+        generate(model, questions(number), sampling=sampling, out=out, progress=update)
     return Path(out)
 
 

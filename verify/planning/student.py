@@ -16,6 +16,7 @@ import numpy as np
 from verify.data.outputs import parse, read_records
 from watermark import InputError, ModelError, StillmarkError
 from watermark.errors import within
+from watermark.extras import require
 from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
@@ -169,6 +170,7 @@ def _train(
     training: Training,
     progress: Callable[[int, int], None],
 ) -> tuple[int, int, float]:
+    require("torch", "transformers", "accelerate")
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 

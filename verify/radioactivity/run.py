@@ -60,7 +60,7 @@ from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
-from watermark.tokenizers import load_for
+from watermark.tokenizers import load_transformers_for
 
 DECOYS: Final = 200
 """Decoy keys that are drawn where a test is weighted and nobody said how many."""
@@ -279,7 +279,7 @@ def endpoint_test(
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     with progress("asking", "billed tokens") as update:
-        for wave in iter_answers(where, asked, mark, load_for(mark, tokenizer), log, budget, usage):
+        for wave in iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage):
             if test is None and usage.answers:
                 if access == "logprobs" and not usage.logprobs:
                     raise ApiError(

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from verify.data.logprobs import is_logprob
 from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
+from watermark.extras import require
 from watermark.io.prompts import Prompt
 from watermark.io.records import appending, resume_jsonl
 
@@ -311,10 +312,9 @@ def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
 
 
 def _client(endpoint: Endpoint) -> OpenAI:
-    try:
-        import openai
-    except ImportError:
-        raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
+    require("openai")
+    import openai
+
     # a server on this machine wants no key, and the client insists on one
     local = urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1")
     key = "none" if local and not os.environ.get("OPENAI_API_KEY") else None
