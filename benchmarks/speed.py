@@ -254,7 +254,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "embedding": embedding,
     "generation": generation,
     "scoring": scoring,
-    "attribution": attribution,
+    "attribution": attributing,
 }
 
 
