@@ -50,7 +50,7 @@ def human_ids(folder: Path) -> np.ndarray:
     """The speeches as the teacher's ids, int32; kept in the folder."""
     path = folder / "speeches.npy"
     if not path.exists():
-        encoded = load(teacher_model())(speeches(), add_special_tokens=False)["input_ids"]
+        encoded = load(teacher_model()).encode_batch(speeches())
         np.save(path, np.concatenate([np.array(ids, np.int32) for ids in encoded]))
     return np.load(path)
 

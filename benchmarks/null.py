@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from benchmarks import witnesses as w
-from verify.data.context_counts import count_contexts
+from verify.data.context_counts import counts_of
 from verify.data.logprobs import keep_first, logprobs_at_positions
 from verify.data.outputs import Output
 from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
@@ -146,7 +146,7 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
         mark = Mark(rng.bytes(32), delta=3.0)
         green = mark.green(contexts[:, None], followers).reshape(size, size)
         for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.delta * green))):
-            counted = count_contexts(simulate(rng, raised, 100, 200), 1)
+            counted = counts_of(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)
                 z = weighted.z_score(scaled.weights, score(mark, scaled), mark.gamma)

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from watermark.tokenizers import load_transformers
+
 VOCABULARY: Final = 64
 WIDTH: Final = 24
 UNITS: Final = 48
@@ -120,9 +122,7 @@ def fresh(kind: str, seed: int, teacher: Path, out: Path) -> None:
     """A small model with random weights and the teacher's tokenizer."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    from watermark.tokenizers import load
-
-    tokenizer = load(teacher)
+    tokenizer = load_transformers(teacher)
     shared: dict[str, Any] = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
     config = (
         LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, **shared)

@@ -18,7 +18,6 @@ from click.testing import Result
 
 from tests.servers import Handler, chat, real_model, serve
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 KEY = "sk-this-key-must-not-be-seen"
@@ -28,7 +27,7 @@ KEY = "sk-this-key-must-not-be-seen"
 def folder(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mark for the real tokenizer, thirty prompts, and a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    new_mark(bytes(range(32)), teacher, delta=3.0, label="api").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), delta=3.0, label="api").save(tmp_path / "m")
     lines = [{"id": f"q{i}", "prompt": f"Tell me something about the number {i}."} for i in range(36)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
@@ -63,7 +62,7 @@ def test_log_probabilities_of_a_real_model(folder: Path, teacher: Path, stillmar
     assert found["unknown_tokens"] < found["tokens"], "few of twenty names are of parts of characters"
 
     def replay(*words: object) -> dict[str, Any]:
-        shown = stillmark("verify", *words, "--mark", folder / "m", "--json")
+        shown = stillmark("test", *words, "--mark", folder / "m", "--json")
         assert shown.exit_code == 0, shown.stderr
         return json.loads(shown.stdout)
 
@@ -72,8 +71,8 @@ def test_log_probabilities_of_a_real_model(folder: Path, teacher: Path, stillmar
     assert (again["log10_e"], again["n"]) == (found["log10_e"], found["n"]), "to the last bit"
     (folder / "short.jsonl").write_text("".join((folder / "log.reference.jsonl").read_text().splitlines(True)[1:]))
     words = ("logprobs", folder / "log.jsonl", "--reference", folder / "short.jsonl", "--mark", folder / "m")
-    assert "which are not the" in stillmark("verify", *words).stderr
-    assert stillmark("verify", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
+    assert "which are not the" in stillmark("test", *words).stderr
+    assert stillmark("test", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
     text = replay("text", folder / "log.jsonl", "--unmarked-prompts")
     assert text["test"].startswith("sequential")
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
@@ -258,11 +257,11 @@ def test_what_cannot_work_is_said_at_once(folder: Path, stillmark: Run, monkeypa
         assert stillmark(*command(folder, url, "--extra", "no json")).exit_code == 2
         assert stillmark(*command(folder, url, "--extra", '{"messages": []}')).exit_code == 2
         (folder / "prompts.jsonl").write_text('{"prompt_ids": [5, 6]}\n')
-        assert "need --endpoint completions" in stillmark(*command(folder, url)).stderr
+        assert "need completions (--api completions)" in stillmark(*command(folder, url)).stderr
     monkeypatch.delenv("OPENAI_API_KEY")
     (folder / "prompts.jsonl").write_text('{"prompt": "x"}\n')
     (folder / "log.jsonl").unlink()
-    assert "set OPENAI_API_KEY" in stillmark(*command(folder, url)).stderr
+    assert "set OPENAI_API_KEY" in stillmark(*command(folder, "http://endpoint.invalid/v1")).stderr
 
 
 def test_plain_completions(folder: Path, stillmark: Run) -> None:

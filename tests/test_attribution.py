@@ -73,7 +73,7 @@ def test_many_accounts_that_gave_little_each_are_ambiguous() -> None:
     pairs = evidence(written([parent.child(label) for label in LABELS], 12, 2, strength=0.7))
     result = attribution(parent, LABELS, pairs)
     assert result.verdict == AMBIGUOUS
-    assert result.found == []
+    assert result.found == ()
     assert "names nobody" in result.warnings[-1]
     assert "name no prompt" in result.warnings[0], "as in verify text"
 

@@ -24,7 +24,6 @@ from verify.data.pairs import extract
 from verify.stats.binomial import binomial_log10_sf
 from verify.stats.multiple import benjamini_hochberg, holm
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -144,7 +143,7 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
 
 
 def test_text_by_the_real_tokenizer(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     texts = [f"Item {i} costs {i * i} dollars, naïvely. 你好 " + "and so on " * (i % 7) for i in range(60)]
     files = [jsonl(*({"prompt": text[:30], "output": text, "from": str(i % 3)} for i, text in enumerate(texts)))]
     for i in range(3):
@@ -183,7 +182,7 @@ def letters(mark, tokenizer, folder=None, pid=None, item=3):
 
 def run(folder, encoder=letters, workers=1, out="out"):
     files = [folder / "1.jsonl", folder / "2.jsonl"]
-    return corpus.run(files, folder / "m", folder / out, encoder, workers=workers)
+    return corpus.corpus_test(folder / "m", files, folder / out, encoder=encoder, workers=workers)
 
 folder = Path(sys.argv[1])
 """
@@ -381,7 +380,7 @@ def test_bad_records_have_their_line(tmp_path: Path, jsonl: Write, stillmark: Ru
     assert ours["bad_records"] == whole["bad_records"] == 2
     assert (ours["n"], ours["green"], ours["records"]) == (whole["n"], whole["green"], whole["records"])
     assert documents(ours)[50]["line"] == 53
-    assert f"2 bad records were left out; the first: {path}:52" in skipped.stderr
+    assert f"2 bad records were left out; the first: {path}:52" in json.loads(skipped.stdout)["warnings"][-1]
     assert "other settings or files: skip_bad" in stillmark(*command).stderr
 
 

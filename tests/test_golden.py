@@ -64,8 +64,9 @@ COMMANDS: Final = {
     "--log W/api.jsonl --concurrency 1",
     "api-text": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
     "--log W/api-text.jsonl --concurrency 1 --access text --max-tokens 32",
-    "api-reference": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
-    "--log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts --alpha 1e-9",
+    "api-reference": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl "
+    "--budget-tokens 100000 --log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts "
+    "--alpha 1e-9",
     "corpus": "test corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
     "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --unmarked-prompts",

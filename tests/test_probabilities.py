@@ -25,7 +25,6 @@ from verify.suspects import model
 from verify.suspects.model import read_weights
 from watermark import Mark
 from watermark.models import load_model
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -164,7 +163,7 @@ def test_top_and_first() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_mark(teacher: Path) -> Mark:
-    return new_mark(bytes(range(32)), teacher, delta=5.0)
+    return Mark.new(teacher, secret=bytes(range(32)), delta=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +315,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     assert json.loads(stillmark(*run).stdout) == whole
     assert (kept / "suspect.jsonl").read_bytes() == b"".join(lines)
     words = ("logprobs", kept / "suspect.jsonl", "--unmarked-probes", "--decoys", 0, "--json")
-    replayed = json.loads(stillmark("verify", *words, "--mark", tmp_path / "m").stdout)
+    replayed = json.loads(stillmark("test", *words, "--mark", tmp_path / "m").stdout)
     alone = [word for word in run if word not in ("--reference", teacher)]
     alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
     direct = json.loads(stillmark(*alone).stdout)

@@ -145,9 +145,7 @@ def test_records_that_hide_what_was_shown_are_refused(mark_file: Path, jsonl: Wr
 def test_probes_that_say_what_they_are_are_believed(
     teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run
 ) -> None:
-    from watermark.tokenizers import new_mark
-
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     run = ("test", "model", "--mark", tmp_path / "m", "--suspect", teacher, "--unmarked-probes", "--probes")
     marked = stillmark(*run, jsonl({"output_ids": [5, 6, 7], "mark": "c0ffee"}))
     assert marked.exit_code == 1

@@ -14,7 +14,6 @@ import scipy.stats
 from click.testing import Result
 
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -97,9 +96,9 @@ def test_plain_text_is_tokenized_with_the_marks_tokenizer(teacher: Path, tmp_pat
     text = "The state of the union is strong. " + " ".join(
         f"Item {i} costs {i * i} dollars, naïvely." for i in range(50)
     )
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     (tmp_path / "a.txt").write_text(text)
-    ids = load(teacher)(text, add_special_tokens=False)["input_ids"]
+    ids = load(teacher).encode(text)
     (tmp_path / "a.jsonl").write_text(json.dumps({"output": text}) + "\n" + json.dumps({"output_ids": ids}) + "\n")
     plain = verdict(stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "a.txt", "--json"))
     lines = verdict(stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "a.jsonl", "--json"))
@@ -127,8 +126,8 @@ def test_a_prompt_that_takes_everything_is_explained(mark: Mark, tmp_path: Path,
     records = jsonl({"prompt_ids": [7], "output_ids": [1, 2, 3]})
     found = verdict(stillmark("test", "text", "--mark", tmp_path / "w0", records, "--json"))
     assert (found["n"], found["pvalue"], found["green_rate"]) == (0, 1.0, None)
-    assert any("--unmarked-prompts" in warning for warning in found["warnings"])
-    assert "--unmarked-prompts" in stillmark("test", "text", "--mark", tmp_path / "w0", records).stderr
+    assert any("unmarked_prompts=True" in warning for warning in found["warnings"])
+    assert "--unmarked-prompts" in stillmark("test", "text", "--mark", tmp_path / "w0", records).stdout
 
 
 def test_records_without_a_prompt_are_mentioned(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
@@ -245,18 +244,18 @@ def test_a_card_is_no_mark(mark: Mark, tmp_path: Path, jsonl: Write, stillmark: 
 
 
 def test_another_tokenizer_is_refused(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    from watermark.tokenizers import load
+    from watermark.tokenizers import load_transformers
 
-    other = load(teacher)
+    other = load_transformers(teacher)
     other.add_tokens(["<one more>"])
     other.save_pretrained(tmp_path / "other")
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     path = jsonl({"output": "Good morning."})
     result = stillmark("test", "text", "--mark", tmp_path / "m", path, "--tokenizer", tmp_path / "other")
     assert result.exit_code == 1
     assert f"{path}:1" in result.stderr
     assert "not the mark's: 49153 tokens against 49152" in result.stderr
-    same = load(teacher)
+    same = load_transformers(teacher)
     same.save_pretrained(tmp_path / "same")
     run = ("test", "text", "--mark", tmp_path / "m", path, "--tokenizer")
     assert stillmark(*run, tmp_path / "same").exit_code == 0

@@ -18,11 +18,13 @@ from watermark import prf
 from watermark.errors import MarkError
 from watermark.kernels import Kernel, Tables
 from watermark.kernels.native import MOST_MARKS
-from watermark.keyfile import CARD_FORMAT, FORMAT, SECRET_BYTES, _write_new, read_json
+from watermark.keyfile import CARD_FORMAT, FORMAT, SECRET_BYTES, _write_new, new_secret, read_json
 from watermark.schemes import greenlist
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from watermark.tokenizers import AnyTokenizer
 
 
 SCHEME: Final = "greenlist"
@@ -77,6 +79,30 @@ class Mark:
         object.__setattr__(self, "gamma", round(self.gamma * STEPS) / STEPS)
         object.__setattr__(self, "exempt", tuple(sorted(set(self.exempt))))
         object.__setattr__(self, "_alone", Marks((self,)))
+
+    @classmethod
+    def new(
+        cls, tokenizer: str | Path | AnyTokenizer | None = None, *, secret: bytes | None = None, **parameters: Any
+    ) -> Mark:
+        """A new mark, for a tokenizer if one is given: its fingerprint, its size, its special ids as exempt ones.
+
+        Args:
+            tokenizer: a folder, or a tokenizer that was loaded.
+            secret: 32 bytes; None: drawn from the operating system's generator.
+            parameters: gamma, delta, width, label; see the class.
+
+        Raises:
+            MarkError: a parameter is out of its range.
+            TokenizerError: the folder holds no tokenizer that can be loaded.
+
+        >>> Mark.new(delta=2.0, label="example")
+        Mark(gamma=0.25, delta=2.0, width=1, label='example', vocabulary_size=None, exempt=(), tokenizer=None)
+        """
+        if tokenizer is not None:
+            from watermark.tokenizers import of_mark
+
+            parameters = of_mark(tokenizer) | parameters
+        return cls(new_secret() if secret is None else secret, **parameters)
 
     @property
     def threshold(self) -> int:

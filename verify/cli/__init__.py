@@ -22,7 +22,7 @@ from verify.cli import (
     verify,
 )
 from verify.cli.common import in_cli_words
-from watermark import StillmarkError, __stillmark__
+from watermark import StillmarkError, __stillmark__, extras
 
 
 class _Failure(click.ClickException):
@@ -39,6 +39,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except StillmarkError as error:
             raise _Failure(error) from error
+        except ModuleNotFoundError as error:
+            if named := extras.missing(error):
+                raise _Failure(named) from error
+            raise
 
 
 @click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -22,6 +22,7 @@ FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
 
 OPTIONS: Final = {
+    "chat": "--api",
     "access": "--access",
     "alpha": "--alpha",
     "answers": "--answers",
@@ -69,7 +70,8 @@ def in_cli_words(text: str) -> str:
         name, value = found.groups()
         if name not in OPTIONS:
             return found.group()
-        return OPTIONS[name] if value in (None, "True") else f"{OPTIONS[name]} {value}"
+        value = {None: "", "True": "", "False": " completions"}.get(value, f" {value}")  # `chat=False`
+        return OPTIONS[name] + value
 
     return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)
 

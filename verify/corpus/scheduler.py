@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.corpus.plan import Job
 from verify.corpus.worker import Worker
 from watermark import StillmarkError
+from watermark.extras import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,7 @@ def cluster(workers: int) -> Iterator[None]:
     died Ray says so on stdout, which is for results: meanwhile stdout is stderr.
 
     Raises:
-        StillmarkError: Ray is not installed.
+        MissingExtraError: Ray is not installed.
     """
     if workers == 1:
         yield
@@ -69,11 +70,10 @@ def cluster(workers: int) -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise StillmarkError("more than one worker takes Ray", "pip install 'stillmark[ray]'") from None
+    require("ray")
+    import ray
+    import ray.data
+
     with redirect_stdout(sys.stderr):
         ours = not ray.is_initialized()
         if ours:

@@ -6,19 +6,21 @@ A student can have learned the mark only after contexts that it saw, and learned
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.dedup import codes, find
-from verify.data.outputs import Output
+from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
-from watermark import InputError
+from verify.progress import Stages, silent
+from watermark import InputError, Mark
 from watermark.io import files
+from watermark.mark import as_mark
 
 _META: Final = b"stillmark"
 
@@ -54,8 +56,55 @@ class ContextCounts:
         kept = factor > 0
         return WeightedPairs(pairs.contexts[kept], pairs.tokens[kept], (pairs.weights * factor)[kept])
 
+    def save(self, path: str | Path) -> None:
+        """Write a Parquet file for the argument `context_counts` of other functions. Raises InputError."""
+        save(self, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        return {"contexts": len(self.counts), "tokens": int(self.counts.sum()), "marked": self.marked}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[self.marked]
+        return f"{len(self.counts):,} contexts of {int(self.counts.sum()):,} {carries} tokens"
+
 
 def count_contexts(
+    outputs: str | Path | Sequence[str | Path] | Outputs,
+    mark: Mark | str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    progress: Stages = silent,
+) -> ContextCounts:
+    """Count the contexts in outputs of the teacher, for the argument `context_counts` of other functions.
+
+    Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
+    depend on the key, a little: each test that uses them says so.
+
+    Args:
+        outputs: files as for `verify.read_outputs`, or what that returned.
+        mark: the mark, or its file; it says how long a context is.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        progress: opened around the reading.
+
+    Raises:
+        StillmarkError: a file or the mark cannot be used.
+    """
+    mark = as_mark(mark)
+    if not isinstance(outputs, Outputs):
+        with progress("reading the outputs", "records") as update:
+            outputs = read_outputs(outputs, mark, tokenizer=tokenizer, progress=update)
+    return counts_of(outputs, mark.width, mark.exempt, _marked(outputs))
+
+
+def _marked(outputs: Iterable[Output]) -> bool | None:
+    """Whether any of several outputs was marked; None: some do not say, and of the others none was."""
+    kinds = {output.marked for output in outputs}
+    return True if True in kinds else None if None in kinds else False
+
+
+def counts_of(
     outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), marked: bool | None = None
 ) -> ContextCounts:
     """Count the contexts of some outputs of the teacher, wherever a token that is not exempt came next.

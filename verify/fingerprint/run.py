@@ -122,7 +122,7 @@ def agreement_test(
     if top < 1:
         raise StillmarkError(f"`top={top}` compares nothing", "compare one token at least")
     if isinstance(suspect, Endpoint):
-        record = _needed(record, "record")
+        _needed(record, "record")
     questions = answers.distinct(builtin_prompts() if prompts is None else prompts_of(prompts))
     if not questions:
         raise StillmarkError("no prompt was given", "name some `prompts`")

@@ -70,12 +70,19 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
     if other is not None and other < result.log10_pvalue - NOTABLE:
         option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
         steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
-    known = {"delta": mark.delta, "width": mark.width, "gamma": mark.gamma, "alpha": result.alpha}
     if not reference:
-        gain = reference_gain(kind, **known)
+        gain = reference_gain(kind, delta=mark.delta, width=mark.width, gamma=mark.gamma, alpha=result.alpha)
         less = "" if gain is None else f": it takes some {gain:,.0f} times less evidence" if gain >= 2 else ""
         steps.append(f"Name a `reference`, such as the model that the suspect grew from{less}.")
-    times = more_needed(kind, have=max(1, have), reference=reference, **known)
+    times = more_needed(
+        kind,
+        have=max(1, have),
+        delta=mark.delta,
+        width=mark.width,
+        gamma=mark.gamma,
+        reference=reference,
+        alpha=result.alpha,
+    )
     if times is not None and times > 1:
         steps.append(
             f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {mark.delta:g} in a "

@@ -69,6 +69,18 @@ class Given:
         """The suspect's endpoint, under the name that was given or that it serves."""
         return resolved(Endpoint(self.access.url, self.model or ""))
 
+    @property
+    def weights(self) -> Model:
+        """The suspect's weights, where the plan has a test that needs them."""
+        if self.access.model is None:
+            raise StillmarkError("this test needs the suspect's weights")
+        return self.access.model
+
+    @property
+    def asked(self) -> Model | Endpoint:
+        """What can be asked: the weights, or the endpoint."""
+        return self.endpoint if self.access.kind == kinds.ENDPOINT else self.weights
+
 
 def suspect(
     what: Any,
@@ -288,7 +300,7 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
         MARK: lambda: _mark(given, alpha, progress),
         PLANTED: lambda: planted_test(
             _there(given.mark, "mark"),
-            given.endpoint if given.access.kind == kinds.ENDPOINT else given.access.model,
+            given.asked,
             number=given.planted or NUMBER,
             log=_log(given, "planted.jsonl"),
             alpha=alpha,
@@ -296,8 +308,8 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
         ),
         CANARIES: lambda: canary_test(
             _there(given.mark, "mark"),
-            _there(given.access.model, "suspect"),
-            _there(given.canaries, "canaries"),
+            given.weights,
+            given.canaries or "",
             reference=given.reference,
             seed=given.seed,
             record=_log(given, "canaries"),
@@ -327,7 +339,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
     if access.kind == kinds.WEIGHTS:
         return logprob_test(
             mark,
-            access.model or "",
+            given.weights,
             given.probes,
             reference=given.reference,
             unmarked_probes=given.unmarked_probes,
@@ -404,12 +416,10 @@ def _known_share(log: Path, run: str) -> float | None:
 
 
 def _agreement(given: Given, alpha: float, progress: Stages) -> Result:
-    asked_of = given.endpoint if given.access.kind == kinds.ENDPOINT else given.access.folder
-
     def compared(top: int) -> Result:
         return agreement_test(
             _there(given.teacher, "teacher"),
-            _there(asked_of, "suspect"),
+            given.asked,
             given.controls,
             given.prompts,
             base=given.base,

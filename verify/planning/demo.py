@@ -21,6 +21,7 @@ from typing import Any, Final
 from verify.planning.questions import questions
 from verify.results import CARRIES, INSUFFICIENT
 from watermark import ModelError, StillmarkError
+from watermark.extras import require
 from watermark.io import files
 
 TEACHER: Final = "SmolLM2-135M-Instruct"
@@ -64,6 +65,7 @@ def teacher_model() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    require("torch", "transformers", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

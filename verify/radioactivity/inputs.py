@@ -14,7 +14,7 @@ from verify.progress import Stages, count_up
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.model import Model, name_of, read_weights
-from watermark import InputError, Mark, StillmarkError
+from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
 
@@ -112,7 +112,7 @@ def probes_of(
     """
     if probes is None:
         if unmarked is False:
-            raise StillmarkError("the probes that come with the package cannot carry any mark")
+            raise UsageError("the probes that come with the package cannot carry any mark")
         return Probes(builtin_probes(mark, tokenizer), True, {"probes": ["(with the package)"]})
     read = probes if isinstance(probes, Outputs) else read_outputs(probes, mark, tokenizer=tokenizer, skip_bad=skip_bad)
     texts = [probe for probe in read if len(probe.output_ids)]

@@ -11,7 +11,6 @@ from verify.data.pairs import WeightedPairs
 from verify.results import CARRIES, Result, left_out
 from verify.stats import weighted
 from watermark import Mark
-from watermark.keyfile import new_secret
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +101,7 @@ def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
     if not number:
         return None
     statistic = score(mark, pairs)
-    others = [score(Mark(new_secret(), mark.gamma, mark.delta, mark.width), pairs) for _ in range(number)]
+    others = [score(Mark.new(gamma=mark.gamma, delta=mark.delta, width=mark.width), pairs) for _ in range(number)]
     z = tuple(weighted.z_score(pairs.weights, other, mark.gamma) for other in others)
     return Decoys(z, sum(other >= statistic for other in others))
 

@@ -57,10 +57,10 @@ from verify.radioactivity.text import BINOMIAL, EXCESS, METHODS, TextResult, cos
 from verify.suspects.endpoint import Endpoint, resolved
 from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
-from watermark import ApiError, Mark, StillmarkError
+from watermark import ApiError, Mark, UsageError
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
-from watermark.tokenizers import load_for
+from watermark.tokenizers import load_transformers_for
 
 DECOYS: Final = 200
 """Decoy keys that are drawn where a test is weighted and nobody said how many."""
@@ -109,14 +109,14 @@ def text_test(
     """
     mark = as_mark(mark)
     if method not in ("auto", *METHODS):
-        raise StillmarkError(f"no method '{method}'", f"one of auto, {', '.join(METHODS)}")
+        raise UsageError(f"no method '{method}'", f"one of auto, {', '.join(METHODS)}")
     if method == EXCESS and reference is None:
-        raise StillmarkError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
+        raise UsageError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
     need = reference is not None or not unmarked_prompts
     read = outputs_of(mark, outputs, tokenizer, need_prompts=need, skip_bad=skip_bad, progress=progress)
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
-            raise StillmarkError(
+            raise UsageError(
                 "these are answers of a sequential run, which have a test of their own",
                 "leave `method` and `decoys` out",
             )
@@ -197,7 +197,7 @@ def logprob_test(
         few = None
     else:
         if probes is not None:
-            raise StillmarkError("recorded log probabilities hold what was read: `probes` does not apply")
+            raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
         said, inputs = recorded(suspect, mark)
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
@@ -212,7 +212,7 @@ def logprob_test(
             compared = recorded(reference, mark)[0]
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
-            raise StillmarkError(
+            raise UsageError(
                 "these are answers of a sequential run, which have a test of their own",
                 "leave `context_counts` and `decoys` out",
             )
@@ -271,7 +271,7 @@ def endpoint_test(
     """
     mark, log = as_mark(mark), Path(log)
     if access not in ("auto", "logprobs", "text"):
-        raise StillmarkError(f"no access '{access}'", "one of auto, logprobs, text")
+        raise UsageError(f"no access '{access}'", "one of auto, logprobs, text")
     unmarked = prompts is None if unmarked_prompts is None else unmarked_prompts
     asked = builtin_prompts() if prompts is None else prompts_of(prompts)
     usage, test, twin = Usage(), None, None
@@ -279,7 +279,7 @@ def endpoint_test(
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     with progress("asking", "billed tokens") as update:
-        for wave in iter_answers(where, asked, mark, load_for(mark, tokenizer), log, budget, usage):
+        for wave in iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage):
             if test is None and usage.answers:
                 if access == "logprobs" and not usage.logprobs:
                     raise ApiError(

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from verify.data.logprobs import is_logprob
 from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
+from watermark.extras import require
 from watermark.io.prompts import Prompt
 from watermark.io.records import appending, resume_jsonl
 
@@ -81,7 +82,7 @@ class Endpoint:
         if not valid:
             raise ApiError("the endpoint's address is no http(s):// URL", "such as http://127.0.0.1:8000/v1")
         if self.chat and any(prompt.ids is not None for prompt in prompts):
-            raise ApiError("a chat takes no prompts of token ids", "give the prompts as text, or ask for completions")
+            raise ApiError("prompts of token ids need completions (`chat=False`)", "or give the prompts as text")
 
     def digest(self, prompts: Sequence[Prompt], *more: str) -> str:
         """Twelve hex digits for all that shapes the answers; the address may change, and so may patience."""
@@ -311,10 +312,9 @@ def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
 
 
 def _client(endpoint: Endpoint) -> OpenAI:
-    try:
-        import openai
-    except ImportError:
-        raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
+    require("openai")
+    import openai
+
     # a server on this machine wants no key, and the client insists on one
     local = urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1")
     key = "none" if local and not os.environ.get("OPENAI_API_KEY") else None

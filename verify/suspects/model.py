@@ -92,6 +92,7 @@ def read_weights(
 
     Raises:
         InputError: `record` cannot be written, or was written for other probes or another model.
+        ModelError: the model cannot be loaded, or its outputs are not numbers.
     """
     run = "" if record is None else _digest(path, probes, likely)
     done = [] if record is None else [from_record(line, _limit(mark)) for line in resume_jsonl(record, run)]
@@ -162,20 +163,27 @@ def forward_logits(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.N
     """A causal model's logits [B, longest, V] along some token sequences, padded on the right, where it does not look.
 
     Raises:
-        ModelError: a text is longer than the model reads.
+        ModelError: a text is longer than the model reads, or the model's outputs are not numbers. (A token may have the
+            logit -infinity, which is a probability of 0.)
     """
     import torch
 
     longest = max(1, *map(len, texts))
     limit = longest_text(model)
+    name = model.name_or_path or "the model"
     if limit is not None and longest > limit:
-        name = model.name_or_path or "the model"
         raise ModelError(f"{name}: reads {limit} tokens at once, and a text has {longest}", "leave longer texts out")
     padded = torch.zeros(len(texts), longest, dtype=torch.int64)
     for row, ids in enumerate(texts):
         padded[row, : len(ids)] = torch.as_tensor(ids)
     with torch.inference_mode():
         logits: Tensor = model(input_ids=padded.to(model.device)).logits
+        # the largest logit of a position is NaN or infinite if one is, or if all are -infinity
+        finite = logits.amax(dim=-1).isfinite().cpu()
+    if not all(bool(finite[row, : len(ids)].all()) for row, ids in enumerate(texts)):
+        raise ModelError(
+            f"{name}: the model's outputs are not numbers", "try it in float32; else its weights are damaged"
+        )
     return logits
 
 
@@ -206,7 +214,8 @@ def likeliest(
 
     Raises:
         InputError: `record` cannot be written, or is of another run.
-        ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
+        ModelError: the model cannot be loaded, or its outputs are not numbers; or a prompt is empty or longer than the
+            model reads, or holds an id that the model does not know.
     """
     run = "" if record is None else _digest_of_prompts(path, prompts, top, chat)
     done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
@@ -238,7 +247,7 @@ def likeliest(
 
 
 MIN_LOGPROB: Final = -20.0
-"""Least log likelihood of a token; also that of one for which a model gives no number."""
+"""Least log likelihood of a token."""
 
 
 def likelihoods(
@@ -261,6 +270,7 @@ def likelihoods(
 
     Raises:
         InputError: `record` cannot be written, or is of another run.
+        ModelError: the model cannot be loaded, or its outputs are not numbers.
     """
     import torch
 
@@ -277,11 +287,7 @@ def likelihoods(
             for i, one in enumerate(batch):
                 first = max(1, one.start)
                 rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
-                said = (
-                    rows.gather(-1, torch.from_numpy(one.ids[first:, None]))
-                    .nan_to_num(MIN_LOGPROB)
-                    .clamp(min=MIN_LOGPROB)
-                )
+                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).clamp(min=MIN_LOGPROB)
                 done.append(round(float(said.mean()), 6) if len(said) else 0.0)
                 if log is not None:
                     line = {"id": one.id, "loglikelihood": done[-1], "model": Path(name_of(path)).name, "run": run}
