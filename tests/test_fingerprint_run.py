@@ -208,8 +208,11 @@ def test_planted_answers_of_an_endpoint_and_of_a_file(
         planted_test(made.mark, fewer, number=0)
 
 
-def test_planted_answers_of_a_model_that_cannot_give_them(made: Small) -> None:
-    """All of the answers are one unknown word to the small tokenizer."""
+def test_planted_answers_of_a_model_that_cannot_give_them(made: Small, tmp_path: Path) -> None:
+    """All of the answers are one unknown word to the small tokenizer, which is seen before anything is trained."""
+    with pytest.raises(ModelError, match="begins two of the answers alike"):
+        protect.plant(made.teacher, made.mark, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     for suspect in (made.teacher, load_model(made.teacher)):
         with pytest.raises(ModelError, match="begins two of the answers alike"):
             planted_test(made.mark, suspect, number=2)
