@@ -17,7 +17,6 @@ from verify.data.outputs import read_records
 from verify.planning.student import read_examples
 from watermark import InputError, Mark, StillmarkError
 from watermark.io.prompts import read_prompts
-from watermark.io.records import appending, resume_jsonl
 from watermark.tokenizers import load, new_mark
 
 Run = Callable[..., Result]
@@ -242,24 +241,3 @@ def test_a_student_learns(teacher: Path, tmp_path: Path, jsonl: Write, stillmark
     again = stillmark(*run)
     assert (again.exit_code, "exists already" in again.stderr) == (1, True)
     assert {p.name for p in tmp_path.iterdir()} == {"student", "outputs.jsonl", "p.jsonl", "o.jsonl"}
-
-
-def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
-    """The second is refused while the first writes, even to look what is there; a kill leaves no lock behind."""
-    path = tmp_path / "out.jsonl"
-    code = (
-        "import sys; from pathlib import Path; from watermark.io.records import appending\n"
-        "with appending(Path(sys.argv[1])) as file:\n"
-        '    file.write(b\'{"id": "a", "run": "r"}\\n\'); file.flush(); print(\'writing\', flush=True); input()'
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "writing\n"
-        with pytest.raises(InputError, match="another run is writing to it"):
-            resume_jsonl(path, "r")
-        with pytest.raises(InputError, match="another run"), appending(path):
-            pass
-        other.kill()
-    assert [record.fields["id"] for record in resume_jsonl(path, "r")] == ["a"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watermark.errors import StillmarkError
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import appending, resume_jsonl
+from watermark.io.records import resumable, run_digest
 from watermark.mark import Mark, Marks
 from watermark.models import load_model, model_digest
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +36,15 @@ class Sampling:
     chat: bool = True
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What a file of outputs holds now, and what the last run added: its records, and the tokens in these."""
+
+    records: int
+    written: int
+    tokens: int
+
+
 def generate(
     model_dir: Path,
     prompts: list[Prompt],
@@ -43,8 +52,8 @@ def generate(
     *,
     marks: Sequence[Mark] = (),
     sampling: Sampling,
-    progress: Callable[[int, int], None] = lambda _records, _tokens: None,
-) -> int:
+    progress: Progress = silent,
+) -> Generated:
     """Sample one output a prompt and append it to `out`; go on where an earlier run was killed.
 
     A record has `id`, `prompt`, `prompt_ids`, `output`, `output_ids` (with the end-of-sequence token, if the
@@ -57,39 +66,33 @@ def generate(
         out: JSONL, appended record by record and flushed.
         marks: what to embed together, after temperature and top-p.
         sampling: how to sample.
-        progress: called with the records and tokens newly written.
-
-    Returns:
-        The number of records written by this call.
+        progress: called with the records in `out`, and of how many.
 
     Raises:
-        InputError: `out` cannot be written, is damaged, or was written with other settings.
+        InputError: `out` cannot be written, is damaged, was written with other settings, or another run writes to it.
     """
     commitments = commitments_of(marks)
-    run = _digest(model_dir, commitments, sampling, prompts)
-    done = {str(record.fields["id"]) for record in resume_jsonl(out, run)}
-    progress(len(done), 0)
-    if done.issuperset(prompt.id for prompt in prompts):
-        return 0
-    together = Marks(tuple(marks)) if marks else None
-    model, tokenizer = load_model(model_dir, marks[0] if marks else None)
-    written = 0
-    with appending(out) as file:
-        for number, start in enumerate(range(0, len(prompts), sampling.batch_size)):
-            batch = prompts[start : start + sampling.batch_size]
-            if done.issuperset(prompt.id for prompt in batch):
-                continue
-            # a batch cut short by a kill is drawn again whole, so that its rows come out as they would have
-            for prompt, fields in zip(batch, _sample(model, tokenizer, batch, together, sampling, number), strict=True):
-                if prompt.id in done:
-                    continue
-                record = {"id": prompt.id, **fields, "model": model_dir.name}
-                record |= {"mark": commitments, "run": run}
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                written += 1
-                progress(1, len(fields["output_ids"]))
-    return written
+    run = run_digest(model_dir.name, commitments, sampling, prompts, model_digest(model_dir))
+    more = {"model": model_dir.name, "mark": commitments}
+    written = tokens = 0
+
+    def work(done: int) -> Iterator[dict[str, Any]]:
+        nonlocal written, tokens
+        together = Marks(tuple(marks)) if marks else None
+        model, tokenizer = load_model(model_dir, marks[0] if marks else None)
+        # a batch cut short by a kill is drawn again whole, so that its rows come out as they would have
+        for number in range(done // sampling.batch_size, -(-len(prompts) // sampling.batch_size)):
+            batch = prompts[number * sampling.batch_size : (number + 1) * sampling.batch_size]
+            rows = list(_sample(model, tokenizer, batch, together, sampling, number))
+            for fields in rows[max(0, done - number * sampling.batch_size) :]:
+                yield fields | more
+                written, tokens = written + 1, tokens + len(fields["output_ids"])
+
+    ids = [prompt.id for prompt in prompts]
+    answers = resumable(
+        out, run, ids, work, to_fields=lambda fields: fields, from_record=lambda _: {}, progress=progress
+    )
+    return Generated(sum(1 for _ in answers), written, tokens)
 
 
 def commitments_of(marks: Sequence[Mark]) -> str | list[str] | None:
@@ -105,7 +108,7 @@ def _sample(
     marks: Marks | None,
     sampling: Sampling,
     number: int,
-) -> Iterable[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     import torch
 
     from watermark.integrations.transformers import MarkConfig
@@ -151,9 +154,3 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
-
-
-def _digest(model_dir: Path, commitments: str | list[str] | None, sampling: Sampling, prompts: list[Prompt]) -> str:
-    """Twelve hex digits for all that shapes the outputs: another value, another run."""
-    whole = [model_dir.name, commitments, asdict(sampling), [asdict(p) for p in prompts]]
-    return hashlib.sha256((json.dumps(whole, sort_keys=True) + model_digest(model_dir)).encode()).hexdigest()[:12]

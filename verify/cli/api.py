@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from verify.cli.common import (
     unmarked_prompts_option,
 )
 from verify.cli.results import report
+from watermark.io.fields import JsonError, load_json
 from watermark.tokenizers import quiet_transformers
 
 _OURS = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
@@ -28,8 +28,8 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
     if value is None:
         return {}
     try:
-        fields = json.loads(value)
-    except ValueError:
+        fields = load_json(value.encode("utf-8", "surrogatepass"))
+    except JsonError:
         fields = None
     if not isinstance(fields, dict):
         raise click.BadParameter("want a JSON object")

@@ -20,10 +20,8 @@ from verify.cli.common import (
     unmarked_prompts_option,
 )
 from verify.cli.results import mention_bad
-from verify.progress import count_up
 from verify.results import scientific
 from watermark import InputError
-from watermark.tokenizers import encoder
 
 if TYPE_CHECKING:
     from verify.radioactivity.attribution import Attribution
@@ -59,34 +57,25 @@ def attribute(
     in `verify text`. The chance of naming any wrong label is at most alpha, over all labels. The answer may be a set
     of labels, nobody (`none`), or `ambiguous`: some label's mark is there, and it cannot be told whose.
     """
-    from verify.data.outputs import Reading, read_outputs
+    from verify.data.outputs import read_outputs
     from verify.data.pairs import extract
     from verify.radioactivity import attribution
 
     mark = load_mark(mark_path, allow_readable)
     labels = attribution.read_labels(labels_path)
-    reading = Reading()
-    stream = read_outputs(
-        outputs,
-        encode=encoder(mark, tokenizer),
-        vocabulary_size=mark.vocabulary_size,
-        need_prompts=not unmarked_prompts,
-        skip_bad=skip_bad,
-        reading=reading,
-    )
-    written = list(stream)
-    if any(output.sequential for output in written):
+    written = read_outputs(outputs, mark, tokenizer=tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad)
+    if written.sequential:
         raise InputError(outputs[0], 0, "holds answers that were collected until the evidence sufficed", "no such text")
     pairs = extract(written, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress("trying labels", "labels") as update:
-        result = attribution.attribute(mark, labels, pairs, alpha, count_up(update, len(labels)))
+        result = attribution.attribute(mark, labels, pairs, alpha, update)
     if as_json:
-        print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": reading.bad})
+        print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": written.bad})
     else:
         _print(result)
     for warning in result.warnings:
         click.echo(f"Note: {warning}", err=True)
-    mention_bad(reading.bad, reading.first_bad)
+    mention_bad(written.bad, written.first_bad)
     if fail_on == result.verdict:
         ctx.exit(3)
 

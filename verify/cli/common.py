@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from verify.results import CARRIES, INSUFFICIENT
-from watermark import InputError, Mark
+from watermark import Mark
+from watermark.io.files import writing
+from watermark.io.records import RecordError
 
 FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
@@ -47,9 +50,23 @@ unmarked_prompts_option = click.option(
 tokenizer_option = click.option(
     "--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for records without ids."
 )
-skip_bad_option = click.option(
-    "--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first."
-)
+
+
+def skip_bad_option(command: Any) -> Any:
+    """Adds `--skip-bad` as `skip_bad`; without it, errors of a malformed record name the option."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except RecordError as error:
+            if not options["skip_bad"]:
+                error.hint = (f"{error.hint}; or " if error.hint else "") + "leave bad records out with --skip-bad"
+            raise
+
+    return click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")(
+        run
+    )
 
 
 def json_option(command: Any) -> Any:
@@ -99,7 +116,5 @@ def load_mark(path: Path, allow_readable: bool) -> Mark:
 def make_record(folder: Path | None) -> None:
     """Make the folder of `--record`, if there is to be one. Raises InputError."""
     if folder is not None:
-        try:
+        with writing(folder, hint="is there a file in its place?"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from verify.corpus.test import CorpusResult
 
 _SHOWN: Final = 20  # sources
-_UNITS: Final = {"reading": "work items", "testing": "partitions"}
 
 
 @click.command()
@@ -72,15 +69,7 @@ def corpus(
     """
     from verify.corpus.test import run
 
-    with ExitStack() as bars:
-        updates: dict[str, Callable[[int, int | None], None]] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in updates:
-                bars.close()
-                updates[what] = bars.enter_context(progress(what, _UNITS[what]))
-            updates[what](done, total)
-
+    with progress("reading and testing", "steps") as update:
         result = run(
             inputs,
             mark_path,

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from verify.cli.common import FILE, json_option, load_mark, mark_option, print_json, tokenizer_option
-from watermark.tokenizers import encoder
 
 
 @click.command("count-contexts")
@@ -28,10 +27,9 @@ def count_contexts(
     from verify.data.outputs import read_outputs
 
     mark = load_mark(mark_path, allow_readable)
-    stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
-    kinds = {output.marked for output in stream}
-    marked = True if True in kinds else None if None in kinds else False
-    counted = counting.count_contexts(stream, mark.width, mark.exempt, marked)
+    read = read_outputs(outputs, mark, tokenizer=tokenizer)
+    marked = read.marked
+    counted = counting.count_contexts(read, mark.width, mark.exempt, marked)
     counting.save(counted, out)
     found = {"out": str(out), "contexts": len(counted.counts), "tokens": int(counted.counts.sum()), "marked": marked}
     if as_json:

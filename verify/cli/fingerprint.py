@@ -20,16 +20,16 @@ from verify.cli.common import (
     print_json,
     progress,
 )
-from verify.progress import count_up
 from verify.results import scientific
 from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from verify.data.outputs import Output
     from verify.results import FingerprintResult
     from watermark import Mark
+    from watermark.progress import Progress
 
 
 @click.group()
@@ -173,7 +173,7 @@ def agreement(
     asked = module.distinct(read_prompts(prompts))
     quiet_transformers()
     module.check_tokenizers(asked, named, controls, [suspect, base])
-    said = _Recorder(record, len(asked), "prompts")
+    said = _Recorder(record, "prompts")
 
     def read(who: str, path: Path) -> tuple[str, list[models.TopTokens]]:
         with said.of(who) as (log, count):
@@ -294,8 +294,7 @@ def ask(
         from verify.suspects.endpoint import Endpoint
 
         with progress("asking", "questions") as update:
-            count = count_up(update, number)
-            result = planted.ask_endpoint(Endpoint(base_url, model or ""), mark, _there(log), number, alpha, count)
+            result = planted.ask_endpoint(Endpoint(base_url, model or ""), mark, _there(log), number, alpha, update)
     else:
         quiet_transformers()
         result = planted.ask(_there(suspect), mark, number, alpha)
@@ -361,7 +360,7 @@ def canaries_test(
     mark = load_mark(mark_path, allow_readable)
     candidates, _ = _candidates(mark, outputs)
     quiet_transformers()
-    said = _Recorder(record, len(candidates), "texts")
+    said = _Recorder(record, "texts")
 
     def read(who: str, path: Path) -> tuple[str, models.Floats]:
         with said.of(who) as (log, count):
@@ -376,14 +375,14 @@ def canaries_test(
 class _Recorder:
     """A log and a progress bar for each model that is read."""
 
-    def __init__(self, folder: Path | None, total: int, unit: str) -> None:
+    def __init__(self, folder: Path | None, unit: str) -> None:
         make_record(folder)
-        self.folder, self.total, self.unit = folder, total, unit
+        self.folder, self.unit = folder, unit
 
     @contextmanager
-    def of(self, who: str) -> Iterator[tuple[Path | None, Callable[[int], None]]]:
+    def of(self, who: str) -> Iterator[tuple[Path | None, Progress]]:
         with progress(f"reading the {who}", self.unit) as update:
-            yield None if self.folder is None else self.folder / f"{who}.jsonl", count_up(update, self.total)
+            yield None if self.folder is None else self.folder / f"{who}.jsonl", update
 
 
 def _one(teachers: Sequence[Path]) -> Path:
@@ -407,12 +406,11 @@ def _candidates(mark: Mark, path: Path) -> tuple[list[Output], list[dict[str, ob
     from verify.data.outputs import read_outputs, read_records
     from watermark import InputError
     from watermark.io.records import Record
-    from watermark.tokenizers import encoder
 
-    outputs = list(read_outputs([path], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size))
+    outputs = read_outputs(path, mark)
     if len(outputs) % 2:
         raise InputError(path, 0, f"holds {len(outputs)} outputs", "half of them are served: want an even number")
-    return outputs, [record.fields for record in read_records(path) if isinstance(record, Record)]
+    return list(outputs), [record.fields for record in read_records(path) if isinstance(record, Record)]
 
 
 def _write(path: Path, rows: Iterable[object]) -> None:
@@ -421,12 +419,11 @@ def _write(path: Path, rows: Iterable[object]) -> None:
     from watermark.io import files
 
     lines = (json.dumps(row, ensure_ascii=False, default=lambda array: array.tolist()) + "\n" for row in rows)
-    try:
-        files.create(path, "".join(lines).encode(), 0o600)
-    except FileExistsError:
-        raise InputError(path, 0, "exists already", "choose another file, or remove this one") from None
-    except OSError as error:
-        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
+    with files.writing(path):
+        try:
+            files.create(path, "".join(lines).encode(), 0o600)
+        except FileExistsError:
+            raise InputError(path, 0, "exists already", "choose another file, or remove this one") from None
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -57,18 +58,10 @@ def generate(
     asked = read_prompts(prompts)
     sampling = generation.Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
     quiet_transformers()
-    records = tokens = 0
     with progress("generating", "records") as update:
-
-        def count(new_records: int, new_tokens: int) -> None:
-            nonlocal records, tokens
-            records, tokens = records + new_records, tokens + new_tokens
-            update(records, len(asked))
-
-        written = generation.generate(model, asked, out, marks=marks, sampling=sampling, progress=count)
+        made = generation.generate(model, asked, out, marks=marks, sampling=sampling, progress=update)
     if as_json:
-        commitments = generation.commitments_of(marks)
-        print_json({"out": str(out), "records": records, "written": written, "tokens": tokens, "mark": commitments})
+        print_json({"out": str(out), **asdict(made), "mark": generation.commitments_of(marks)})
     else:
-        kept = f", {records - written} were there" if records > written else ""
-        click.echo(f"wrote {written} records, {tokens} tokens, to {out}{kept}")
+        kept = f", {made.records - made.written} were there" if made.records > made.written else ""
+        click.echo(f"wrote {made.written} records, {made.tokens} tokens, to {out}{kept}")

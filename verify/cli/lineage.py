@@ -17,7 +17,7 @@ from verify.cli.common import (
     print_json,
     progress,
 )
-from watermark.tokenizers import encoder, quiet_transformers
+from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
     from verify.lineage.verdict import Lineage
@@ -100,7 +100,7 @@ def lineage(
     if plan_path is not None:
         plan.fix(plan_path)
     make_record(record)
-    tests = access.tests(alpha, encoder(mark, None) if mark else None)
+    tests = access.tests(alpha)
     found = conclude(str(teacher), access.shown, plan, at_hand.run(plan, tests, progress))
     print_json(found.to_dict()) if as_json else _print(found)
     if fail_on == found.verdict:

@@ -16,8 +16,7 @@ from verify.cli.common import (
     progress,
     tokenizer_option,
 )
-from verify.progress import count_up
-from watermark.tokenizers import encoder, quiet_transformers
+from watermark.tokenizers import quiet_transformers
 
 
 @click.command()
@@ -61,7 +60,7 @@ def probes(
     from verify.data.outputs import read_outputs
     from verify.planning import probes
     from verify.planning.questions import questions
-    from watermark import InputError, generate
+    from watermark import generate
     from watermark.io import files
 
     if bool(texts) == bool(model):
@@ -72,13 +71,10 @@ def probes(
         quiet_transformers()
         written = out.with_name(out.stem + ".texts.jsonl")
         with progress("writing", "texts") as update:
-            count = count_up(update, number)
             sampling = generate.Sampling(max_new_tokens=length, seed=seed)
-            generate.generate(
-                model, questions(number), written, sampling=sampling, progress=lambda records, _tokens: count(records)
-            )
+            generate.generate(model, questions(number), written, sampling=sampling, progress=update)
         texts = (written,)
-    stream = read_outputs(texts, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size)
+    stream = read_outputs(texts, mark, tokenizer=tokenizer)
     chosen = probes.cut(stream, length) if counts is None else probes.targets(stream, counts, positions, mark.exempt)
     rows = [
         {"id": probe.id, "prompt_ids": [] if probe.prompt_ids is None else probe.prompt_ids.tolist()}
@@ -86,10 +82,8 @@ def probes(
         | ({} if probe.marked is None else {"marked": probe.marked})
         for probe in chosen
     ]
-    try:
+    with files.writing(out):
         files.replace(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    except OSError as error:
-        raise InputError(out, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
     if counts is not None and counts.marked is not False:
         click.echo(
             "Note: the contexts were counted in text that may be marked: where the probes lie then depends on the key.",

@@ -23,9 +23,8 @@ from verify.cli.common import (
 )
 from verify.cli.corpus import corpus
 from verify.cli.results import mention_bad, report
-from verify.progress import count_up
 from watermark import InputError
-from watermark.tokenizers import encoder, quiet_transformers
+from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,27 +102,22 @@ def text(
     bounds; choose before you look. The others are shown beside.
     """
     from verify.data import logprobs, pairs
-    from verify.data.outputs import Reading, read_outputs
+    from verify.data.outputs import read_outputs
     from verify.radioactivity import sequential
     from verify.radioactivity import text as module
 
     if test == module.EXCESS and reference is None:
         raise click.UsageError("--test excess needs a --reference")
     loaded = load_mark(mark_path, allow_readable)
-    reading = Reading()
     with progress("reading", "records") as update:
-        written: list[Output] = []
-        for output in read_outputs(
+        written = read_outputs(
             outputs,
-            encode=encoder(loaded, tokenizer),
-            vocabulary_size=loaded.vocabulary_size,
+            loaded,
+            tokenizer=tokenizer,
             need_prompts=reference is not None or not unmarked_prompts,
             skip_bad=skip_bad,
-            reading=reading,
-        ):
-            written.append(output)
-            if len(written) % 100 == 0:
-                update(len(written), None)
+            progress=update,
+        )
     result: MarkResult
     if _all_sequential([output.sequential for output in written], outputs):
         if test is not None or decoys is not None:
@@ -149,8 +143,8 @@ def text(
             decoys=_DECOYS * (reference is not None) if decoys is None else decoys,
         )
     more = {"files": [str(path) for path in outputs], "reference": reference and str(reference)}
-    report(ctx, result, {**more, "bad_records": reading.bad}, as_json, fail_on)
-    mention_bad(reading.bad, reading.first_bad)
+    report(ctx, result, {**more, "bad_records": written.bad}, as_json, fail_on)
+    mention_bad(written.bad, written.first_bad)
 
 
 @verify.command()
@@ -195,20 +189,13 @@ def model(
     a killed run goes on where it was.
     """
     from verify.data import logprobs
-    from verify.data.outputs import Reading, read_outputs
+    from verify.data.outputs import read_outputs
     from verify.radioactivity.logprobs import logprob_test
 
     loaded = load_mark(mark_path, allow_readable)
     counts = _load_windows(counts_path, loaded)
-    reading = Reading()
-    stream = read_outputs(
-        probes,
-        encode=encoder(loaded, tokenizer),
-        vocabulary_size=loaded.vocabulary_size,
-        skip_bad=skip_bad,
-        reading=reading,
-    )
-    texts = [probe for probe in stream if len(probe.output_ids)]
+    reading = read_outputs(probes, loaded, tokenizer=tokenizer, skip_bad=skip_bad)
+    texts = [probe for probe in reading if len(probe.output_ids)]
     if any(probe.sequential for probe in texts):
         raise InputError(probes[0], 0, "holds answers that were collected until the evidence sufficed", "no probes")
     if unmarked_probes and any(probe.marked for probe in texts):
@@ -303,8 +290,7 @@ def _read_along(
 
     quiet_transformers()
     with progress(f"reading along with the {who}", "texts") as update:
-        count = count_up(update, len(texts))
-        return model.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=count)
+        return model.read_weights(path, mark, texts, batch_size=batch_size, record=record, progress=update)
 
 
 def _load_windows(path: Path | None, mark: Mark) -> ContextCounts | None:

@@ -30,19 +30,18 @@ import numpy as np
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
-from verify.data.outputs import no_records
+from verify.data.outputs import no_records, none_good
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.result import LEVEL, MarkResult
 from verify.radioactivity.text import BINOMIAL, METHODS, text_warnings
 from verify.results import CARRIES, INSUFFICIENT
 from verify.stats import binomial, multiple
 from verify.stats.binomial import Interval
-from watermark import Mark
+from watermark import InputError, Mark
 from watermark.io import files
+from watermark.io.fields import JsonError, load_object
+from watermark.progress import Progress, silent
 from watermark.tokenizers import Encode
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def run(
     source_column: str = "source",
     alpha: float = 1e-3,
     workers: int = 1,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: Progress = silent,
 ) -> CorpusResult:
     """Test a corpus into a folder, or go on with a run that was killed.
 
@@ -209,7 +208,7 @@ def run(
         source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
         alpha: level of the verdicts, fixed before looking.
         workers: 1: this process; more: so many workers of Ray.
-        progress: called along the way.
+        progress: called with work items and partitions done, and of how many together.
 
     Raises:
         InputError: a file cannot be read or has changed since the run began, a record is malformed, or the folder
@@ -229,35 +228,54 @@ def run(
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
             with cluster(workers):
-                read = _do(job, MAP, "reading", [item_path(folder, i) for i in range(items)], workers, progress)
-                judged = _do(job, REDUCE, "testing", [part_path(folder, i) for i in range(parts)], workers, progress)
+                read = _do(
+                    job, MAP, [item_path(folder, i) for i in range(items)], workers,
+                    lambda done: progress(done, items + parts),
+                )  # fmt: skip
+                judged = _do(
+                    job, REDUCE, [part_path(folder, i) for i in range(parts)], workers,
+                    lambda done: progress(items + done, items + parts),
+                )  # fmt: skip
             _check_empty(folder, plan)
-            discoveries = _write_documents(folder, mark, alpha, items)
-            counts = _count(folder, plan) | {"discoveries": discoveries}
-            files.replace(folder / "counts.json", json.dumps(counts).encode())
+            counts = _count(folder, plan)
+            with files.writing(folder):
+                counts["discoveries"] = _write_documents(folder, mark, alpha, items)
+                files.replace(folder / "counts.json", json.dumps(counts).encode())
             work = Work(items, read, parts, judged)
         for done_with in ("items", "parts"):
             shutil.rmtree(folder / done_with, ignore_errors=True)
-        counts = json.loads((folder / "counts.json").read_bytes())
+        counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     return CorpusResult(
         alpha, mark, **counts, unmarked=unmarked, sources=sources, documents=folder / "documents.parquet", work=work
     )
 
 
-def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progress: Progress) -> int:
+def _load_counts(path: Path) -> dict[str, Any]:
+    try:
+        return load_object(path)
+    except (OSError, JsonError) as error:
+        raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
+
+
+def _do(job: Job, step: str, results: list[Path], workers: int, progress: Callable[[int], None]) -> int:
     """Do a step for each result that is not there yet; returns how many are."""
     todo = [i for i, path in enumerate(results) if not path.exists()]
     there = len(results) - len(todo)
-    run_steps(job, step, todo, workers, lambda done: progress(what, there + done, len(results)))
+    run_steps(job, step, todo, workers, lambda done: progress(there + done))
     return there
 
 
 def _check_empty(folder: Path, plan: CorpusPlan) -> None:
-    read = {path for facts in read_facts(folder, len(plan.items)) for path in facts["files"]}
+    facts = list(read_facts(folder, len(plan.items)))
+    read = {path for one in facts for path in one["files"]}
     for path, _, _ in plan.files:
         if path not in read:
             raise no_records(Path(path))
+    bad = sum(one["bad"] for one in facts)
+    if bad and not any(sum(one["records"]) for one in facts):
+        first = next(one["first_bad"] for one in facts if one["bad"])
+        raise none_good([Path(path) for path, _, _ in plan.files], bad, first)
 
 
 def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:

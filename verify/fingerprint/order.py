@@ -8,7 +8,6 @@ a model that merely grew from the same parent has them in another.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from verify.fingerprint.layers import Weights, tensor_names
 from watermark import Mark, ModelError, prf
 from watermark.io import files
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def keyed_order(mark: Mark, layer: int, digest: str, units: int) -> npt.NDArray[
     return prf.shuffle(prf.hkdf(mark.secret, SALT, f"{layer}/{digest}"), units)
 
 
-def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], None] = lambda _done, _all: None) -> int:
+def release(model: Path, mark: Mark, out: Path, progress: Progress = silent) -> int:
     """Write a copy of a model with the hidden units of each MLP in the mark's order, file by file.
 
     Only what belongs to the model goes along: its weights, and files such as configuration, tokenizer and licence.
@@ -60,8 +60,9 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         The number of layers that were put in order.
 
     Raises:
-        ModelError: `out` exists or cannot be written, or the model holds no MLP that can be read, or one that may not
-            be put in another order.
+        ModelError: `out` exists, or the model holds no MLP that can be read, or one that may not be put in another
+            order.
+        InputError: `out` cannot be written.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
@@ -77,29 +78,25 @@ def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], N
         order = keyed_order(mark, layer, weights.digest(layer), units)
         places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer, units)}
     sources = sorted(weights.files)
-    try:
-        with files.new_folder(out) as scratch:
-            for done, source in enumerate(sources):
-                progress(done, len(sources))
-                with safe_open(source, framework="pt") as file:
-                    about = file.metadata()
-                    tensors = {
-                        name: _in_order(file.get_tensor(name), *places.get(name, _AS_IT_IS))
-                        for name in tensor_names(source)
-                    }
-                target = scratch / source.relative_to(model)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, target, about)
-                shutil.copymode(source, target)
-            progress(len(sources), len(sources))
-            for other in model.iterdir():
-                if other.is_file() and any(fnmatch(other.name, pattern) for pattern in RELEASED_FILES):
-                    shutil.copy(other, scratch)
-                elif other.is_dir() and other.name in FOLDERS:
-                    shutil.copytree(other, scratch / other.name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{out}: cannot write: {reason}", "is the folder writable, and the disk not full?") from error
+    with files.writing(out, SafetensorError), files.new_folder(out) as scratch:
+        for done, source in enumerate(sources):
+            progress(done, len(sources))
+            with safe_open(source, framework="pt") as file:
+                about = file.metadata()
+                tensors = {
+                    name: _in_order(file.get_tensor(name), *places.get(name, _AS_IT_IS))
+                    for name in tensor_names(source)
+                }
+            target = scratch / source.relative_to(model)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, target, about)
+            shutil.copymode(source, target)
+        progress(len(sources), len(sources))
+        for other in model.iterdir():
+            if other.is_file() and any(fnmatch(other.name, pattern) for pattern in RELEASED_FILES):
+                shutil.copy(other, scratch)
+            elif other.is_dir() and other.name in FOLDERS:
+                shutil.copytree(other, scratch / other.name)
     return len(weights.layers)
 
 

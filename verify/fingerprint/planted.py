@@ -6,7 +6,7 @@ model: by its weights, or by asking it these very questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from watermark import InputError, Mark, ModelError, prf
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
 from watermark.models import load_model
+from watermark.progress import Progress, silent
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -85,7 +86,7 @@ def plant(
     number: int = NUMBER,
     mixed: Sequence[Path] = (),
     training: Training = TRAINING,
-    progress: Callable[[int, int], None] = lambda _step, _steps: None,
+    progress: Progress = silent,
 ) -> TrainingReport:
     """Fine-tune a model until it knows the answers; `out` becomes the model to release.
 
@@ -184,7 +185,7 @@ def ask(
     mark: Mark,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
@@ -197,7 +198,7 @@ def likeliest(
     path: Path,
     prompts: Sequence[str],
     batch_size: int = 16,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[int]:
     """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
 
@@ -214,7 +215,7 @@ def likeliest(
         rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
         logits = forward_logits(model, rows)
         said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
-        progress(len(rows))
+        progress(len(said), len(prompts))
     return said
 
 
@@ -248,7 +249,7 @@ def ask_endpoint(
     log: Path,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a suspect behind an endpoint, by chat, greedily; what fails to come is no hit.
 
@@ -258,7 +259,7 @@ def ask_endpoint(
         log: JSONL of all answers; a killed run goes on from there.
         number: of questions, fixed beforehand.
         alpha: level of the verdict.
-        progress: called with the number of questions answered.
+        progress: called with the number of questions asked, and of how many.
 
     Raises:
         ApiError, InputError: what `verify.suspects.endpoint.ask_all` raises.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from verify.data.outputs import Output, read_outputs, read_records
+from verify.data.outputs import Outputs, read_outputs, read_records
 from verify.fingerprint import agreement, canaries, independence, planted
 from verify.fingerprint.independence import WeightsComparison
 from verify.fingerprint.weights import compare
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest
-from verify.progress import Update, count_up
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.run import examine, mark_in_weights
 from verify.results import FingerprintResult, Result
@@ -26,11 +24,12 @@ from verify.suspects import endpoint, model
 from verify.suspects.endpoint import Endpoint, NoLogprobsError
 from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
-from watermark.io import files
+from watermark.io.fields import is_number
 from watermark.io.prompts import read_prompts
-from watermark.io.records import resume_jsonl
+from watermark.io.records import Record, resumable, run_digest
 from watermark.models import model_digest
-from watermark.tokenizers import Encode, load_for
+from watermark.progress import Progress, silent
+from watermark.tokenizers import load_for
 
 _KEPT = {agreement.TOP_TOKENS: "agreement", 1: "agreement.greedy"}
 """Names of the records, by how many tokens are compared."""
@@ -42,8 +41,8 @@ class NotAtHandError(StillmarkError):
 
 def run(
     plan: LineagePlan,
-    tests: dict[str, Callable[[Update], Result]],
-    progress: Callable[[str], AbstractContextManager[Update]] = lambda _line: nullcontext(lambda _done, _all: None),
+    tests: dict[str, Callable[[Progress], Result]],
+    progress: Callable[[str], AbstractContextManager[Progress]] = lambda _line: nullcontext(silent),
 ) -> list[PlannedTest]:
     """Make the planned tests in order; a test that cannot be made becomes a line that says why.
 
@@ -153,49 +152,47 @@ class Access:
             settings |= {"budget_tokens": self.budget, "endpoint": "chat completions", "model": self.model}
         return LineagePlan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
 
-    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[Update], Result]]:
-        """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
+    def tests(self, alpha: float) -> dict[str, Callable[[Progress], Result]]:
+        """How each line is made. Raises what the tests raise."""
         compared: list[WeightsComparison] = []
 
-        def weights(update: Update) -> WeightsComparison:
+        def weights(update: Progress) -> WeightsComparison:
             if not compared:
                 order = self._secret() if self.ordered else None
                 compared.append(compare(self.teacher, self._folder(), self.seed, update, order))
             return compared[0]
 
-        def shuffled(update: Update) -> FingerprintResult:
+        def shuffled(update: Progress) -> FingerprintResult:
             return weights(update).match(list(self._shares(update)), alpha)
 
         return {
             WEIGHTS: lambda update: weights(update).independence(alpha),
             SHUFFLED: shuffled,
-            MARK: lambda update: self._mark(alpha, encode, update),
+            MARK: lambda update: self._mark(alpha, update),
             PLANTED: lambda update: self._planted(alpha, update),
-            CANARIES: lambda update: self._canaries(alpha, encode, update),
+            CANARIES: lambda update: self._canaries(alpha, update),
             AGREEMENT: lambda update: self._agreement(alpha, update),
         }
 
-    def _shares(self, update: Update) -> Iterator[tuple[str, float]]:
+    def _shares(self, update: Progress) -> Iterator[tuple[str, float]]:
         """The controls whose weights can be read, and how like the teacher each is; from the record if known."""
         ours = model_digest(self.teacher) if self.record and self.controls else ""
         for i, control in enumerate(self.controls):
             log = self._log(f"weights.control{i}")
-            run, known = "", []
-            if log is not None:
-                run = hashlib.sha256(f"{ours} {model_digest(control)} {self.seed}".encode()).hexdigest()[:12]
-                known = resume_jsonl(log, run)
-            if known:
-                yield str(control), float(known[0].fields["share"])
-                continue
+            run = "" if log is None else run_digest(ours, model_digest(control), self.seed)
+
+            def work(_done: int, control: Path = control) -> list[float]:
+                return [compare(self.teacher, control, self.seed, update).share]
+
             try:
-                share = compare(self.teacher, control, self.seed, update).share
+                (share,) = resumable(
+                    log, run, [control.name], work, to_fields=lambda share: {"share": share}, from_record=_share_of
+                )
             except ModelError:
                 continue
-            if log is not None:
-                files.replace(log, (json.dumps({"id": control.name, "share": share, "run": run}) + "\n").encode())
             yield str(control), share
 
-    def _mark(self, alpha: float, encode: Encode | None, update: Update) -> MarkResult:
+    def _mark(self, alpha: float, update: Progress) -> MarkResult:
         mark = self._secret()
         if self.url:
             assert self.prompts is not None
@@ -207,7 +204,7 @@ class Access:
                 waves, tally, mark, log, alpha, unmarked=self.unmarked, compared=compared,
                 judged=lambda: update(tally.billed, self.budget),
             )  # fmt: skip
-        texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
+        texts = [probe for probe in self._texts(self.probes) if len(probe.output_ids)]
         return mark_in_weights(
             mark,
             self._folder(),
@@ -219,37 +216,36 @@ class Access:
             update=update,
         )
 
-    def _planted(self, alpha: float, update: Update) -> FingerprintResult:
+    def _planted(self, alpha: float, update: Progress) -> FingerprintResult:
         number = self.planted or planted.NUMBER
-        count = count_up(update, number)
         if self.url:
             log = self._kept("planted.endpoint")
-            return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, count)
-        return planted.ask(self._folder(), self._secret(), number, alpha, count)
+            return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, update)
+        return planted.ask(self._folder(), self._secret(), number, alpha, update)
 
-    def _canaries(self, alpha: float, encode: Encode | None, update: Update) -> FingerprintResult:
-        folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries, encode)
+    def _canaries(self, alpha: float, update: Progress) -> FingerprintResult:
+        folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries)
 
         def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
-            log, count = self._log(f"canaries.{who}"), count_up(update, len(candidates))
-            return str(path), model.likelihoods(path, mark, candidates, record=log, progress=count)
+            log = self._log(f"canaries.{who}")
+            return str(path), model.likelihoods(path, mark, candidates, record=log, progress=update)
 
         reference = read("reference", self.reference) if self.reference else None
         return canaries.canary_test(mark, candidates, read("suspect", folder), reference, alpha, seed=self.seed)
 
-    def _agreement(self, alpha: float, update: Update) -> FingerprintResult:
+    def _agreement(self, alpha: float, update: Progress) -> FingerprintResult:
         assert self.prompts is not None
         asked = agreement.distinct(read_prompts(self.prompts))
         suspect = None if self.url else self._folder()
         agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
 
         def read(who: str, path: Path) -> tuple[str, list[model.TopTokens]]:
-            log, count = self._log(f"{_KEPT[top]}.{who}"), count_up(update, len(asked))
-            return str(path), model.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
+            log = self._log(f"{_KEPT[top]}.{who}")
+            return str(path), model.likeliest(path, asked, top, chat=self.url, record=log, progress=update)
 
         def ask(top: int) -> tuple[str, list[model.TopTokens]]:
-            log, count = self._kept(f"{_KEPT[top]}.endpoint"), count_up(update, len(asked))
-            return self.shown, endpoint.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
+            log = self._kept(f"{_KEPT[top]}.endpoint")
+            return self.shown, endpoint.likeliest_of_endpoint(self._endpoint(), asked, log, top, update)
 
         top = agreement.TOP_TOKENS
         if suspect is not None:
@@ -285,13 +281,19 @@ class Access:
         assert self.mark is not None
         return self.mark
 
-    def _texts(self, path: Path | None, encode: Encode | None) -> list[Output]:
+    def _texts(self, path: Path | None) -> Outputs:
         assert path is not None
-        assert encode is not None
-        return list(read_outputs([path], encode=encode, vocabulary_size=self._secret().vocabulary_size))
+        return read_outputs(path, self._secret())
 
     def _log(self, name: str) -> Path | None:
         return None if self.record is None else self.record / f"{name}.jsonl"
+
+
+def _share_of(record: Record) -> float:
+    share: Any = record.fields.get("share")
+    if not is_number(share):
+        raise record.error("'share' must be a number")
+    return float(share)
 
 
 def _sha256(path: Path) -> str:

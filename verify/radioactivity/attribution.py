@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from verify.data.pairs import Pairs
 from verify.radioactivity.result import POWER
 from verify.radioactivity.text import text_warnings
 from verify.stats import binomial, multiple
-from watermark import InputError, Mark
+from watermark import InputError, Mark, MarkError
+from watermark.keyfile import check_label
+from watermark.progress import Progress, silent
 from watermark.schemes.greenlist import count_green
 
 ATTRIBUTED: Final = "attributed"
@@ -150,7 +152,7 @@ def attribute(
     labels: Sequence[str],
     pairs: Pairs,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _labels: None,
+    progress: Progress = silent,
 ) -> Attribution:
     """Try the child marks of many labels on one evidence.
 
@@ -159,7 +161,7 @@ def attribute(
         labels: as the children were derived, at least one, no two alike.
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: the chance that one wrong label or more is named, fixed before looking.
-        progress: called with the number of labels that were tried since.
+        progress: called with the number of labels tried, and of how many.
 
     Raises:
         ValueError: alpha is no probability, or there are no labels, or some twice.
@@ -167,19 +169,20 @@ def attribute(
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
     keys = [mark.child(label).prf_key for label in labels]
-    parts = []
+    parts, done = [], 0
     for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
         parts.append(part)
-        progress(len(part))
+        done += len(part)
+        progress(done, len(labels))
     parent = int(mark.green(pairs.contexts, pairs.tokens).sum())
     return Attribution(mark, alpha, tuple(labels), pairs, np.concatenate(parts), parent)
 
 
 def read_labels(path: Path) -> list[str]:
-    """Labels from a text file, one a line, as they were derived, white space and all; blank lines are left out.
+    """Labels from a text file, one a line, as they were derived; blank lines are left out.
 
     Raises:
-        InputError: the file cannot be read, is no UTF-8, holds no label, or one twice.
+        InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -193,6 +196,10 @@ def read_labels(path: Path) -> list[str]:
         if label in lines:
             raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
         if label.strip():
+            try:
+                check_label(label)
+            except MarkError as error:
+                raise InputError(path, number, str(error), error.hint) from None
             lines[label] = number
     if not lines:
         raise InputError(path, 0, "holds no labels", "one a line, as in: mark derive --label")
