@@ -197,7 +197,7 @@ class Worker:
         for part in parts:
             if stamp(part.path) != self.stamps[str(part.path)]:
                 raise InputError(
-                    part.path, 0, "has changed since this run began", "choose another --out and start anew"
+                    part.path, 0, "has changed since this run began", "start anew, in another folder"
                 )
             for record in read_part(part, fields):
                 counts[str(part.path)] += 1

@@ -202,5 +202,5 @@ def read_labels(path: Path) -> list[str]:
                 raise InputError(path, number, str(error), error.hint) from None
             lines[label] = number
     if not lines:
-        raise InputError(path, 0, "holds no labels", "one a line, as in: mark derive --label")
+        raise InputError(path, 0, "holds no labels", "want one label a line")
     return list(lines)
