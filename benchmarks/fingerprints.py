@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tests.models import fresh
-from verify.data.outputs import Output, iter_outputs
+from verify.data.outputs import Output, read_outputs
 from verify.fingerprint import canaries, planted, protect
 from verify.fingerprint.order import release
 from verify.fingerprint.weights import compare
@@ -76,7 +76,7 @@ def texts(folder: Path, teacher: Path) -> None:
 
 
 def read(path: Path) -> list[Output]:
-    return list(iter_outputs([path], encode=lambda _: []))
+    return list(read_outputs(path, Mark(bytes(32))))
 
 
 def shares(folder: Path) -> None:

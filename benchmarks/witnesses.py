@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from verify.data.logprobs import LogprobTable, TextLogprobs, keep_top_of_text, scorable_logprobs
-from verify.data.outputs import Output, iter_outputs
+from verify.data.outputs import Output, read_outputs
 from verify.data.pairs import Positions, WeightedPairs, scorable_batch
 from verify.planning.demo import teacher_model
 from verify.radioactivity.result import score
@@ -34,8 +34,7 @@ def mark_of(name: str) -> Mark:
 
 
 def outputs(path: Path) -> list[Output]:
-    kept = iter_outputs([path], encode=lambda _: [])
-    return [output for output in kept if len(output.output_ids)]
+    return [output for output in read_outputs(path, Mark(bytes(32))) if len(output.output_ids)]
 
 
 @cache

@@ -15,7 +15,7 @@ from verify.data.outputs import Output
 from verify.data.pairs import Pairs, extract
 from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribution, read_labels
 from verify.radioactivity.text import text_result
-from watermark import Mark
+from watermark import InputError, Mark, MarkError
 from watermark.kernels import native
 
 Run = Callable[..., Result]
@@ -122,6 +122,12 @@ def test_a_label_is_its_exact_characters(tmp_path: Path, mark_file: Path, stillm
         result = stillmark("mark", "derive", mark_file, "--label", label, "--out", tmp_path / "child.mark")
         assert "one line of text" in result.output
         assert result.exit_code == 1
+    for label in (" a", "a ", "a\n", "a\nb", "a\rb", "\ud800"):
+        with pytest.raises(MarkError, match="one line of text"):
+            Mark.load(mark_file).child(label)
+    (tmp_path / "labels.txt").write_bytes(b"a\n b\n")
+    with pytest.raises(InputError, match=r"labels\.txt:2: a label is one line of text"):
+        read_labels(tmp_path / "labels.txt")
 
 
 @pytest.mark.parametrize(

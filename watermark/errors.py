@@ -18,6 +18,9 @@ class StillmarkError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.hint)
+
 
 class MarkError(StillmarkError):
     """A mark or card that cannot be made, read or trusted."""
@@ -67,7 +70,8 @@ class MissingExtraError(StillmarkError, ImportError):
 class InputError(StillmarkError):
     """A malformed input file; the message starts with `file:line`.
 
-    `path` is the file, `line` counts from 1 (rows of a Parquet file too); 0 means the whole file.
+    `path` is the file, `line` counts from 1 (rows of a Parquet file too); 0 means the whole file. `message` is without
+    them.
     """
 
     def __init__(self, path: str | Path, line: int, message: str, hint: str | None = None) -> None:
@@ -75,3 +79,7 @@ class InputError(StillmarkError):
         super().__init__(f"{where}: {message}", hint)
         self.path = Path(path)
         self.line = line
+        self.message = message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.line, self.message, self.hint)

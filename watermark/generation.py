@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,9 +14,10 @@ import numpy.typing as npt
 
 from watermark.errors import MarkError, StillmarkError
 from watermark.io.prompts import Prompt, encode_prompt, read_prompts
-from watermark.io.records import appending, resume_jsonl
+from watermark.io.records import Record, resumable, run_digest
 from watermark.mark import Mark, Marks
 from watermark.models import load_model, model_digest
+from watermark.progress import Progress, silent
 from watermark.tokenizers import check, fingerprint
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def generate(
     mark: Mark | Marks | Sequence[Mark] | None = None,
     sampling: Sampling = DEFAULT,
     out: str | Path | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Progress = silent,
 ) -> list[Written]:
     """Sample one output a prompt, marked or not.
 
@@ -133,26 +133,28 @@ def generate(
         raise MarkError(f"marks for {len(marks.rows)} rows, and {len(asked)} prompts")
     said = [_commitments(marks, row) for row in range(len(asked))]
     source = Path(model) if isinstance(model, (str, Path)) else model
-    if out is None:
-        return [
-            _written(fields, True)
-            for fields in _counted(_answers(source, asked, marks, said, sampling, 0), progress, 0, len(asked))
-        ]
-    name, digest = _identity(source)
-    whole = said if marks is not None and marks.rows is not None else commitments_of(marks.table if marks else ())
-    run = _digest(name, whole, sampling, asked, digest)
-    earlier = [record.fields for record in resume_jsonl(Path(out), run)]
-    found = [_written(fields, False) for fields in earlier]
-    progress(len(found), len(asked))
-    if len(found) == len(asked):
-        return found
-    with appending(Path(out)) as file:
-        answers = _answers(source, asked, marks, said, sampling, len(found))
-        for fields in _counted(answers, progress, len(found), len(asked)):
-            file.write(json.dumps(fields | {"model": name, "run": run}, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            found.append(_written(fields, True))
-    return found
+    name, run = "", ""
+    if out is not None:
+        name, digest = _identity(source)
+        whole = said if marks is not None and marks.rows is not None else commitments_of(marks.table if marks else ())
+        run = run_digest(name, whole, sampling, asked, digest)
+
+    def work(done: int) -> Iterator[Written]:
+        return (_written(fields, new=True) for fields in _answers(source, asked, marks, said, sampling, done))
+
+    ids = [prompt.id for prompt in asked]
+    fields = ("prompt", "prompt_ids", "output", "output_ids", "ended", "mark")
+    return list(
+        resumable(
+            None if out is None else Path(out),
+            run,
+            ids,
+            work,
+            to_fields=lambda one: {key: _plain(getattr(one, key)) for key in fields} | {"model": name},
+            from_record=_recorded,
+            progress=progress,
+        )
+    )
 
 
 def as_prompts(prompts: str | Path | Sequence[str | Prompt]) -> list[Prompt]:
@@ -211,15 +213,19 @@ def _answers(
                 yield {"id": prompts[i].id, **fields, "mark": said[i]}
 
 
-def _counted(
-    answers: Iterator[dict[str, Any]], progress: Callable[[int, int], None], done: int, total: int
-) -> Iterator[dict[str, Any]]:
-    for count, fields in enumerate(answers, done + 1):
-        yield fields
-        progress(count, total)
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _written(fields: dict[str, Any], new: bool) -> Written:
+def _recorded(record: Record) -> Written:
+    """What an earlier run wrote. Raises InputError for a record that is damaged."""
+    try:
+        return _written(record.fields, new=False)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise record.error("a field of this record is missing or malformed", "restore the file from a copy") from None
+
+
+def _written(fields: dict[str, Any], *, new: bool) -> Written:
     return Written(
         fields["id"], fields["prompt"], np.array(fields["prompt_ids"], np.int64), fields["output"],
         np.array(fields["output_ids"], np.int64), fields["ended"], fields["mark"], new,
@@ -299,9 +305,3 @@ def _identity(source: Path | Loaded) -> tuple[str, str]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return Path(model.config.name_or_path or "").name or type(model).__name__, digest.hexdigest()
-
-
-def _digest(name: str, commitments: object, sampling: Sampling, prompts: list[Prompt], model: str) -> str:
-    """Twelve hex digits for all that shapes the outputs: another value, another run."""
-    whole = [name, commitments, asdict(sampling), [asdict(p) for p in prompts]]
-    return hashlib.sha256((json.dumps(whole, sort_keys=True) + model).encode()).hexdigest()[:12]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
-from watermark import InputError, Mark
+from watermark import Mark
+from watermark.io import files
 
 if TYPE_CHECKING:
-    from verify.progress import Update
+    from watermark.progress import Progress
 
 FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
@@ -174,7 +175,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, unit: str = "") -> Iterator[Update]:
+def progress(what: str, unit: str = "") -> Iterator[Progress]:
     """A bar on stderr, only if that is a terminal. Yields `update(done, total)`; total None: unknown."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
@@ -210,7 +211,5 @@ def load_mark(path: Path, allow_readable: bool) -> Mark:
 def make_record(folder: Path | None) -> None:
     """Make the folder of `--record`, if there is to be one. Raises InputError."""
     if folder is not None:
-        try:
+        with files.writing(folder, hint="is there a file in its place?"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None

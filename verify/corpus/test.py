@@ -30,16 +30,18 @@ import numpy as np
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
-from verify.data.outputs import no_records
-from verify.progress import Stages, Update, silent
+from verify.data.outputs import no_records, none_good
+from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, LEVEL, NO_VERDICT, POWER
 from verify.stats import binomial, multiple
 from verify.stats.binomial import Interval
-from watermark import Mark
+from watermark import InputError, Mark
 from watermark.io import files
+from watermark.io.fields import JsonError, load_object
+from watermark.progress import Progress
 from watermark.tokenizers import Encode, encoder
 
 if TYPE_CHECKING:
@@ -264,13 +266,14 @@ def corpus_test(
                 with progress("testing", "partitions") as update:
                     judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
             _check_empty(folder, plan)
-            discoveries = _write_documents(folder, mark, alpha, items)
-            counts = _count(folder, plan) | {"discoveries": discoveries}
-            files.replace(folder / "counts.json", json.dumps(counts).encode())
+            counts = _count(folder, plan)
+            with files.writing(folder):
+                counts["discoveries"] = _write_documents(folder, mark, alpha, items)
+                files.replace(folder / "counts.json", json.dumps(counts).encode())
             work = Work(items, read, parts, judged)
         for done_with in ("items", "parts"):
             shutil.rmtree(folder / done_with, ignore_errors=True)
-        counts = json.loads((folder / "counts.json").read_bytes())
+        counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     n, green, bad = counts["n"], counts["green"], counts["bad"]
     notes = (f"{bad} bad records were left out; the first: {counts['first_bad']}",) if bad else ()
@@ -293,7 +296,14 @@ def corpus_test(
     )
 
 
-def _do(job: Job, step: str, results: list[Path], workers: int, update: Update) -> int:
+def _load_counts(path: Path) -> dict[str, Any]:
+    try:
+        return load_object(path)
+    except (OSError, JsonError) as error:
+        raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
+
+
+def _do(job: Job, step: str, results: list[Path], workers: int, update: Progress) -> int:
     """Do a step for each result that is not there yet; returns how many are."""
     todo = [i for i, path in enumerate(results) if not path.exists()]
     there = len(results) - len(todo)
@@ -302,10 +312,15 @@ def _do(job: Job, step: str, results: list[Path], workers: int, update: Update) 
 
 
 def _check_empty(folder: Path, plan: CorpusPlan) -> None:
-    read = {path for facts in read_facts(folder, len(plan.items)) for path in facts["files"]}
+    facts = list(read_facts(folder, len(plan.items)))
+    read = {path for one in facts for path in one["files"]}
     for path, _, _ in plan.files:
         if path not in read:
             raise no_records(Path(path))
+    bad = sum(one["bad"] for one in facts)
+    if bad and not any(sum(one["records"]) for one in facts):
+        first = next(one["first_bad"] for one in facts if one["bad"])
+        raise none_good([Path(path) for path, _, _ in plan.files], bad, first)
 
 
 def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from verify.data.pairs import U32, WeightedPairs, scorable_batch
 from verify.progress import Stages, silent
 from watermark import InputError, Mark
 from watermark.io import files
+from watermark.io.fields import Types, either, is_flag, is_int, is_null, load_object, wrong_field
 from watermark.mark import as_mark
 
 _META: Final = b"stillmark"
@@ -138,10 +139,8 @@ def save(counted: ContextCounts, path: Path) -> None:
     meta = json.dumps({"width": width, "marked": counted.marked}).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({_META: meta}), sink)
-    try:
+    with files.writing(path):
         files.replace(path, sink.getvalue().to_pybytes())
-    except OSError as error:
-        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
 
 
 def load(path: Path, width: int) -> ContextCounts:
@@ -155,17 +154,27 @@ def load(path: Path, width: int) -> ContextCounts:
 
     try:
         table = pq.read_table(path)
-        meta = json.loads((table.schema.metadata or {})[_META])
-        held, marked = int(meta["width"]), meta["marked"]
-        rows = table["context"].combine_chunks().cast(pa.list_(pa.uint32()))
-        flat = rows.flatten().to_numpy(zero_copy_only=False)
-        counts = table["count"].cast(pa.int64()).to_numpy()
-        if len(flat) != held * len(counts) or (counts < 1).any():
+        meta = load_object((table.schema.metadata or {})[_META])
+        held, marked = meta["width"], meta["marked"]
+        lists, counts = table["context"].combine_chunks(), table["count"].combine_chunks()
+        whole = wrong_field(meta, _TYPES) is None and lists.null_count == counts.null_count == 0
+        if not whole or not pa.types.is_integer(lists.type.value_type) or not pa.types.is_integer(counts.type):
+            raise ValueError
+        flat = lists.flatten().cast(pa.uint32())
+        number = counts.cast(pa.int64()).to_numpy()
+        if flat.null_count or (lists.value_lengths().to_numpy() != held).any() or (number < 1).any():
             raise ValueError
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
         raise InputError(path, 0, "no file of context counts", "`stillmark count-contexts` writes one") from None
     if held != width:
         raise InputError(path, 0, f"holds contexts of width {held}, the mark's width is {width}")
-    return ContextCounts(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)
+    contexts = flat.to_numpy().reshape(len(number), width)
+    return ContextCounts(contexts, number, marked)
+
+
+_TYPES: Final[Types] = {
+    "width": (is_int, "an integer"),
+    "marked": (either(is_null, is_flag), "true, false or null"),
+}

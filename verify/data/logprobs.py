@@ -15,6 +15,7 @@ import numpy.typing as npt
 from verify.data.outputs import Output, check_ids, read_records
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
 from watermark import InputError, Mark
+from watermark.io.prompts import prompt_of
 from watermark.io.records import Record
 from watermark.prf import NO_TOKEN
 
@@ -99,7 +100,7 @@ def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
     A record is a position: `context_ids` (all that the suspect saw: rule 2 needs it, unless nothing of it can
     depend on the key) and `top_logprobs`, a list of [token id, natural log probability]. Or it is a text:
     `output_ids`, perhaps `prompt_ids`, and `top_logprobs` with one such list, or null, for each output token;
-    `sampled` says that the suspect wrote the output itself, and was not made to read it.
+    `sampled` (true or false) says that the suspect wrote the output itself, and was not made to read it.
 
     Raises:
         InputError: the file cannot be read, or a record is malformed.
@@ -166,9 +167,8 @@ def check_same_positions(
 
 
 def from_record(record: Record, vocabulary: int) -> TextLogprobs:
-    """One record of `read_recorded`; ids lie below `vocabulary`. Raises InputError."""
-    fields, top = record.fields, record.fields.get("top_logprobs")
-    name = str(fields.get("id", f"{record.path.name}:{record.line}"))
+    """One record of `read_recorded`; ids lie below `vocabulary`. Raises RecordError."""
+    fields, top, name = record.fields, record.fields.get("top_logprobs"), record.name
     if "context_ids" in fields and top is not None:
         ids = check_ids(record, "context_ids", fields["context_ids"], vocabulary)
         tokens, logprobs = _check_top(record, top, vocabulary)
@@ -176,8 +176,10 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
         return TextLogprobs(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
     if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
         raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
-    if fields.get("prompt") and fields.get("prompt_ids") is None:
-        raise record.error("the record has a 'prompt' and no 'prompt_ids'", "what the suspect was shown must be known")
+    shown = None if fields.get("prompt_ids") else prompt_of(record)
+    if shown is not None and shown.strip():
+        name = next(name for name in ("prompt", "instruction", "input") if fields.get(name))
+        raise record.error(f"the record has a '{name}' and no 'prompt_ids'", "what the suspect was shown must be known")
     output = check_ids(record, "output_ids", fields["output_ids"], vocabulary)
     prompt = check_ids(record, "prompt_ids", fields.get("prompt_ids") or [], vocabulary)
     top = [None] * len(output) if top is None else top

@@ -8,7 +8,7 @@ a model that merely grew from the same parent has them in another.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +21,7 @@ from watermark import Mark, ModelError, prf
 from watermark.extras import require
 from watermark.folder import check_folder, regular_file, template_files, tensor_names, weight_files
 from watermark.io import files
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ def keyed_order(mark: Mark, layer: int, digest: str, units: int) -> npt.NDArray[
     return prf.shuffle(prf.hkdf(mark.secret, SALT, f"{layer}/{digest}"), units)
 
 
-def release(model: Path, mark: Mark, out: Path, progress: Callable[[int, int], None] = lambda _done, _all: None) -> int:
+def release(model: Path, mark: Mark, out: Path, progress: Progress = silent) -> int:
     """Write a copy of a model with the hidden units of each MLP in the mark's order, file by file.
 
     Only what belongs to the model goes along: its weights, and files such as configuration, tokenizer and licence. They

@@ -6,7 +6,7 @@ model: by its weights, or by asking it these very questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from verify.suspects.endpoint import Endpoint, ask_all
 from verify.suspects.model import Model, forward_logits, name_of, opened
 from watermark import InputError, Mark, ModelError, StillmarkError, prf
 from watermark.io.prompts import Prompt, encode_prompt
+from watermark.progress import Progress, silent
 from watermark.tokenizers import AnyTokenizer
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def ask(
     mark: Mark,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
@@ -178,7 +179,7 @@ def likeliest(
     suspect: Model,
     prompts: Sequence[str],
     batch_size: int = 16,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[int]:
     """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
 
@@ -193,7 +194,7 @@ def likeliest(
         rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
         logits = forward_logits(model, rows)
         said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
-        progress(len(rows))
+        progress(len(said), len(prompts))
     return said
 
 
@@ -228,7 +229,7 @@ def ask_endpoint(
     log: Path,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a suspect behind an endpoint, by chat, greedily; what fails to come is no hit.
 
@@ -238,7 +239,7 @@ def ask_endpoint(
         log: JSONL of all answers; a killed run goes on from there.
         number: of questions, fixed beforehand.
         alpha: level of the verdict.
-        progress: called with the number of questions answered.
+        progress: called with the number of questions asked, and of how many.
 
     Raises:
         ApiError, InputError: what `verify.suspects.endpoint.ask_all` raises.

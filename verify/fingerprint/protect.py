@@ -15,7 +15,7 @@ from verify.data.outputs import digest, read_outputs, read_records
 from verify.fingerprint.canaries import served
 from verify.fingerprint.planted import ANSWERS, NUMBER, PlantedResult, ask, first_tokens, questions
 from verify.planning.student import Training, train_student
-from verify.progress import Stages, count_up, silent
+from verify.progress import Stages, silent
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.records import Record
@@ -69,7 +69,7 @@ def plant(
     with progress("planting", "steps") as update:
         train_student(Path(base), [Path(path) for path in mixed], out, training, update, secret)
     with progress("asking", "questions") as update:
-        return ask(out, mark, number, progress=count_up(update, number))
+        return ask(out, mark, number, progress=update)
 
 
 def write_questions(mark: Mark | PathLike, out: PathLike, number: int = NUMBER) -> None:

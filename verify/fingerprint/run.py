@@ -18,7 +18,7 @@ from verify.fingerprint.comparison import WeightsResult
 from verify.fingerprint.planted import NUMBER, PlantedResult
 from verify.fingerprint.weights import compare
 from verify.planning.builtin import builtin_prompts
-from verify.progress import Stages, count_up, silent
+from verify.progress import Stages, silent
 from verify.radioactivity.inputs import PathLike, is_model, log_of, outputs_of, prompts_of
 from verify.suspects.endpoint import Endpoint, likeliest_of_endpoint, resolved
 from verify.suspects.model import Floats, Model, TopTokens, likeliest, likelihoods, name_of
@@ -131,9 +131,9 @@ def agreement_test(
 
     def said(who: str, model: Model) -> tuple[str, list[TopTokens]]:
         with progress(f"reading the {who}", "prompts") as update:
-            log, count = log_of(record, who), count_up(update, len(questions))
+            log = log_of(record, who)
             return name_of(model), likeliest(
-                model, questions, top, chat=chat, batch_size=batch_size, record=log, progress=count
+                model, questions, top, chat=chat, batch_size=batch_size, record=log, progress=update
             )
 
     def suspect_said() -> tuple[str, list[TopTokens]]:
@@ -141,8 +141,7 @@ def agreement_test(
             log = _needed(log_of(record, "suspect.endpoint"), "record")
             where = resolved(replace(suspect, chat=chat))
             with progress("reading the suspect", "prompts") as update:
-                count = count_up(update, len(questions))
-                return where.model, likeliest_of_endpoint(where, questions, log, top, count)
+                return where.model, likeliest_of_endpoint(where, questions, log, top, update)
         file = _answers(suspect)
         return said("suspect", suspect) if file is None else (str(file), answers.recorded(file, questions, top))
 
@@ -203,11 +202,11 @@ def planted_test(
     if isinstance(suspect, Endpoint):
         kept, where = _needed(log, "log"), resolved(suspect)
         with progress("asking", "questions") as update:
-            return planted.ask_endpoint(where, mark, kept, number, alpha, count_up(update, number))
+            return planted.ask_endpoint(where, mark, kept, number, alpha, update)
     if file := _answers(suspect):
         return planted.judge(file, mark, number, alpha)
     with progress("asking", "questions") as update:
-        return planted.ask(suspect, mark, number, alpha, count_up(update, number))
+        return planted.ask(suspect, mark, number, alpha, update)
 
 
 def canary_test(
@@ -253,8 +252,7 @@ def canary_test(
 
     def said(who: str, model: Model) -> tuple[str, Floats]:
         with progress(f"reading the {who}", "texts") as update:
-            count = count_up(update, len(read))
-            return name_of(model), likelihoods(model, mark, read, batch_size, log_of(record, who), count)
+            return name_of(model), likelihoods(model, mark, read, batch_size, log_of(record, who), update)
 
     compared = None if reference is None else said("reference", reference)
     result = canary_result(mark, read, said("suspect", suspect), compared, alpha, halves, seed)

@@ -8,7 +8,6 @@ similarity, and the matching is a uniform permutation, unless one model's weight
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -35,6 +34,7 @@ from verify.fingerprint.layers import Units, Weights
 from verify.fingerprint.order import keyed_order
 from verify.stats import permutations
 from watermark import Mark
+from watermark.progress import Progress, silent
 
 I64 = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ def compare(
     teacher: Path,
     suspect: Path,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Progress = silent,
     order: Mark | None = None,
 ) -> WeightsComparison:
     """Match two models' hidden units, a layer of each in memory at a time.

@@ -60,21 +60,22 @@ class LineagePlan:
             InputError: the file holds another plan, or cannot be read or written.
         """
         text = self._json() + "\n"
-        try:
-            files.create(path, text.encode())
-        except FileExistsError:
+        with files.writing(path):
             try:
-                same = path.read_text() == text
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(path, 0, f"cannot read the plan: {error}") from None
-            if not same:
-                raise InputError(
-                    path, 0, "holds another plan than this one", "a plan is made once, before the suspect is read"
-                ) from None
-            return False
-        except OSError as error:
-            raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
-        return True
+                files.create(path, text.encode())
+            except FileExistsError:
+                pass
+            else:
+                return True
+        try:
+            same = path.read_text() == text
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(path, 0, f"cannot read the plan: {error}") from None
+        if not same:
+            raise InputError(
+                path, 0, "holds another plan than this one", "a plan is made once, before the suspect is read"
+            )
+        return False
 
     def _json(self) -> str:
         return json.dumps({"format": FORMAT} | self.to_dict(), sort_keys=True)

@@ -122,7 +122,7 @@ def make_probes(
     keyed = counts is not None and counts.marked is not False
     note = "the contexts were counted in text that may be marked: where the probes lie then depends on the key"
     from_files = read.files if path is None else (_write(probes, path),)
-    return ProbeSet(items=tuple(probes), files=from_files, out=path, warnings=(note,) if keyed else ())
+    return ProbeSet(outputs=tuple(probes), files=from_files, out=path, warnings=(note,) if keyed else ())
 
 
 def write_texts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
 from watermark.models import fast_bfloat16, load_model
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +126,7 @@ def train_student(
     outputs: str | Path | Iterable[str | Path],
     out: str | Path,
     training: Training = Training(),
-    progress: Callable[[int, int], None] = lambda _step, _steps: None,
+    progress: Progress = silent,
     secret: Sequence[Record] = (),
 ) -> TrainingReport:
     """Train a model further on outputs, as somebody who distils a teacher would: a positive control.
@@ -142,24 +143,19 @@ def train_student(
         secret: records to learn besides: they are written to no file, and `out` says nothing about the training.
 
     Raises:
-        ModelError: `out` exists, cannot be written, or `base` cannot be loaded.
-        InputError: the outputs cannot be used.
+        ModelError: `out` exists, or `base` cannot be loaded.
+        InputError: the outputs cannot be used, or `out` cannot be written.
     """
     base, out = Path(base), Path(out)
     sources = [outputs] if isinstance(outputs, str | Path) else list(outputs)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
-    try:
-        with files.new_folder(out) as scratch:
-            records = chain(secret, *(read_records(Path(path)) for path in sources))
-            trained = _train(base, records, scratch, training, progress)
-            if not secret:
-                about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
-                (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
-    except OSError as error:
-        raise ModelError(
-            f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
-        ) from error
+    with files.writing(out), files.new_folder(out) as scratch:
+        records = chain(secret, *(read_records(Path(path)) for path in sources))
+        trained = _train(base, records, scratch, training, progress)
+        if not secret:
+            about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
+            (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
     return TrainingReport(out, *trained)
 
 
@@ -168,7 +164,7 @@ def _train(
     records: Iterable[Record | InputError],
     folder: Path,
     training: Training,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[int, int, float]:
     require("torch", "transformers", "accelerate")
     import torch

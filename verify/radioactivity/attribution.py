@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,9 @@ from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import rate_statement, text_warnings
 from verify.results import NO_VERDICT, POWER, scientific
 from verify.stats import binomial, multiple
-from watermark import InputError, Mark
+from watermark import InputError, Mark, MarkError
+from watermark.keyfile import check_label
+from watermark.progress import Progress, silent
 from watermark.schemes.greenlist import count_green
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def attribution(
     labels: Sequence[str],
     pairs: Pairs,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _labels: None,
+    progress: Progress = silent,
 ) -> Attribution:
     """Try the child marks of many labels on one evidence.
 
@@ -139,7 +141,7 @@ def attribution(
         labels: as the children were derived, at least one, no two alike.
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: the chance that one wrong label or more is named, fixed before looking.
-        progress: called with the number of labels that were tried since.
+        progress: called with the number of labels tried, and of how many.
 
     Raises:
         ValueError: alpha is no probability, or there are no labels, or some twice.
@@ -147,10 +149,11 @@ def attribution(
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
     keys = [mark.child(label).prf_key for label in labels]
-    parts = []
+    parts, done = [], 0
     for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
         parts.append(part)
-        progress(len(part))
+        done += len(part)
+        progress(done, len(labels))
     green, n = np.concatenate(parts), len(pairs.tokens)
     tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.gamma))
     single = np.array([tail(number) for number in green.tolist()], np.float64)
@@ -189,10 +192,10 @@ def attribution(
 
 
 def read_labels(path: Path) -> list[str]:
-    """Labels from a text file, one a line, as they were derived, white space and all; blank lines are left out.
+    """Labels from a text file, one a line, as they were derived; blank lines are left out.
 
     Raises:
-        InputError: the file cannot be read, is no UTF-8, holds no label, or one twice.
+        InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -206,7 +209,11 @@ def read_labels(path: Path) -> list[str]:
         if label in lines:
             raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
         if label.strip():
+            try:
+                check_label(label)
+            except MarkError as error:
+                raise InputError(path, number, str(error), error.hint) from None
             lines[label] = number
     if not lines:
-        raise InputError(path, 0, "holds no labels", "one a line, as in: mark derive --label")
+        raise InputError(path, 0, "holds no labels", "want one label a line")
     return list(lines)

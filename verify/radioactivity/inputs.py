@@ -10,7 +10,7 @@ from typing import Any, Final, TypeGuard, cast
 from verify.data.logprobs import LogprobTable, TextLogprobs, read_recorded, scorable_logprobs
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.planning.builtin import builtin_probes
-from verify.progress import Stages, count_up
+from verify.progress import Stages
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.model import Model, name_of, read_weights
@@ -170,8 +170,7 @@ def read_along(
     """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
     log = log_of(record, who)
     with progress(f"reading the {who}", "texts") as update:
-        count = count_up(update, len(texts))
-        return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=count)
+        return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
 
 
 def tables(

@@ -7,6 +7,7 @@ Paths may be `str` or `Path`; a mark may be a `Mark` or its file; a model may be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from verify.data.logprobs import (
 from verify.data.outputs import Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
-from verify.progress import Stages, count_up, silent
+from verify.progress import Stages, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
 from verify.radioactivity.inputs import (
     Evidence,
@@ -278,8 +279,9 @@ def endpoint_test(
     compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
-    with progress("asking", "billed tokens") as update:
-        for wave in iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage):
+    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
+    with progress("asking", "billed tokens") as update, closing(waves):
+        for wave in waves:
             if test is None and usage.answers:
                 if access == "logprobs" and not usage.logprobs:
                     raise ApiError(
@@ -345,7 +347,7 @@ def attribute(
     read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress("trying labels", "labels") as update:
-        found = attribution(mark, names, pairs, alpha, count_up(update, len(names)))
+        found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,9 +14,11 @@ import numpy.typing as npt
 from verify.data.logprobs import _NOWHERE, F32, I64, MIN_PROBABILITY, U32, TextLogprobs, _limit, from_record, to_record
 from verify.data.outputs import Output, digest
 from watermark import Mark, ModelError, tokenizers
+from watermark.io.fields import is_number, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import appending, resume_jsonl
+from watermark.io.records import Record, resumable, run_digest
 from watermark.models import load_model, model_digest
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def read_weights(
     likely: float = MIN_PROBABILITY,
     batch_size: int = 8,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _probes: None,
+    progress: Progress = silent,
 ) -> list[TextLogprobs]:
     """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
 
@@ -87,32 +87,32 @@ def read_weights(
         likely: the probability above which a token is kept.
         batch_size: probes in one forward pass.
         record: JSONL to which every text read is appended, and from which a killed run goes on;
-            `verify logprobs` reads it too.
-        progress: called with the number of probes read.
+            `stillmark test logprobs` reads it too.
+        progress: called with the number of probes read, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or was written for other probes or another model.
         ModelError: the model cannot be loaded, or its outputs are not numbers.
+        InputError: `record` cannot be written, was written for other probes or another model, or another run writes it.
     """
-    run = "" if record is None else _digest(path, probes, likely)
-    done = [] if record is None else [from_record(line, _limit(mark)) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(probes):
-        return done
-    model, _ = opened(path, mark)
-    longest = max(len(probe.ids) for probe in probes[len(done) :])
-    batch_size = max(1, min(batch_size, MAX_PIECE * 8 // min(longest, MAX_PIECE)))
-    with nullcontext() if record is None else appending(record) as log:
-        for first in range(len(done), len(probes), batch_size):
-            for read in read_batch(model, probes[first : first + batch_size], likely):
-                done.append(read)
-                if log is not None:
-                    log.write(
-                        json.dumps(to_record(read) | {"model": Path(name_of(path)).name, "run": run}).encode() + b"\n"
-                    )
-                    log.flush()
-                progress(1)
-    return done
+
+    def work(done: int) -> Iterator[TextLogprobs]:
+        model, _ = opened(path, mark)
+        longest = max(len(probe.ids) for probe in probes[done:])
+        size = max(1, min(batch_size, MAX_PIECE * 8 // max(1, min(longest, MAX_PIECE))))
+        for first in range(done, len(probes), size):
+            yield from read_batch(model, probes[first : first + size], likely)
+
+    return list(
+        resumable(
+            record,
+            "" if record is None else run_digest(digest_of(path), likely, digest(probes)),
+            [probe.id for probe in probes],
+            work,
+            to_fields=lambda read: to_record(read) | {"model": Path(name_of(path)).name},
+            from_record=lambda line: from_record(line, _limit(mark)),
+            progress=progress,
+        )
+    )
 
 
 def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY) -> list[TextLogprobs]:
@@ -145,12 +145,6 @@ def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> lis
         kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
         read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))
     return read
-
-
-def _digest(path: Model, probes: Sequence[Output], likely: float) -> str:
-    """Twelve hex digits for the model, the probes and what is kept of them."""
-    texts = [[probe.id, probe.ids[: probe.start].tolist(), probe.output_ids.tolist()] for probe in probes]
-    return hashlib.sha256(f"{digest_of(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
@@ -199,7 +193,7 @@ def likeliest(
     chat: bool = False,
     batch_size: int = 16,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[TopTokens]:
     """A model's likeliest next tokens after each prompt, as text.
 
@@ -210,22 +204,17 @@ def likeliest(
         chat: put texts through the model's chat template, if it has one.
         batch_size: in one forward pass.
         record: JSONL to keep the answers in, and to go on from.
-        progress: called with the number of prompts asked.
+        progress: called with the number of prompts asked, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or is of another run.
-        ModelError: the model cannot be loaded, or its outputs are not numbers; or a prompt is empty or longer than the
-            model reads, or holds an id that the model does not know.
+        InputError: `record` cannot be written, is of another run, or another run writes it.
+        ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
     """
-    run = "" if record is None else _digest_of_prompts(path, prompts, top, chat)
-    done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(prompts):
-        return done
-    model, tokenizer = opened(path)
-    limit = model.config.get_text_config().vocab_size
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(prompts), batch_size):
+
+    def work(done: int) -> Iterator[list[str]]:
+        model, tokenizer = opened(path)
+        limit = model.config.get_text_config().vocab_size
+        for start in range(done, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
             for one, row in zip(batch, rows, strict=True):
@@ -234,20 +223,31 @@ def likeliest(
                         f"{name_of(path)}: prompt '{one.id}' is empty or holds an id outside its vocabulary"
                     )
             logits = forward_logits(model, rows)
-            for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
+            for i, row in enumerate(rows):
                 ids = logits[i, len(row) - 1].topk(top).indices.tolist()
-                said = [str(tokenizer.decode([token])) for token in ids]
-                done.append(frozenset(said))
-                if log is not None:
-                    line = {"id": one.id, "output": said[0], "top": said, "model": Path(name_of(path)).name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return done
+                yield [str(tokenizer.decode([token])) for token in ids]
+
+    said = resumable(
+        record,
+        "" if record is None else run_digest(prompts, top, chat, digest_of(path)),
+        [one.id for one in prompts],
+        work,
+        to_fields=lambda said: {"output": said[0], "top": said, "model": Path(name_of(path)).name},
+        from_record=_top_of,
+        progress=progress,
+    )
+    return [frozenset(one) for one in said]
+
+
+def _top_of(record: Record) -> list[str]:
+    top: Any = record.fields.get("top")
+    if not list_of(is_text)(top):
+        raise record.error("'top' must be a list of tokens as text")
+    return list(top)
 
 
 MIN_LOGPROB: Final = -20.0
-"""Least log likelihood of a token."""
+"""Least log likelihood of a token; also that of one for which a model gives no number."""
 
 
 def likelihoods(
@@ -256,7 +256,7 @@ def likelihoods(
     candidates: Sequence[Output],
     batch_size: int = 8,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _texts: None,
+    progress: Progress = silent,
 ) -> Floats:
     """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
 
@@ -266,38 +266,38 @@ def likelihoods(
         candidates: the outputs.
         batch_size: in one forward pass.
         record: JSONL to keep what was read in, and to go on from.
-        progress: called with the number of texts read.
+        progress: called with the number of texts read, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or is of another run.
-        ModelError: the model cannot be loaded, or its outputs are not numbers.
+        InputError: `record` cannot be written, is of another run, or another run writes it.
     """
     import torch
 
-    run = "" if record is None else hashlib.sha256((digest(candidates) + digest_of(path)).encode()).hexdigest()[:12]
-    done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(candidates):
-        return np.array(done)
-    model, _ = opened(path, mark)
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(candidates), batch_size):
+    def work(done: int) -> Iterator[float]:
+        model, _ = opened(path, mark)
+        for start in range(done, len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
             logits = forward_logits(model, [one.ids for one in batch])
             for i, one in enumerate(batch):
                 first = max(1, one.start)
                 rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
                 said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).clamp(min=MIN_LOGPROB)
-                done.append(round(float(said.mean()), 6) if len(said) else 0.0)
-                if log is not None:
-                    line = {"id": one.id, "loglikelihood": done[-1], "model": Path(name_of(path)).name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return np.array(done)
+                yield round(float(said.mean()), 6) if len(said) else 0.0
+
+    found = resumable(
+        record,
+        "" if record is None else run_digest(digest(candidates), digest_of(path)),
+        [one.id for one in candidates],
+        work,
+        to_fields=lambda mean: {"loglikelihood": mean, "model": Path(name_of(path)).name},
+        from_record=_likelihood_of,
+        progress=progress,
+    )
+    return np.array(list(found), np.float64)
 
 
-def _digest_of_prompts(path: Model, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
-    """Twelve hex digits for the model, the prompts and how they are asked."""
-    asked = [[one.id, one.text, one.ids] for one in prompts]
-    return hashlib.sha256((json.dumps([asked, top, chat]) + digest_of(path)).encode()).hexdigest()[:12]
+def _likelihood_of(record: Record) -> float:
+    mean: Any = record.fields.get("loglikelihood")
+    if not is_number(mean):
+        raise record.error("'loglikelihood' must be a number")
+    return float(mean)
