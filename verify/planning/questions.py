@@ -37,14 +37,14 @@ SUBJECTS: Final = (
 )  # fmt: skip
 
 
-def questions(number: int) -> list[Prompt]:
-    """The first of 720 questions in a fixed, mixed order.
+def questions(number: int | None = None) -> list[Prompt]:
+    """The first of 720 questions in a fixed, mixed order; None: all.
 
     Raises:
         ValueError: there are not so many.
     """
     texts = [task.format(subject) for task in TASKS for subject in SUBJECTS]
-    if number > len(texts):
+    if number is not None and number > len(texts):
         raise ValueError(f"there are {len(texts)} questions, not {number}")
     random.Random(0).shuffle(texts)
     return [Prompt(f"p{i:03}", text, None) for i, text in enumerate(texts[:number])]
