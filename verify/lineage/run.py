@@ -175,9 +175,7 @@ def suspect(
     _check_usage(given)
     unplanned = _unplanned(given)
     if len(unplanned) == len(LINES):
-        raise StillmarkError(
-            "nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items())
-        )
+        raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
     fixed = _plan(given, [name for name in LINES if name not in unplanned], alpha)
     if folder is not None:
         with files.writing(folder):
