@@ -260,13 +260,11 @@ def test_a_public_name_is_documented_with_types(package: types.ModuleType, name:
 # --- the command line ---
 
 COMMANDS = [
-    " ".join(name.split())
-    for name in """
-    mark new, mark show, mark publish, mark derive, mark check, generate, student, verify,
-    test text, test logprobs, test model, test endpoint, test corpus, test weights, test agreement, test planted,
-    test canaries, protect order, protect plant, protect canaries, attribute, count-contexts, probes, power, demo
-""".split(",")
-]
+    "mark new", "mark show", "mark publish", "mark derive", "mark check", "generate", "student", "verify", "test text",
+    "test logprobs", "test model", "test endpoint", "test corpus", "test weights", "test agreement", "test planted",
+    "test canaries", "protect order", "protect plant", "protect canaries", "attribute", "count-contexts", "probes",
+    "power", "demo",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
