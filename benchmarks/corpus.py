@@ -1,4 +1,4 @@
-"""A corpus of ten sources, one of which wrote marked text: seconds, memory and verdicts of `stillmark verify corpus`.
+"""A corpus of ten sources, one of which wrote marked text: seconds, memory and verdicts of `stillmark test corpus`.
 
     .venv/bin/python -m benchmarks.corpus [FOLDER] [TOKENS...]
 

@@ -131,7 +131,7 @@ def main() -> None:
                 {"delta": delta, "width": width, "test": test, "positions": positions, "log10_pvalue": rounded}
             )
     if set(STUDENTS) <= set(names):
-        power = Path(__file__).parent.parent / "verify" / "power.json"
+        power = Path(__file__).parent.parent / "verify" / "planning" / "power.json"
         power.write_text("[\n" + ",\n".join(json.dumps(curve) for curve in curves) + "\n]\n")
 
 

@@ -63,7 +63,7 @@ def at_scale(keys: dict[str, Any], corpora: list[dict[str, Any]]) -> list[str]:
         f"`stillmark attribute`, {keys['keys']:,} customers' keys against {keys['pairs']:,} distinct pairs: "
         f"{keys['seconds']:.0f} s on two busy cores. Students of 3 among 1,000 customers, simulated "
         f"{keys['repetitions']} times: all three found {keys['all three found']} times, somebody else named "
-        f"{keys['somebody else named']} times. `stillmark verify corpus`, {largest['tokens'] / 1e6:,.0f}M token ids, "
+        f"{keys['somebody else named']} times. `stillmark test corpus`, {largest['tokens'] / 1e6:,.0f}M token ids, "
         f"one process: {largest['seconds']:.0f} s, {largest['peak_rss_bytes'] / 2**20:,.0f} MiB."
     ]
 

@@ -75,7 +75,7 @@ def test_many_accounts_that_gave_little_each_are_ambiguous() -> None:
     assert result.verdict == AMBIGUOUS
     assert result.found == ()
     assert "names nobody" in result.warnings[-1]
-    assert "name no prompt" in result.warnings[0], "as in verify text"
+    assert "name no prompt" in result.warnings[0], "as in test text"
 
 
 def test_without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

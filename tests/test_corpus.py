@@ -1,4 +1,4 @@
-"""`stillmark verify corpus`: equal to `verify text` to the bit, however it is cut up, spread out and killed."""
+"""`stillmark test corpus`: equal to `stillmark test text` to the bit, however it is cut up, spread out and killed."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class Worker:
                 continue
             record, output = found
             if output.sequential:
-                message, hint = "was collected until the evidence sufficed", "test its file with `verify text`"
+                message, hint = "was collected until the evidence sufficed", "test its file with `stillmark test text`"
                 raise InputError(record.path, record.line, message, hint)
             item.records.append(record)
             item.outputs.append(output)
