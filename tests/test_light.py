@@ -71,6 +71,11 @@ def recorded_evidence_is_tested(stillmark: Light, folder: Path) -> None:
         done = stillmark("test", words[0], "--mark", folder / "m", *words[1:], "--json")
         assert done.returncode == 0, done.stderr
         assert math.isclose(json.loads(done.stdout)["log10_pvalue"], recorded(name), rel_tol=1e-9)
+    texts = [EVIDENCE / "outputs.jsonl", EVIDENCE / "more.txt"]
+    judged = stillmark("verify", *texts, "--mark", folder / "m", "--skip-bad", "--json")
+    assert judged.returncode == 0, judged.stderr
+    (line,) = json.loads(judged.stdout)["tests"]
+    assert math.isclose(line["log10_pvalue"], recorded("text-binomial"), rel_tol=1e-9)
 
 
 def a_mark_is_made(stillmark: Light, folder: Path) -> None:
