@@ -18,7 +18,6 @@ from verify.data.outputs import read_records
 from verify.planning.student import Training, read_examples, train_student
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 from watermark.io.prompts import read_prompts
-from watermark.io.records import appending, resume_jsonl
 from watermark.tokenizers import load_transformers
 
 Run = Callable[..., Result]
@@ -189,11 +188,16 @@ def test_a_model_that_does_not_fit(
     run = ("generate", "--prompts", questions, "--out", tmp_path / "o.jsonl", "--model")
     missing = stillmark(*run, tmp_path / "nowhere")
     assert (missing.exit_code, "no such model directory" in missing.stderr) == (1, True)
-    other = load_transformers(teacher)
-    other.add_tokens(["<one more>"])
-    other.save_pretrained(tmp_path / "other")
-    for mark, message in ((("--mark", teacher_mark), "not the mark's"), ((), "no causal LM")):
-        result = stillmark(*run, tmp_path / "other", *mark)
+    small.tokenizer(tmp_path / "bare")
+    small.model(tmp_path / "other")
+    small.model(tmp_path / "unknown")
+    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "abacus"}')
+    for name, mark, message in (
+        ("bare", (), "holds no .safetensors file"),
+        ("other", ("--mark", teacher_mark), "not the mark's"),
+        ("unknown", (), "no causal LM"),
+    ):
+        result = stillmark(*run, tmp_path / name, *mark)
         assert result.exit_code == 1
         assert message in result.stderr
 
@@ -264,24 +268,3 @@ def test_a_student_in_python(tmp_path: Path, jsonl: Write, stillmark: Run) -> No
     for wrong in ({"epochs": 0.0}, {"learning_rate": float("nan")}, {"batch_size": 0}, {"max_length": 1}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Training(**wrong)
-
-
-def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
-    """The second is refused while the first writes, even to look what is there; a kill leaves no lock behind."""
-    path = tmp_path / "out.jsonl"
-    code = (
-        "import sys; from pathlib import Path; from watermark.io.records import appending\n"
-        "with appending(Path(sys.argv[1])) as file:\n"
-        '    file.write(b\'{"id": "a", "run": "r"}\\n\'); file.flush(); print(\'writing\', flush=True); input()'
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "writing\n"
-        with pytest.raises(InputError, match="another run is writing to it"):
-            resume_jsonl(path, "r")
-        with pytest.raises(InputError, match="another run"), appending(path):
-            pass
-        other.kill()
-    assert [record.fields["id"] for record in resume_jsonl(path, "r")] == ["a"]

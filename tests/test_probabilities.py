@@ -216,7 +216,7 @@ def test_rule_2_in_reading(teacher: Path, teacher_mark: Mark, marked_probes: lis
     assert on.comparisons["top1"] > -4, "false failure 1e-4"
 
 
-def test_verify_model_and_logprobs_agree(
+def test_a_model_and_its_recorded_log_probabilities_agree(
     teacher: Path, teacher_mark: Mark, speeches: np.ndarray, tmp_path: Path, jsonl: Write, stillmark: Run
 ) -> None:
     teacher_mark.save(tmp_path / "m")
@@ -224,11 +224,11 @@ def test_verify_model_and_logprobs_agree(
     lines = [{"prompt_ids": p.prompt_ids.tolist(), "output_ids": p.output_ids.tolist()} for p in probes]
     path = jsonl(*lines, name="probes.jsonl")
     run = (
-        "verify",
+        "test",
         "model",
         "--mark",
         tmp_path / "m",
-        "--model",
+        "--suspect",
         teacher,
         "--probes",
         path,
@@ -306,7 +306,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     rows = [{"prompt_ids": speeches[i : i + 5].tolist(), "output_ids": speeches[i + 5 : i + 25].tolist()}
             for i in range(0, 250, 50)]  # fmt: skip
     probes, kept = jsonl(*rows, name="probes.jsonl"), tmp_path / "kept"
-    models = ("--model", teacher, "--reference", teacher, "--probes", probes, "--batch-size", 2, "--decoys", 0)
+    models = ("--suspect", teacher, "--reference", teacher, "--probes", probes, "--batch-size", 2, "--decoys", 0)
     run = ("test", "model", "--mark", tmp_path / "m", *models, "--unmarked-probes", "--record", kept, "--json")
     whole = json.loads(stillmark(*run).stdout)
     lines = (kept / "suspect.jsonl").read_bytes().splitlines(keepends=True)
@@ -317,7 +317,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     words = ("logprobs", kept / "suspect.jsonl", "--unmarked-probes", "--decoys", 0, "--json")
     replayed = json.loads(stillmark("test", *words, "--mark", tmp_path / "m").stdout)
     alone = [word for word in run if word not in ("--reference", teacher)]
-    alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
+    alone[alone.index("--suspect") + 1 : alone.index("--suspect") + 1] = [teacher]
     direct = json.loads(stillmark(*alone).stdout)
     assert {**replayed, "files": 0, "reference": 0} == {
         **{name: value for name, value in direct.items() if name in replayed}, "files": 0, "reference": 0

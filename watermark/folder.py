@@ -183,8 +183,10 @@ def model_files(folder: Path, *, links: bool = True) -> dict[str, Path]:
         links: as for `regular_file`.
 
     Raises:
-        ModelError: one of them is no regular file inside the folder, or too large, or there are no weights.
+        ModelError: there is no such folder, or it holds a model in a form that is not read, or one of the files is no
+            regular file inside the folder, or too large, or there are no weights.
     """
+    check_folder(folder)
     names = [*weight_files(folder, links=links), *_text_files(folder)]
     found = {name: regular_file(folder, name, links=links) for name in sorted(set(names))}
     for name, path in found.items():

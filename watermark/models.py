@@ -19,7 +19,6 @@ from watermark import tokenizers
 from watermark.errors import ModelError
 from watermark.extras import require
 from watermark.folder import (
-    check_folder,
     model_files,
     printable,
     read_config,
@@ -70,13 +69,9 @@ def load_model(
     """
     require("torch", "transformers")
     path = Path(path)
-    check_folder(path)
     model_files(path)
     where = tensor_files(path)
     config = _load_config(path, where, own_code=False)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-    require("torch", "transformers")
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from watermark.errors import StillmarkError, TokenizerError
 from watermark.extras import available, require
-from watermark.mark import Mark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from watermark.mark import Mark
 
 
 PROBE: Final = (
