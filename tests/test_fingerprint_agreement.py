@@ -242,7 +242,7 @@ def test_an_endpoint(
         assert "gives no log probabilities" in none.stderr
         ids = jsonl({"id": "a", "prompt_ids": [5, 6]}, name="ids.jsonl")
         refused = stillmark(*(ids if word == path else word for word in run), "--suspect", url, "--record", tmp_path)
-        assert "a chat takes no prompts of token ids" in refused.stderr
+        assert "prompts of token ids need completions" in refused.stderr
 
 
 def test_ids_are_one_text_to_one_tokenizer(teacher: Path, tmp_path: Path) -> None:

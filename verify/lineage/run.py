@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verify.data.logprobs import read_recorded
-from verify.data.outputs import Outputs
+from verify.data.outputs import Outputs, read_records
 from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
@@ -30,7 +30,7 @@ from verify.radioactivity.text import TextResult
 from verify.results import Result
 from verify.suspects.endpoint import Endpoint, NoLogprobsError, resolved
 from verify.suspects.model import Model, digest_of
-from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
+from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
 from watermark.mark import as_mark
 from watermark.models import model_digest
@@ -172,6 +172,7 @@ def suspect(
         skip_bad=skip_bad,
         readings=None if folder is None else folder / "readings",
     )
+    _check_usage(given)
     unplanned = _unplanned(given)
     if len(unplanned) == len(LINES):
         raise StillmarkError(
@@ -206,6 +207,28 @@ def suspect(
     return found
 
 
+def _check_usage(given: Given) -> None:
+    """Raises UsageError where something was named that no test can use: nothing that was named is left out silently."""
+    kind, keyed = given.access.kind, {"planted": given.planted, "canaries": given.canaries, "ordered": given.ordered}
+    for name, value in keyed.items():
+        if value and given.mark is None:
+            raise UsageError(f"`{name}` needs the `mark` whose secret chose")
+    if given.canaries is not None and kind != kinds.WEIGHTS:
+        raise UsageError("`canaries` need the suspect's weights")
+    if given.planted is not None and kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        raise UsageError("`planted` answers need a suspect that can be asked")
+    if given.ordered and (given.teacher is None or given.access.folder is None):
+        raise UsageError("`ordered` compares the folders of a `teacher` and of the suspect")
+    if given.controls and given.teacher is None:
+        raise UsageError("`controls` are held against a `teacher`")
+    if given.probes is not None and kind != kinds.WEIGHTS:
+        raise UsageError("`probes` are read by a suspect whose weights are at hand")
+    if given.prompts is not None and kind != kinds.ENDPOINT and not given.controls:
+        raise UsageError("`prompts` are asked of an endpoint, or for agreement with `controls`")
+    if given.model is not None and kind != kinds.ENDPOINT:
+        raise UsageError("`model` is the name by which an endpoint knows the suspect")
+
+
 def _unplanned(given: Given) -> dict[str, str]:
     """The tests that what was given does not allow, and why."""
     why: dict[str, str] = {}
@@ -220,16 +243,12 @@ def _unplanned(given: Given) -> dict[str, str]:
         why[MARK] = no_mark
     if given.planted is None:
         why[PLANTED] = "no planted answers were named"
-    elif given.mark is None or access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
-        why[PLANTED] = no_mark if given.mark is None else "recorded text cannot be asked"
     if given.canaries is None:
         why[CANARIES] = "no canaries were named"
-    elif given.mark is None or not weights:
-        why[CANARIES] = no_mark if given.mark is None else "they need the suspect's weights"
-    if not given.controls or given.teacher is None:
+    if not given.controls:
         why[AGREEMENT] = "it needs a `teacher` and `controls`"
-    elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT) or (weights and access.folder is None):
-        why[AGREEMENT] = "recorded text cannot be asked" if not weights else "a loaded model has no files"
+    elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        why[AGREEMENT] = "recorded text cannot be asked"
     return {name: why[name] for name in LINES if name in why}
 
 
@@ -240,6 +259,9 @@ def _plan(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     for path in (*named.values(), given.access.folder):
         if isinstance(path, str | Path) and not Path(path).is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    if given.canaries is not None and (number := sum(1 for _ in read_records(Path(given.canaries)))) % 2:
+        what = f"holds {number} outputs"
+        raise InputError(given.canaries, 0, what, "half of them are served: want an even number")
     inputs = {name: digest_of(model) for name, model in named.items() if model is not None}
     texts = {"prompts": given.prompts, "canaries": given.canaries}
     probes = given.probes if not isinstance(given.probes, Outputs) else None
