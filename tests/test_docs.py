@@ -27,7 +27,7 @@ DOCUMENTS: Final = ["README.md", "CONTRIBUTING.md", *(f"docs/{one.name}" for one
 
 ELSEWHERE: Final = {
     "pip": "it installs, from a host that is not there",
-    "make": "it makes an environment of its own; CI runs it",
+    "make": "it makes an environment of its own; .ci/run runs it",
     "python": "it measures for minutes, or writes into the repository",
     "echo": "it writes into the home folder",
     "_STILLMARK_COMPLETE=bash_source": "it writes into the home folder; test_help runs the completion itself",
@@ -135,10 +135,10 @@ def test_the_document_runs(
                         done = stillmark(*words[1:])
                         assert done.exit_code == 0, f"{name}:{line}: {done.stderr}"
             elif block.language == "python" and ">>>" in text:
-                test = doctest.DocTestParser().get_doctest(text, names, name, name, block.line - 1)
+                test = doctest.DocTestParser().get_doctest(text, {}, name, name, block.line - 1)
+                test.globs = names
                 runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
                 runner.run(test, clear_globs=False)
-                names = test.globs
                 assert not runner.failures, capsys.readouterr().out
             elif block.language == "python":
                 exec(compile("\n" * (block.line - 1) + text, name, "exec"), names)
