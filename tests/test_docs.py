@@ -23,7 +23,11 @@ from watermark.models import load_model
 Run = Callable[..., Result]
 
 ROOT: Final = Path(__file__).parent.parent
-DOCUMENTS: Final = ["README.md", "CONTRIBUTING.md", *(f"docs/{one.name}" for one in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS: Final = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{one.name}" for one in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 ELSEWHERE: Final = {
     "pip": "it installs, from a host that is not there",
@@ -158,8 +162,6 @@ def variables(folder: Path) -> dict[str, Any]:
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "pad_token_id": 1},
         "logits": torch.zeros(1, int(model.config.vocab_size)),
     }
-
-
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -57,7 +57,7 @@ class Output:
 
     prompt_ids is None when the record names no prompt. ended: whether the model stopped by itself;
     None when the record does not say. marked: whether it says that it was generated with a mark, as
-    `stillmark generate` does. sequential: it was collected until the evidence sufficed, as `stillmark verify api`
+    `stillmark generate` does. sequential: it was collected until the evidence sufficed, as `stillmark test endpoint`
     does, so that only a sequential test may use it.
     """
 
