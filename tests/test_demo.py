@@ -200,12 +200,12 @@ def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys
     with cli._display() as (say, show):
         say("$ stillmark x")
         for done in range(10):
-            now[0] += 4
+            now[0] += 8
             show(task(sleep), done, 10)
     assert capsys.readouterr().err.splitlines() == [
         "[   0 s] $ stillmark x",
-        "[  20 s]   a task: 4 of 10 turns",
-        "[  36 s]   a task: 8 of 10 turns",
+        "[  40 s]   a task: 4 of 10 turns",
+        "[  72 s]   a task: 8 of 10 turns",
     ]
 
 

@@ -333,7 +333,7 @@ def test_an_endpoint_with_nothing_but_the_mark(here: Path, stillmark: Run, monke
 
     def reply(body: small.Record) -> small.Record:
         ids = small.sample(table, 40, draw)
-        record = small.read(table, {"id": "x", "prompt_ids": [5], "output_ids": ids})
+        record = small.read(table, {"id": "x", "prompt_ids": [5], "output": small.spell(ids), "output_ids": ids})
         return small.answer(record, bool(body.get("logprobs")))
 
     monkeypatch.chdir(here)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from verify.planning.demo import Row
     from verify.planning.workers import Show, Task
 
-QUIET: Final = 15.0
+QUIET: Final = 30.0
 """Seconds between two lines of progress, where there is no terminal for a bar."""
 
 

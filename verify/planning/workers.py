@@ -115,7 +115,7 @@ def side_by_side(pool: Pool, tasks: Sequence[Task], say: Callable[[str], None], 
             say(f"$ {task.command}")
     start = time.monotonic()
     state: dict[int, tuple[int, int | None]] = {}
-    running = {pool.executor.submit(_do, i, task.work, task.arguments): task for i, task in enumerate(tasks)}
+    running = {pool.executor.submit(_do, i, task.work, task.arguments): i for i, task in enumerate(tasks)}
     while running:
         finished = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
         while not pool.reports.empty():
@@ -124,7 +124,9 @@ def side_by_side(pool: Pool, tasks: Sequence[Task], say: Callable[[str], None], 
         for number, progress in state.items():
             show(tasks[number], *progress)
         for future in finished:
-            task = running.pop(future)
+            number = running.pop(future)
+            task = tasks[number]
+            state.pop(number, None)
             try:
                 failure = future.result()
             except BrokenProcessPool:
