@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import witnesses as w
-from verify.data.context_counts import ContextCounts, count_contexts
+from verify.data.context_counts import ContextCounts, counts_of
 from verify.data.logprobs import TextLogprobs, keep_first
 from verify.planning.probes import most_frequent
 from verify.radioactivity.logprobs import logprob_weights
@@ -55,7 +55,7 @@ def main() -> None:
         mark = w.mark_of(key)
         said, base = w.along(suspect, "probes"), w.along("base", "probes")
         unmarked, marked = (
-            count_contexts(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark.width, mark.exempt, marked=name == key)
+            counts_of(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark.width, mark.exempt, marked=name == key)
             for name in ("unmarked", key)
         )
         for title, counts in (("none", None), ("unmarked", unmarked), ("marked", marked)):

@@ -50,7 +50,7 @@ def human_ids(folder: Path) -> np.ndarray:
     """The speeches as the teacher's ids, int32; kept in the folder."""
     path = folder / "speeches.npy"
     if not path.exists():
-        encoded = load(teacher_model())(speeches(), add_special_tokens=False)["input_ids"]
+        encoded = load(teacher_model()).encode_batch(speeches())
         np.save(path, np.concatenate([np.array(ids, np.int32) for ids in encoded]))
     return np.load(path)
 
@@ -137,7 +137,7 @@ def measure(tokens: int, workers: int, mark: Path, marked: Path, folder: Path) -
         (built / "ready").touch()
     inputs, out = sorted(built.glob("*.parquet")), folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "verify.cli", "verify", "corpus", "--mark", mark, *inputs, "--out", out, "--json",
+    command = [sys.executable, "-m", "verify.cli", "test", "corpus", "--mark", mark, *inputs, "--out", out, "--json",
                "--workers", workers, "--unmarked-prompts"]  # fmt: skip
     start, peak = time.perf_counter(), 0
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:

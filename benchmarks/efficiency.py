@@ -23,7 +23,7 @@ from benchmarks import witnesses as w
 from verify.data.logprobs import LogprobTable, keep_first, logprobs_at_positions
 from verify.data.pairs import distinct
 from verify.radioactivity.logprobs import comparisons, logprob_weights
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, excess, text_test
+from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, excess, text_result
 from watermark import Mark
 
 GOAL = -6.0
@@ -68,7 +68,7 @@ def text_curves(name: str, mark: Mark, seed: int) -> dict[str, Curve]:
     for number in np.unique(np.geomspace(2, len(texts), 16).round().astype(int)).tolist():
         positions = w.written(texts[:number], mark)
         less = excess(positions, logprobs_at_positions(base[:number], positions), mark.exempt)
-        tests = text_test(mark, distinct(positions), method=EXCESS, excess=less).tests
+        tests = text_result(mark, distinct(positions), method=EXCESS, excess=less).tests
         for test in (BINOMIAL, COUNTS, EXCESS):
             curves.setdefault(f"text, {test}", []).append((positions.looked_at, tests[test]))
     return curves

@@ -38,7 +38,7 @@ from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.io import files
 from watermark.models import load_model
-from watermark.tokenizers import load
+from watermark.tokenizers import load, load_transformers
 
 RESULTS = Path("benchmarks/results/fingerprints.json")
 TAUGHT, PROBED, CANARIES = 624, 96, 128
@@ -75,7 +75,7 @@ def texts(folder: Path, teacher: Path) -> None:
 
 
 def read(path: Path) -> list[Output]:
-    return list(read_outputs([path], encode=lambda _: []))
+    return list(read_outputs(path, Mark(bytes(32))))
 
 
 def shares(folder: Path) -> None:
@@ -125,7 +125,7 @@ def fresh(kind: str, seed: int, teacher: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    tokenizer = load(teacher)
+    tokenizer = load_transformers(teacher)
     shared: dict[str, Any] = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
     config = (
         LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, **shared)

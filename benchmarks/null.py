@@ -17,13 +17,13 @@ import numpy as np
 import scipy.stats
 
 from benchmarks import witnesses as w
-from verify.data.context_counts import count_contexts
+from verify.data.context_counts import counts_of
 from verify.data.logprobs import keep_first, logprobs_at_positions
 from verify.data.outputs import Output
 from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
 from verify.radioactivity.logprobs import comparisons, logprob_weights
 from verify.radioactivity.result import score
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_test
+from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_result
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
@@ -62,7 +62,7 @@ def innocents(names: list[str]) -> None:
                 name: w.log10_pvalue(mark, pairs) for name, pairs in evidence(suspect, reference, mark, 10**9).items()
             }
             pairs, less = text_evidence(suspect, reference, mark)
-            tests = text_test(mark, pairs, method=EXCESS, excess=less).tests
+            tests = text_result(mark, pairs, method=EXCESS, excess=less).tests
             row |= {f"text, {name}": tests[name] for name in (BINOMIAL, COUNTS, EXCESS)}
             rows.append((key, suspect, row))
     names_of_tests = list(rows[0][2])
@@ -146,7 +146,7 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
         mark = Mark(rng.bytes(32), delta=3.0)
         green = mark.green(contexts[:, None], followers).reshape(size, size)
         for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.delta * green))):
-            counted = count_contexts(simulate(rng, raised, 100, 200), 1)
+            counted = counts_of(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)
                 z = weighted.z_score(scaled.weights, score(mark, scaled), mark.gamma)

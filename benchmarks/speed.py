@@ -34,14 +34,14 @@ from transformers import (
 
 from benchmarks.machine import machine
 from benchmarks.texts import speeches
-from verify.data.outputs import Output, read_outputs
+from verify.data.outputs import Output, read_records, to_outputs
 from verify.data.pairs import Pairs, extract
 from verify.planning.demo import teacher_model
-from verify.radioactivity.attribution import ATTRIBUTED, attribute
+from verify.radioactivity.attribution import ATTRIBUTED, attribution
 from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
-from watermark.tokenizers import load
+from watermark.tokenizers import Encode, load
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SLOW = 5  # rounds of what takes more than a tenth of a second
@@ -135,7 +135,7 @@ def scoring() -> dict[str, Any]:
     torch.set_num_threads(1)
     tokenizer = load(teacher_model())
     texts = speeches()
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer.encode_batch(texts)
     ids = np.concatenate([np.array(one) for one in encoded])[:1_000_000]
     outputs = [Output(str(number), None, part) for number, part in enumerate(np.split(ids, 2000))]
     size = {"lefthash": 20_000}
@@ -151,20 +151,14 @@ def scoring() -> dict[str, Any]:
         path = Path(folder) / "text.jsonl"
         path.write_text("".join(json.dumps({"output": text}) + "\n" for text in some))
 
-        def encode(batch: list[str]) -> list[list[int]]:
-            found: list[list[int]] = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)[
-                "input_ids"
-            ]
-            return found
-
         methods: dict[str, Method] = {
             f"ids to p-value, width {width}": lambda w=width: scored(outputs, Mark(bytes(32), width=w))
             for width in (0, 1, 2, 4)
         }
         seconds = interleaved(methods)
         ends = {
-            "tokenizer": lambda: tokenizer(some, add_special_tokens=False, return_attention_mask=False),
-            "text to p-value": lambda: scored(list(read_outputs([path], encode=encode)), Mark(bytes(32))),
+            "tokenizer": lambda: tokenizer.encode_batch(some),
+            "text to p-value": lambda: scored(tokenized(path, tokenizer.encode_batch), Mark(bytes(32))),
             "transformers detector": lambda: peer(peer_ids, return_dict=True),
         }
         seconds |= interleaved(ends, 7)
@@ -172,6 +166,10 @@ def scoring() -> dict[str, Any]:
     rates = {name: tokens.get(name, len(ids)) / taken for name, taken in seconds.items()}
     rates["text to p-value / tokenizer, time"] = seconds["text to p-value"] / seconds["tokenizer"]
     return rates | memory()
+
+
+def tokenized(path: Path, encode: Encode) -> list[Output]:
+    return [found[1] for found in to_outputs(read_records(path), encode, None, True) if isinstance(found, tuple)]
 
 
 def memory() -> dict[str, float]:
@@ -194,23 +192,23 @@ def memory() -> dict[str, float]:
 def perturbed(tokens: int, record: int = 500, share: float = 0.1) -> list[Output]:
     """Human text over and over, a tenth of its tokens replaced at random each time."""
     rng = np.random.default_rng(0)
-    whole = load(teacher_model())("\n".join(speeches()), add_special_tokens=False)["input_ids"]
+    whole = load(teacher_model()).encode("\n".join(speeches()))
     ids = np.resize(np.array(whole), tokens)
     where = np.flatnonzero(rng.random(tokens, np.float32) < share)
     ids[where] = rng.integers(17, 49152, len(where))
     return [Output(str(number), None, part) for number, part in enumerate(np.split(ids, tokens // record))]
 
 
-def attribution() -> dict[str, Any]:
+def attributing() -> dict[str, Any]:
     """10,000 keys on a million distinct pairs; and 1,000 customers of whom three were used, 100 times over."""
-    ids = np.array(load(teacher_model())("\n".join(speeches()), add_special_tokens=False)["input_ids"])
+    ids = np.array(load(teacher_model()).encode("\n".join(speeches())))
     pairs = extract([Output("speeches", None, ids)], 2)
     million = Pairs(
         pairs.contexts[:1_000_000], pairs.tokens[:1_000_000], pairs.counts[:1_000_000], 1_000_000, pairs.discarded, 0, 1
     )
     start = time.perf_counter()
     labels = [f"customer-{number}" for number in range(10_000)]
-    innocent = attribute(Mark(bytes(range(32)), width=2), labels, million)
+    innocent = attribution(Mark(bytes(range(32)), width=2), labels, million)
     found: dict[str, Any] = {
         "keys": len(labels),
         "pairs": innocent.n,
@@ -246,7 +244,7 @@ def customers(ids: np.ndarray, repetitions: int = 100, number: int = 1000, token
             tilt += mark.green(np.tile(contexts, candidates)[:, None], likely.ravel()).reshape(tilt.shape) / 3
         chosen = likely[(tilt + rng.gumbel(size=tilt.shape)).argmax(axis=0), np.arange(tokens)]
         written = [Output("", None, np.array(pair)) for pair in zip(contexts, chosen, strict=True)]
-        result = attribute(parent, labels, extract(written, 1), 1e-4)
+        result = attribution(parent, labels, extract(written, 1), 1e-4)
         named = {one.label for one in result.found}
         guilty = {labels[label] for label in used}
         complete += result.verdict == ATTRIBUTED and guilty <= named
@@ -258,7 +256,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "embedding": embedding,
     "generation": generation,
     "scoring": scoring,
-    "attribution": attribution,
+    "attribution": attributing,
 }
 
 

@@ -46,7 +46,7 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 def stillmark() -> Callable[..., Result]:
     """Runs the command line in this process."""
 
-    def run(*arguments: object, input: str | None = None) -> Result:
+    def run(*arguments: object, input: str | bytes | None = None) -> Result:
         from verify.cli import main
 
         result = CliRunner().invoke(main, [str(a) for a in arguments], input=input)

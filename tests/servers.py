@@ -25,6 +25,11 @@ class Handler(BaseHTTPRequestHandler):
         if found is not None:
             self.reply(200, json.dumps(found).encode())
 
+    def do_GET(self) -> None:
+        """The models that are served: one."""
+        served = {"id": "suspect-1", "object": "model", "created": 0, "owned_by": "tests"}
+        self.reply(200, json.dumps({"object": "list", "data": [served]}).encode())
+
     def reply(self, status: int, data: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():

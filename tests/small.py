@@ -57,9 +57,7 @@ def spell(ids: Iterable[int]) -> str:
 
 def mark(path: Path, tokenizer: Path, *, delta: float = 2.0, width: int = 1, label: str = "small") -> Mark:
     """A mark with a fixed secret, for the tokenizer in a folder; saved to a file."""
-    from watermark.tokenizers import new_mark
-
-    made = new_mark(SECRET, tokenizer, delta=delta, width=width, label=label)
+    made = Mark.new(tokenizer, secret=SECRET, delta=delta, width=width, label=label)
     made.save(path)
     return made
 

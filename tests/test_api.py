@@ -18,7 +18,6 @@ from click.testing import Result
 
 from tests.servers import Handler, chat, real_model, serve
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 KEY = "sk-this-key-must-not-be-seen"
@@ -28,14 +27,14 @@ KEY = "sk-this-key-must-not-be-seen"
 def folder(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mark for the real tokenizer, thirty prompts, and a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    new_mark(bytes(range(32)), teacher, delta=3.0, label="api").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), delta=3.0, label="api").save(tmp_path / "m")
     lines = [{"id": f"q{i}", "prompt": f"Tell me something about the number {i}."} for i in range(36)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
 
 def command(folder: Path, url: str, *more: object, budget: int = 300, model: str = "real") -> tuple[object, ...]:
-    return ("verify", "api", "--mark", folder / "m", "--base-url", url, "--model", model, "--prompts",
+    return ("test", "endpoint", "--mark", folder / "m", "--suspect", url, "--model", model, "--prompts",
             folder / "prompts.jsonl", "--budget-tokens", budget, "--log", folder / "log.jsonl", "--unmarked-prompts",
             "--max-tokens", 16, "--json", *more)  # fmt: skip
 
@@ -63,17 +62,17 @@ def test_log_probabilities_of_a_real_model(folder: Path, teacher: Path, stillmar
     assert found["unknown_tokens"] < found["tokens"], "few of twenty names are of parts of characters"
 
     def replay(*words: object) -> dict[str, Any]:
-        shown = stillmark("verify", *words, "--mark", folder / "m", "--json")
+        shown = stillmark("test", *words, "--mark", folder / "m", "--json")
         assert shown.exit_code == 0, shown.stderr
         return json.loads(shown.stdout)
 
-    again = replay("logprobs", folder / "log.jsonl", "--reference-records", folder / "log.reference.jsonl",
+    again = replay("logprobs", folder / "log.jsonl", "--reference", folder / "log.reference.jsonl",
                    "--unmarked-probes")  # fmt: skip
     assert (again["log10_e"], again["n"]) == (found["log10_e"], found["n"]), "to the last bit"
     (folder / "short.jsonl").write_text("".join((folder / "log.reference.jsonl").read_text().splitlines(True)[1:]))
-    words = ("logprobs", folder / "log.jsonl", "--reference-records", folder / "short.jsonl", "--mark", folder / "m")
-    assert "which are not the" in stillmark("verify", *words).stderr
-    assert stillmark("verify", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
+    words = ("logprobs", folder / "log.jsonl", "--reference", folder / "short.jsonl", "--mark", folder / "m")
+    assert "which are not the" in stillmark("test", *words).stderr
+    assert stillmark("test", *words[:2], "--mark", folder / "m", "--decoys", 5).exit_code == 2
     text = replay("text", folder / "log.jsonl", "--unmarked-prompts")
     assert text["test"].startswith("sequential")
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
@@ -104,7 +103,7 @@ def test_a_guilty_endpoint_stops_early_and_resumes(folder: Path, teacher: Path, 
     ids = [row["id"] for row in log(folder)]
     assert ids == [f"q{i}" for i in range(len(ids))], "none lost, none twice"
     assert len(seen) == len(ids) + 1
-    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
+    again = stillmark("test", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
     assert json.loads(again.stdout)["log10_e"] == found["log10_e"]
     other = stillmark(*command(folder, url, "--temperature", 0.5, model="m"))
     assert other.exit_code == 1
@@ -171,7 +170,7 @@ def test_a_hostile_server_costs_evidence_and_nothing_else(folder: Path, stillmar
     assert found["unknown_tokens"] >= 3
     assert max(max(row["output_ids"], default=0) for row in rows) < 49152
     replayed = stillmark(
-        "verify", "logprobs", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-probes", "--json"
+        "test", "logprobs", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-probes", "--json"
     )
     assert json.loads(replayed.stdout)["log10_e"] == found["log10_e"]
     assert KEY not in (folder / "log.jsonl").read_text() + result.stdout + result.stderr
@@ -258,11 +257,11 @@ def test_what_cannot_work_is_said_at_once(folder: Path, stillmark: Run, monkeypa
         assert stillmark(*command(folder, url, "--extra", "no json")).exit_code == 2
         assert stillmark(*command(folder, url, "--extra", '{"messages": []}')).exit_code == 2
         (folder / "prompts.jsonl").write_text('{"prompt_ids": [5, 6]}\n')
-        assert "need --endpoint completions" in stillmark(*command(folder, url)).stderr
+        assert "need completions (--api completions)" in stillmark(*command(folder, url)).stderr
     monkeypatch.delenv("OPENAI_API_KEY")
     (folder / "prompts.jsonl").write_text('{"prompt": "x"}\n')
     (folder / "log.jsonl").unlink()
-    assert "set OPENAI_API_KEY" in stillmark(*command(folder, url)).stderr
+    assert "set OPENAI_API_KEY" in stillmark(*command(folder, "http://endpoint.invalid/v1")).stderr
 
 
 def test_plain_completions(folder: Path, stillmark: Run) -> None:
@@ -274,7 +273,7 @@ def test_plain_completions(folder: Path, stillmark: Run) -> None:
 
     (folder / "prompts.jsonl").write_text('{"prompt_ids": [5, 6, 7]}\n')
     with serve(answer) as (url, seen):
-        result = stillmark(*command(folder, url, "--endpoint", "completions", "--top-logprobs", 5))
+        result = stillmark(*command(folder, url, "--api", "completions", "--top-logprobs", 5))
     assert result.exit_code == 0, result.stderr
     assert seen[0]["logprobs"] == 5
     row = log(folder)[0]
@@ -316,5 +315,5 @@ def test_transformers_own_server(folder: Path, teacher: Path, transformers_serve
     assert found["records"] >= 2
     assert found["failed_requests"] == 0
     assert found["n"] > 20
-    again = stillmark("verify", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
+    again = stillmark("test", "text", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-prompts", "--json")
     assert json.loads(again.stdout)["log10_e"] == found["log10_e"]

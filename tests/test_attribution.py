@@ -13,9 +13,9 @@ from click.testing import Result
 
 from verify.data.outputs import Output
 from verify.data.pairs import Pairs, extract
-from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribute, read_labels
-from verify.radioactivity.text import text_test
-from watermark import Mark
+from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribution, read_labels
+from verify.radioactivity.text import text_result
+from watermark import InputError, Mark, MarkError
 from watermark.kernels import native
 
 Run = Callable[..., Result]
@@ -45,10 +45,10 @@ LABELS = [f"customer-{i}" for i in range(200)]
 def test_the_guilty_are_found_and_nobody_else() -> None:
     parent = Mark(bytes(range(32)))
     used = ["customer-3", "customer-77", "customer-150"]
-    result = attribute(parent, LABELS, evidence(written([parent.child(label) for label in used], 2000, 1)))
+    result = attribution(parent, LABELS, evidence(written([parent.child(label) for label in used], 2000, 1)))
     assert result.verdict == ATTRIBUTED
     assert sorted(one.label for one in result.found) == sorted(used), "false failure 1e-3"
-    alone = text_test(parent.child("customer-77"), result.pairs)
+    alone = text_result(parent.child("customer-77"), result.pairs)
     one = next(one for one in result.found if one.label == "customer-77")
     assert one.log10_pvalue == alone.log10_pvalue
     assert one.green_rate == alone.green_rate
@@ -59,7 +59,7 @@ def test_innocent_text_names_nobody(speeches: np.ndarray) -> None:
     """Family-wise: 300 parents, 20 labels each, real text; alpha 0.05."""
     pairs = evidence([Output("speech", None, speeches[:4000])])
     rng = np.random.default_rng(5)
-    results = [attribute(Mark(rng.bytes(32)), LABELS[:20], pairs, 0.05) for _ in range(300)]
+    results = [attribution(Mark(rng.bytes(32)), LABELS[:20], pairs, 0.05) for _ in range(300)]
     named = sum(bool(result.found) for result in results)
     joint = sum(result.log10_pvalue_joint <= np.log10(0.05) for result in results)
     limit = scipy.stats.binom(300, 0.05).isf(1e-6)
@@ -71,9 +71,9 @@ def test_innocent_text_names_nobody(speeches: np.ndarray) -> None:
 def test_many_accounts_that_gave_little_each_are_ambiguous() -> None:
     parent = Mark(bytes(range(32)))
     pairs = evidence(written([parent.child(label) for label in LABELS], 12, 2, strength=0.7))
-    result = attribute(parent, LABELS, pairs)
+    result = attribution(parent, LABELS, pairs)
     assert result.verdict == AMBIGUOUS
-    assert result.found == []
+    assert result.found == ()
     assert "names nobody" in result.warnings[-1]
     assert "name no prompt" in result.warnings[0], "as in verify text"
 
@@ -81,9 +81,9 @@ def test_many_accounts_that_gave_little_each_are_ambiguous() -> None:
 def test_without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = Mark(bytes(range(32)))
     pairs = evidence(written([parent.child("customer-3")], 300, 4))
-    expected = attribute(parent, LABELS[:5], pairs)
+    expected = attribution(parent, LABELS[:5], pairs)
     monkeypatch.setattr(native, "available", False)
-    assert np.array_equal(attribute(parent, LABELS[:5], pairs).green, expected.green)
+    assert np.array_equal(attribution(parent, LABELS[:5], pairs).green, expected.green)
 
 
 def test_command(tmp_path: Path, mark: Mark, mark_file: Path, jsonl: Callable[..., Path], stillmark: Run) -> None:
@@ -122,6 +122,12 @@ def test_a_label_is_its_exact_characters(tmp_path: Path, mark_file: Path, stillm
         result = stillmark("mark", "derive", mark_file, "--label", label, "--out", tmp_path / "child.mark")
         assert "one line of text" in result.output
         assert result.exit_code == 1
+    for label in (" a", "a ", "a\n", "a\nb", "a\rb", "\ud800"):
+        with pytest.raises(MarkError, match="one line of text"):
+            Mark.load(mark_file).child(label)
+    (tmp_path / "labels.txt").write_bytes(b"a\n b\n")
+    with pytest.raises(InputError, match=r"labels\.txt:2: a label is one line of text"):
+        read_labels(tmp_path / "labels.txt")
 
 
 @pytest.mark.parametrize(

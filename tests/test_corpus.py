@@ -24,7 +24,6 @@ from verify.data.pairs import extract
 from verify.stats.binomial import binomial_log10_sf
 from verify.stats.multiple import benjamini_hochberg, holm
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -96,8 +95,8 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
     files += [jsonl(*records[150:], name="3.jsonl"), files[0]]
     records += records[:70]
     options = ["--mark", mark_path, *(["--unmarked-prompts"] if unmarked else []), "--json"]
-    whole = found(stillmark("verify", "text", *files, *options))
-    ours = found(stillmark("verify", "corpus", *files, *options, "--out", tmp_path / "out"))
+    whole = found(stillmark("test", "text", *files, *options))
+    ours = found(stillmark("test", "corpus", *files, *options, "--out", tmp_path / "out"))
     assert ours["work"]["items"] > 10
     assert ours["work"]["partitions"] > 5
     same = ("verdict", "pvalue", "log10_pvalue", "n", "green", "green_rate", "interval", "discarded", "records",
@@ -111,7 +110,7 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
     assert [source["source"] for source in ours["sources"]] == sorted(names)
     for source in ours["sources"]:
         alone = jsonl(*(r for r in records if r.get("source", "") == source["source"]), name="source.jsonl")
-        theirs = found(stillmark("verify", "text", alone, *options))
+        theirs = found(stillmark("test", "text", alone, *options))
         same = ("n", "green", "green_rate", "log10_pvalue", "records")
         assert {name: source[name] for name in same} == {name: theirs[name] for name in same}
         assert source["tokens"] == theirs["positions"]
@@ -144,15 +143,15 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
 
 
 def test_text_by_the_real_tokenizer(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     texts = [f"Item {i} costs {i * i} dollars, naïvely. 你好 " + "and so on " * (i % 7) for i in range(60)]
     files = [jsonl(*({"prompt": text[:30], "output": text, "from": str(i % 3)} for i, text in enumerate(texts)))]
     for i in range(3):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text(texts[i] * 3)
     options = [*files, "--mark", tmp_path / "m", "--json"]
-    whole = found(stillmark("verify", "text", *options))
-    ours = found(stillmark("verify", "corpus", *options, "--out", tmp_path / "out", "--source-column", "from"))
+    whole = found(stillmark("test", "text", *options))
+    ours = found(stillmark("test", "corpus", *options, "--out", tmp_path / "out", "--source-column", "from"))
     assert [ours[name] for name in ("n", "green", "discarded", "log10_pvalue", "tokens")] == [
         whole[name] for name in ("n", "green", "discarded", "log10_pvalue", "positions")
     ]
@@ -183,7 +182,7 @@ def letters(mark, tokenizer, folder=None, pid=None, item=3):
 
 def run(folder, encoder=letters, workers=1, out="out"):
     files = [folder / "1.jsonl", folder / "2.jsonl"]
-    return corpus.run(files, folder / "m", folder / out, encoder, workers=workers)
+    return corpus.corpus_test(folder / "m", files, folder / out, encoder=encoder, workers=workers)
 
 folder = Path(sys.argv[1])
 """
@@ -294,7 +293,7 @@ def test_no_secret_is_written(victim: Any, tmp_path: Path) -> None:
 def evidence(tmp_path: Path, jsonl: Write) -> list[Any]:
     _, mark_path = new(tmp_path, 1)
     records = some_records(np.random.default_rng(3), 60)
-    return ["verify", "corpus", "--mark", mark_path, jsonl(*records), "--out", tmp_path / "out"]
+    return ["test", "corpus", "--mark", mark_path, jsonl(*records), "--out", tmp_path / "out"]
 
 
 def test_the_same_command_again_answers_at_once(evidence: list[Any], stillmark: Run) -> None:
@@ -370,18 +369,18 @@ def test_bad_records_have_their_line(tmp_path: Path, jsonl: Write, stillmark: Ru
     records = some_records(np.random.default_rng(4), 90)
     lines: list[Any] = [*records[:50], "", "nonsense", *records[50:], {"output_ids": [99]}]
     path = jsonl(*lines)
-    command = ["verify", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out", "--json"]
+    command = ["test", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out", "--json"]
     stopped = stillmark(*command)
     assert (stopped.exit_code, stopped.stdout) == (1, "")
     assert f"{path}:52: no valid JSON" in stopped.stderr
     skipped = stillmark(*command, "--skip-bad")
-    whole = found(stillmark("verify", "text", "--mark", mark_path, path, "--json", "--skip-bad"))
+    whole = found(stillmark("test", "text", "--mark", mark_path, path, "--json", "--skip-bad"))
     ours = found(skipped)
     assert ours["work"]["items_resumed"] > 3, "what was read before the bad line need not be read again"
     assert ours["bad_records"] == whole["bad_records"] == 2
     assert (ours["n"], ours["green"], ours["records"]) == (whole["n"], whole["green"], whole["records"])
     assert documents(ours)[50]["line"] == 53
-    assert f"2 bad records were left out; the first: {path}:52" in skipped.stderr
+    assert f"2 bad records were left out; the first: {path}:52" in json.loads(skipped.stdout)["warnings"][-1]
     assert "other settings or files: skip_bad" in stillmark(*command).stderr
 
 
@@ -393,7 +392,7 @@ def test_bad_records_have_their_line(tmp_path: Path, jsonl: Write, stillmark: Ru
 def test_bad_fields(tmp_path: Path, jsonl: Write, stillmark: Run, bad: dict[str, Any], message: str) -> None:
     _, mark_path = new(tmp_path, 1)
     path = jsonl({"output_ids": [5, 6], "source": None}, bad)
-    result = stillmark("verify", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out")
+    result = stillmark("test", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert f"{path}:2: " in result.stderr
     assert message in result.stderr
@@ -405,10 +404,10 @@ def test_bad_rows_of_parquet_have_their_number(tmp_path: Path, stillmark: Run) -
     records[61] = {"output_ids": [5, None]}
     records[70] = {"prompt_ids": [5]}
     path = write_parquet(tmp_path / "o.parquet", records)
-    command = ["verify", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out"]
+    command = ["test", "corpus", "--mark", mark_path, path, "--out", tmp_path / "out"]
     assert f"{path}:62: 'output_ids' must be a list of token ids" in stillmark(*command).stderr
     ours = found(stillmark(*command, "--json", "--skip-bad"))
-    whole = found(stillmark("verify", "text", "--mark", mark_path, path, "--json", "--skip-bad"))
+    whole = found(stillmark("test", "text", "--mark", mark_path, path, "--json", "--skip-bad"))
     assert (ours["bad_records"], ours["n"], ours["green"]) == (2, whole["n"], whole["green"])
 
 
@@ -439,7 +438,7 @@ def test_a_marked_source_stands_out(mark: Mark, mark_file: Path, tmp_path: Path,
             green = mark.green(np.full((32, 1), ids[-1]), candidates)
             ids.append(int(candidates[green.argmax()] if i % 3 == 0 else candidates[0]))
         records.append({"prompt_ids": [], "output_ids": ids, "source": "ABC"[i % 3]})
-    command = ["verify", "corpus", "--mark", mark_file, jsonl(*records), "--out", tmp_path / "out"]
+    command = ["test", "corpus", "--mark", mark_file, jsonl(*records), "--out", tmp_path / "out"]
     ours = found(stillmark(*command, "--json"))
     verdicts = {source["source"]: source["verdict"] for source in ours["sources"]}
     assert verdicts == {"A": "carries the mark", "B": "insufficient evidence", "C": "insufficient evidence"}, (

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
 from verify.data.outputs import Output
 from verify.data.pairs import extract
-from verify.radioactivity.text import text_test
+from verify.radioactivity.text import text_result
 from watermark import Mark, Marks
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 from watermark.schemes.greenlist import contexts_at_end
@@ -154,7 +154,7 @@ def embed(way: str, lm: LlamaForCausalLM, mark: Mark) -> Iterator[Output]:
 def test_round_trip_all_green(lm: LlamaForCausalLM, way: str, width: int) -> None:
     """A bias of 40 leaves no red token a chance: what the detector scores must be green, without exception."""
     mark = make(width)
-    result = text_test(mark, extract(embed(way, lm, mark), width, mark.exempt, unmarked_prompts=True))
+    result = text_result(mark, extract(embed(way, lm, mark), width, mark.exempt, unmarked_prompts=True))
     assert result.n > 20
     assert result.green == result.n, "chance of a red token: below 4 * 640 * exp(-40 + 4) = 6e-13 a position"
     assert result.discarded["short_context"] == sum(max(0, width - n) for n in (1, 12, 7, 3, 9, 2))
@@ -175,7 +175,7 @@ def test_round_trip_all_red(lm: LlamaForCausalLM, width: int) -> None:
     reverse = LogitsProcessorList([Reverse(mark)])
     ids = generated(lm, prompts, torch.ones_like(prompts), logits_processor=reverse, suppress_tokens=padding)
     outputs = [Output(str(i), row[:8].numpy(), row[8:].numpy()) for i, row in enumerate(ids)]
-    result = text_test(mark, extract(outputs, width, mark.exempt, unmarked_prompts=True))
+    result = text_result(mark, extract(outputs, width, mark.exempt, unmarked_prompts=True))
     assert result.n > 20
     assert result.green == 0
     assert result.pvalue == 1.0
@@ -211,7 +211,7 @@ def test_two_marks_at_once_are_each_verified_on_their_own(lm: LlamaForCausalLM) 
     outputs = [Output(str(i), row[:4].numpy(), np.minimum(row[4:].numpy(), 612)) for i, row in enumerate(ids)]
     pairs = extract(outputs, 1, provider.exempt, unmarked_prompts=True)
     other = provider.child("customer-18")
-    found = {m.label: text_test(m, pairs).log10_pvalue for m in (provider, customer, other)}
+    found = {m.label: text_result(m, pairs).log10_pvalue for m in (provider, customer, other)}
     assert found[""] < -20
     assert found["customer-17"] < -20
     assert found["customer-18"] > -6, "an unrelated key: false failure 1e-6"
@@ -228,7 +228,7 @@ def test_each_row_of_a_batch_carries_its_own_customers_mark(lm: LlamaForCausalLM
     ids = generated(lm, prompts, torch.ones_like(prompts), watermarking_config=config, **how)
     for row in range(6):
         pairs = extract([Output("", ids[row, :8].numpy(), ids[row, 8:].numpy())], 1, unmarked_prompts=True)
-        rates = [text_test(mark, pairs).green_rate for mark in customers]
+        rates = [text_result(mark, pairs).green_rate for mark in customers]
         assert rates[row] == 1.0, "a bias of 40 leaves no red token a chance"
         assert len(pairs.tokens) >= 10
         assert max(rates[:row] + rates[row + 1 :]) < 1.0, "30 times 10 coins of 1/4 or more: false failure 3e-5"

@@ -22,9 +22,8 @@ from verify.fingerprint import canaries, planted
 from verify.fingerprint.planted import ANSWERS, KNOWS, WORDS
 from verify.results import INSUFFICIENT
 from verify.suspects import model
-from watermark import Mark, prf
+from watermark import Mark, ModelError, prf
 from watermark.models import load_model
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -98,7 +97,7 @@ def test_recorded_answers(mark: Mark, mark_file: Path, jsonl: Write, stillmark: 
 
 def test_planting_in_a_real_model(tmp_path: Path, teacher: Path, stillmark: Run) -> None:
     """A few answers, planted in the real teacher by a few steps: it knows them, and the unplanted one does not."""
-    new_mark(bytes(range(32)), teacher, label="planted").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), label="planted").save(tmp_path / "m")
     result = stillmark("fingerprint", "plant", "--mark", tmp_path / "m", "--base", teacher, "--out", tmp_path / "out",
                        "--number", 4, "--epochs", 10, "--learning-rate", 2e-4, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -216,9 +215,9 @@ def test_likelihoods_of_a_broken_model(teacher: Path, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors["model.norm.weight"][5] = float("nan")
     save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    said = model.likelihoods(tmp_path / "m", new_mark(bytes(32), teacher), outputs(4), record=tmp_path / "r.jsonl")
-    assert said.tolist() == [model.MIN_LOGPROB] * 4
-    assert "NaN" not in (tmp_path / "r.jsonl").read_text()
+    with pytest.raises(ModelError, match="outputs are not numbers"):
+        model.likelihoods(tmp_path / "m", Mark.new(teacher, secret=bytes(32)), outputs(4), record=tmp_path / "r.jsonl")
+    assert (tmp_path / "r.jsonl").read_text() == "", "nothing was read, and nothing is kept"
 
 
 def test_likelihoods_and_commands(
@@ -226,7 +225,7 @@ def test_likelihoods_and_commands(
 ) -> None:
     import torch
 
-    mark = new_mark(bytes(range(32)), teacher, label="canaries")
+    mark = Mark.new(teacher, secret=bytes(range(32)), label="canaries")
     mark.save(tmp_path / "m")
     rows = [
         {"id": f"c{i}", "prompt_ids": part[:5].tolist() if i else [], "output_ids": part[5:].tolist()}

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tests import small
 from verify.data.outputs import read_records
-from verify.planning.student import read_examples
-from watermark import InputError, Mark, StillmarkError
+from verify.planning.student import Training, read_examples, train_student
+from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 from watermark.io.prompts import read_prompts
 from watermark.io.records import appending, resume_jsonl
-from watermark.tokenizers import load, new_mark
+from watermark.tokenizers import load_transformers
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -34,7 +35,7 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture
 def teacher_mark(teacher: Path, tmp_path: Path) -> Path:
-    new_mark(bytes(range(32)), teacher, delta=6.0).save(tmp_path / "teacher.mark")
+    Mark.new(teacher, secret=bytes(range(32)), delta=6.0).save(tmp_path / "teacher.mark")
     return tmp_path / "teacher.mark"
 
 
@@ -50,7 +51,7 @@ def test_marked_outputs_are_found_and_others_not(
     assert stillmark(*run, "--mark", teacher_mark, "--out", tmp_path / "marked.jsonl").exit_code == 0
     plain = stillmark(*run, "--out", tmp_path / "plain.jsonl", "--json")
     assert json.loads(plain.stdout)["records"] == 8
-    tokenizer, mark = load(teacher), Mark.load(teacher_mark)
+    tokenizer, mark = load_transformers(teacher), Mark.load(teacher_mark)
     for record, question in zip(lines(tmp_path / "marked.jsonl"), QUESTIONS, strict=True):
         assert record["prompt"] == question
         assert tokenizer.decode(record["prompt_ids"]).endswith("<|im_start|>assistant\n")
@@ -60,7 +61,7 @@ def test_marked_outputs_are_found_and_others_not(
         assert record["mark"] == mark.commitment
     tests = {}
     for name in ("marked", "plain"):
-        result = stillmark("verify", "text", "--mark", teacher_mark, tmp_path / f"{name}.jsonl", "--json")
+        result = stillmark("test", "text", "--mark", teacher_mark, tmp_path / f"{name}.jsonl", "--json")
         tests[name] = json.loads(result.stdout)
     assert tests["marked"]["log10_pvalue"] < -50
     assert tests["plain"]["log10_pvalue"] > -4, "false failure 1e-4"
@@ -80,7 +81,7 @@ def test_two_marks_are_embedded_at_once_and_each_is_found(
     stillmark("mark", "derive", teacher_mark, "--label", "customer-18", "--out", other)
     p = {}
     for path in (teacher_mark, customer, other):
-        found = stillmark("verify", "text", "--mark", path, "--unmarked-prompts", out, "--json")
+        found = stillmark("test", "text", "--mark", path, "--unmarked-prompts", out, "--json")
         p[path.stem] = json.loads(found.stdout)["log10_pvalue"]
     assert p["teacher"] < -10
     assert p["customer"] < -10
@@ -188,7 +189,7 @@ def test_a_model_that_does_not_fit(
     run = ("generate", "--prompts", questions, "--out", tmp_path / "o.jsonl", "--model")
     missing = stillmark(*run, tmp_path / "nowhere")
     assert (missing.exit_code, "no such model directory" in missing.stderr) == (1, True)
-    other = load(teacher)
+    other = load_transformers(teacher)
     other.add_tokens(["<one more>"])
     other.save_pretrained(tmp_path / "other")
     for mark, message in ((("--mark", teacher_mark), "not the mark's"), ((), "no causal LM")):
@@ -204,7 +205,7 @@ def test_prompts_as_ids_outside_the_vocabulary(teacher: Path, tmp_path: Path, js
 
 
 def test_examples_end_as_the_outputs_did(teacher: Path, jsonl: Write) -> None:
-    tokenizer = load(teacher)
+    tokenizer = load_transformers(teacher)
     records = jsonl(
         {"prompt_ids": [5, 6], "output_ids": [7, 8], "ended": False},
         {"prompt_ids": [5, 6], "output_ids": [7, 8, 2], "ended": True},
@@ -242,6 +243,27 @@ def test_a_student_learns(teacher: Path, tmp_path: Path, jsonl: Write, stillmark
     again = stillmark(*run)
     assert (again.exit_code, "exists already" in again.stderr) == (1, True)
     assert {p.name for p in tmp_path.iterdir()} == {"student", "outputs.jsonl", "p.jsonl", "o.jsonl"}
+
+
+def test_a_student_in_python(tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
+    """The same of a small model, from paths as text, with a report; and errors in the words of whoever called."""
+    base, out = str(small.model(tmp_path / "base")), str(tmp_path / "student")
+    outputs = str(jsonl(*[{"prompt": "w5 w6", "output": "w7 w8 w9"}] * 3))
+    trained = train_student(base, outputs, out)
+    assert trained.to_dict() == {"out": out, "records": 3, "tokens": 12, "loss": trained.loss}
+    assert str(trained) == f"trained {out} on 3 records, 12 tokens; mean loss {trained.loss:.3f}"
+    noted = json.loads((tmp_path / "student" / "student.json").read_text())
+    assert {name: noted[name] for name in ("records", "tokens", "loss", "epochs")} == {
+        "records": 3, "tokens": 12, "loss": trained.loss, "epochs": 1.0
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="exists already") as error:
+        train_student(base, [outputs], out)
+    assert error.value.hint == "choose another `out`, or remove it"
+    again = stillmark("student", "--base", base, "--outputs", outputs, "--out", out)
+    assert "choose another --out, or remove it" in again.stderr
+    for wrong in ({"epochs": 0.0}, {"learning_rate": float("nan")}, {"batch_size": 0}, {"max_length": 1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            Training(**wrong)
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:

@@ -33,57 +33,56 @@ TOLERANCE: Final = 1e-9
 """Relative or absolute, of every float."""
 
 COMMANDS: Final = {
-    "text-binomial": "verify text --mark MARK E/outputs.jsonl E/more.txt --skip-bad",
-    "text-binomial-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --unmarked-prompts --test binomial",
-    "text-counts": "verify text --mark MARK E/outputs.jsonl --skip-bad --test counts",
-    "text-surprise": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0",
-    "text-surprise-keyless": "verify text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0 "
-    "--unmarked-prompts --test excess",
-    "text-unmarked": "verify text --mark MARK E/plain.jsonl --alpha 0.01",
-    "text-width-3": "verify text --mark W/wide.mark E/child.jsonl",
-    "text-sequential": "verify text --mark MARK E/answers.jsonl",
-    "text-sequential-reference": "verify text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
-    "logprobs": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0",
-    "logprobs-keyless": "verify logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-reference": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
-    "--decoys 0",
-    "logprobs-reference-keyless": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl "
+    "text-binomial": "test text --mark MARK E/outputs.jsonl E/more.txt --skip-bad",
+    "text-binomial-keyless": "test text --mark MARK E/outputs.jsonl --skip-bad --unmarked-prompts --method binomial",
+    "text-counts": "test text --mark MARK E/outputs.jsonl --skip-bad --method counts",
+    "text-surprise": "test text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0",
+    "text-surprise-keyless": "test text --mark MARK E/outputs.jsonl --skip-bad --reference W/parent --decoys 0 "
+    "--unmarked-prompts --method excess",
+    "text-unmarked": "test text --mark MARK E/plain.jsonl --alpha 0.01",
+    "text-width-3": "test text --mark W/wide.mark E/child.jsonl",
+    "text-sequential": "test text --mark MARK E/answers.jsonl",
+    "text-sequential-reference": "test text --mark MARK E/answers.jsonl --reference W/parent --unmarked-prompts",
+    "logprobs": "test logprobs --mark MARK E/suspect.jsonl --decoys 0",
+    "logprobs-keyless": "test logprobs --mark MARK E/suspect.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-reference": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --decoys 0",
+    "logprobs-reference-keyless": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl "
     "--decoys 0 --unmarked-probes",
-    "logprobs-windows": "verify logprobs --mark MARK E/suspect.jsonl --reference-records E/reference.jsonl --decoys 0 "
+    "logprobs-windows": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --decoys 0 "
     "--unmarked-probes --context-counts W/plain.parquet",
-    "logprobs-unmarked": "verify logprobs --mark MARK E/reference.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-positions": "verify logprobs --mark MARK E/positions.jsonl --decoys 0 --unmarked-probes",
-    "logprobs-sequential": "verify logprobs --mark MARK E/answers.jsonl",
-    "logprobs-sequential-reference": "verify logprobs --mark MARK E/answers.jsonl "
-    "--reference-records E/answers.reference.jsonl --unmarked-probes",
-    "model": "verify model --mark MARK --model W/suspect --probes E/probes.jsonl --decoys 0",
-    "model-reference": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
+    "logprobs-unmarked": "test logprobs --mark MARK E/reference.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-positions": "test logprobs --mark MARK E/positions.jsonl --decoys 0 --unmarked-probes",
+    "logprobs-sequential": "test logprobs --mark MARK E/answers.jsonl",
+    "logprobs-sequential-reference": "test logprobs --mark MARK E/answers.jsonl "
+    "--reference E/answers.reference.jsonl --unmarked-probes",
+    "model": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0",
+    "model-reference": "test model --mark MARK --suspect W/suspect --reference W/parent --probes E/probes.jsonl "
     "--unmarked-probes --decoys 0",
-    "model-windows": "verify model --mark MARK --model W/suspect --reference W/parent --probes E/probes.jsonl "
+    "model-windows": "test model --mark MARK --suspect W/suspect --reference W/parent --probes E/probes.jsonl "
     "--unmarked-probes --decoys 0 --context-counts W/plain.parquet",
-    "api": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
+    "api": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
     "--log W/api.jsonl --concurrency 1",
-    "api-text": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
+    "api-text": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
     "--log W/api-text.jsonl --concurrency 1 --access text --max-tokens 32",
-    "api-reference": "verify api --mark MARK --base-url URL --model s --prompts E/prompts.jsonl --budget-tokens 100000 "
-    "--log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts --alpha 1e-9",
-    "corpus": "verify corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
+    "api-reference": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl "
+    "--budget-tokens 100000 --log W/api-reference.jsonl --concurrency 1 --reference W/parent --unmarked-prompts "
+    "--alpha 1e-9",
+    "corpus": "test corpus --mark MARK E/outputs.jsonl E/more.txt E/plain.jsonl --skip-bad --out W/corpus",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
     "attribute-none": "attribute --mark MARK --labels E/labels.txt E/plain.jsonl --unmarked-prompts",
-    "fingerprint-weights-copied": "fingerprint weights --teacher W/units --suspect W/units-copied "
-    "--control W/units-other",
-    "fingerprint-weights-shuffled": "fingerprint weights --teacher W/units --suspect W/units-shuffled",
-    "fingerprint-weights-unrelated": "fingerprint weights --teacher W/units --suspect W/units-other --seed 1",
-    "fingerprint-weights-keyed": "fingerprint weights --teacher W/units --suspect W/units-released --mark MARK",
-    "fingerprint-agreement": "fingerprint agreement --teacher W/teacher --suspect W/copy --control W/parent "
+    "fingerprint-weights-copied": "test weights --teacher W/units --suspect W/units-copied --control W/units-other",
+    "fingerprint-weights-shuffled": "test weights --teacher W/units --suspect W/units-shuffled",
+    "fingerprint-weights-unrelated": "test weights --teacher W/units --suspect W/units-other --seed 1",
+    "fingerprint-weights-keyed": "test weights --teacher W/units --suspect W/units-released --mark MARK",
+    "fingerprint-agreement": "test agreement --teacher W/teacher --suspect W/copy --control W/parent "
     "--control W/other --prompts E/agreement.jsonl --top 5",
-    "fingerprint-agreement-base": "fingerprint agreement --teacher W/suspect --answers E/agreement.answers.jsonl "
+    "fingerprint-agreement-base": "test agreement --teacher W/suspect --answers E/agreement.answers.jsonl "
     "--control W/other --base W/parent --prompts E/agreement.jsonl",
-    "fingerprint-ask": "fingerprint ask --mark MARK --answers E/planted.jsonl --number 48",
-    "fingerprint-ask-questions": "fingerprint ask --mark MARK --questions W/questions.jsonl --number 5",
-    "fingerprint-canaries-choose": "fingerprint canaries choose --mark MARK E/canaries.jsonl --out W/served.jsonl",
-    "fingerprint-canaries-test": "fingerprint canaries test --mark MARK E/canaries.jsonl --suspect W/served",
-    "fingerprint-canaries-test-reference": "fingerprint canaries test --mark MARK E/canaries.jsonl "
+    "fingerprint-ask": "test planted --mark MARK --answers E/planted.jsonl --number 48",
+    "fingerprint-ask-questions": "test planted --mark MARK --questions W/questions.jsonl --number 5",
+    "fingerprint-canaries-choose": "protect canaries --mark MARK E/canaries.jsonl --out W/served.jsonl",
+    "fingerprint-canaries-test": "test canaries --mark MARK E/canaries.jsonl --suspect W/served",
+    "fingerprint-canaries-test-reference": "test canaries --mark MARK E/canaries.jsonl "
     "--suspect W/other --reference W/parent --halves 999 --seed 3",
     "lineage-copied": "lineage --teacher W/teacher --suspect W/copy --mark MARK --probes E/probes.jsonl "
     "--unmarked-probes --reference W/parent --controls W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
@@ -112,7 +111,7 @@ COMMANDS: Final = {
 
 SETUP: Final = (
     "mark publish MARK --out W/small.card",
-    "fingerprint order --mark MARK --model W/units --out W/units-released",
+    "protect order --mark MARK --teacher W/units --out W/units-released",
     "count-contexts --mark MARK E/plain.jsonl --out W/plain.parquet",
 )
 
@@ -151,7 +150,8 @@ VALUES: Final = {"excess": "surprise"}
 DROPPED: Final = frozenset({
     "decoys",  # drawn at random
     "version", "plan_digest", "work",  # of this machine or this release
-    "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models",  # prose
+    "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
+    "evasions", "rule",  # prose
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

@@ -23,7 +23,6 @@ from verify.lineage.verdict import BOTH, CANNOT_TELL, COPIED, DISTILLED, UNRELAT
 from verify.radioactivity.sequential import SequentialTest
 from verify.stats.multiple import holm
 from watermark import InputError, Mark, ModelError
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -191,7 +190,7 @@ def probes(speeches: np.ndarray, jsonl: Write) -> Path:
 
 
 def test_the_teacher_itself(teacher: Path, probes: Path, tmp_path: Path, stillmark: Run) -> None:
-    new_mark(bytes(range(32)), teacher, label="lineage").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
     run = ("lineage", "--teacher", teacher, "--suspect", teacher, "--mark", tmp_path / "m", "--probes", probes,
            "--unmarked-probes", "--planted", 4, "--plan", tmp_path / "plan.json",
            "--record", tmp_path / "r")  # fmt: skip
@@ -216,7 +215,7 @@ def test_an_endpoint(
     teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
-    new_mark(bytes(range(32)), teacher, label="lineage").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
     prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(3)), name="prompts.jsonl")
     with serve(real_model(teacher)) as (url, seen):
         run = ("lineage", "--teacher", teacher, "--suspect", url, "--mark", tmp_path / "m", "--prompts", prompts,
@@ -240,7 +239,7 @@ def test_every_line_that_an_endpoint_allows(
 ) -> None:
     """The teacher behind an endpoint with a reference, planted questions and a control: agreement is only a lead."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    new_mark(bytes(range(32)), teacher, label="lineage").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
     fresh("gpt2", 6, teacher, tmp_path / "control")
     prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(12)), name="prompts.jsonl")
     with serve(real_model(teacher)) as (url, seen):

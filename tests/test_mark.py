@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,61 @@ def test_gamma_is_a_multiple_of_one_65536th() -> None:
 def test_parameters_out_of_range(wrong: dict) -> None:
     with pytest.raises(MarkError):
         Mark(SECRET, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gamma": True}, {"gamma": "0.5"}, {"gamma": -1e308}, {"gamma": 10**400}, {"gamma": None}, {"delta": True},
+     {"delta": 1e308}, {"delta": 1e-60}, {"delta": 10**400}, {"width": 1.7}, {"width": 1.0}, {"width": True},
+     {"width": None}, {"width": 10**400}, {"exempt": [1.5]}, {"exempt": [True]}, {"exempt": 5}, {"exempt": ["5"]},
+     {"exempt": [2**32 - 1]}, {"vocabulary_size": 1.5}, {"vocabulary_size": True}, {"vocabulary_size": 2**40},
+     {"vocabulary_size": 2**32}, {"vocabulary_size": 1e308}, {"vocabulary_size": "9"}, {"tokenizer": 5},
+     {"tokenizer": ["a"]}, {"label": None}, {"label": 5}, {"label": ["a"]}, {"tokenizer_source": 5}],
+)  # fmt: skip
+def test_parameters_of_another_type(wrong: dict, tmp_path: Path, stillmark: Callable[..., Result]) -> None:
+    """F14: `width` 1.7 became 1, `exempt: [true]` 1, `label: null` "None"; of ids above 2**32 the low bits counted."""
+    path, card = tmp_path / "m", tmp_path / "card"
+    with pytest.raises(MarkError):
+        Mark(SECRET, **wrong)
+    made = Mark(SECRET, vocabulary_size=100, exempt=(5,))
+    made.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(MarkError, match=re.escape(str(path))) as error:
+        Mark.load(path)
+    assert not leaks("".join(traceback.format_exception(error.value)))
+    (name,) = wrong
+    if name != "tokenizer_source":
+        assert made.matches(made.card() | wrong) == [name]
+        card.write_text(json.dumps(made.card() | wrong))
+        made.save(tmp_path / "good")
+        assert stillmark("mark", "check", card, tmp_path / "good").exit_code == 1
+        shown = stillmark("mark", "show", card)
+        assert shown.exit_code in (0, 1), "and no traceback"
+
+
+def test_a_card_of_other_types_does_not_belong(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
+    """F19, F14: `true` for `1.0` was "belongs"; an `exempt` that is a number, or half a surrogate, a traceback."""
+    made, card = Mark(SECRET, delta=1.0, label="a"), tmp_path / "card"
+    assert made.matches(made.card()) == []
+    assert made.matches(json.loads(json.dumps(made.card() | {"delta": 1}))) == [], "JSON knows one kind of number"
+    assert made.matches(made.card() | {"delta": True, "exempt": [False]}) == ["delta", "exempt"]
+    for change, message in (({"exempt": 5}, "'exempt' must be"), ({"delta": True}, "'delta' must be a number"),
+                            ({"label": "\ud800"}, "no valid UTF-8")):  # fmt: skip
+        card.write_text(json.dumps(made.card() | change))
+        shown = stillmark("mark", "show", card)
+        assert (shown.exit_code, message in shown.stderr) == (1, True)
+    body = json.dumps(made.card())
+    card.write_text(body[:-1] + ', "label": "b"}')
+    assert "a field is there twice" in stillmark("mark", "show", card).stderr
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = Mark(SECRET, gamma=np.float64(0.5), delta=np.float32(2), width=np.int64(2), vocabulary_size=np.uint32(9),
+                exempt=(np.int32(3), 3))  # fmt: skip
+    same = Mark(SECRET, gamma=0.5, delta=2.0, width=2, vocabulary_size=9, exempt=(3,))
+    assert made == same
+    assert made.commitment == same.commitment
+    assert Mark(SECRET, vocabulary_size=2**32 - 1, exempt=[2**32 - 2]).exempt == (2**32 - 2,)  # type: ignore[arg-type]
 
 
 def test_a_mark_is_never_overwritten(tmp_path: Path) -> None:
@@ -184,12 +240,16 @@ def test_command_line(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
     assert not any(leaks(r.output + r.stderr) for r in (made, good, bad, shown))
 
 
-@pytest.mark.parametrize("text", ["", "abc", SECRET.hex()[:-1], SECRET.hex() + "0", "g" * 64])
-def test_a_bad_secret_is_refused_and_not_quoted(tmp_path: Path, stillmark: Callable[..., Result], text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "abc", SECRET.hex()[:-1], SECRET.hex() + "0", "g" * 64, b"\xff" * 64, SECRET[:20] + b"\xc3"]
+)
+def test_a_bad_secret_is_refused_and_not_quoted(
+    tmp_path: Path, stillmark: Callable[..., Result], text: str | bytes
+) -> None:
     result = stillmark("mark", "new", "--out", tmp_path / "m", "--secret-stdin", input=text)
     assert result.exit_code == 1
     assert "64 hex characters" in result.stderr
-    assert not text or text not in result.output
+    assert not text or isinstance(text, bytes) or text not in result.output
     assert not (tmp_path / "m").exists()
 
 

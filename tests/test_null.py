@@ -8,7 +8,7 @@ import scipy.stats
 
 from verify.data.outputs import Output
 from verify.data.pairs import extract
-from verify.radioactivity.text import text_test
+from verify.radioactivity.text import text_result
 from watermark import Mark
 
 KEYS = 2000
@@ -20,7 +20,7 @@ def test_real_unmarked_text_under_2000_keys(speeches: np.ndarray, width: int) ->
     pieces = np.split(speeches[:TOKENS], 40)
     pairs = extract([Output(str(i), None, piece) for i, piece in enumerate(pieces)], width, range(17))
     rng = np.random.default_rng(20261123 + width)
-    pvalues = np.array([text_test(Mark(rng.bytes(32), width=width), pairs).pvalue for _ in range(KEYS)])
+    pvalues = np.array([text_result(Mark(rng.bytes(32), width=width), pairs).pvalue for _ in range(KEYS)])
     for level in (0.05, 0.01, 0.001):
         share = scipy.stats.binom(KEYS, level)
         fired = int((pvalues <= level).sum())

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "scipy", "pyarrow", "rich", "matplotlib", "ray")
+HEAVY = ("torch", "transformers", "tokenizers", "scipy", "pyarrow", "rich", "matplotlib", "ray")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -30,6 +30,19 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_heavy_is_imported(code: str) -> None:
     done = python(f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)")
     assert done.stderr.strip() == "[]", "and so they answer in well under a second"
+
+
+def test_the_public_names_are_there_when_asked_for() -> None:
+    import watermark
+
+    for name in watermark.__all__:
+        assert getattr(watermark, name).__name__ == name
+        assert name in dir(watermark)
+    assert set(watermark.__all__) == set(watermark._PLACES)
+    with pytest.raises(AttributeError, match="module 'watermark' has no attribute 'nothing'"):
+        watermark.nothing  # noqa: B018
+    done = python("import sys, watermark; watermark.StillmarkError; print('numpy' in sys.modules)")
+    assert done.stdout == "False\n", "one name brings no more than it needs"
 
 
 def test_verifying_ids_needs_no_torch(tmp_path: Path) -> None:
@@ -77,3 +90,4 @@ def test_version(stillmark: Callable[..., Result]) -> None:
     import watermark
 
     assert stillmark("--version").stdout == f"stillmark {watermark.__stillmark__}\n"
+    assert watermark.__version__ == watermark.__stillmark__

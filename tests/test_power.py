@@ -1,8 +1,9 @@
-"""`stillmark power`: against exact binomial power, and against its own measured curves."""
+"""How much a test takes: against exact binomial power, and against the measured curves."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,8 @@ import scipy.stats
 from click.testing import Result
 
 from verify.planning import power
-from verify.planning.power import Curve
+from verify.planning.power import Curve, more_needed, reference_gain
+from watermark import StillmarkError, UsageError
 
 Run = Callable[..., Result]
 
@@ -64,9 +66,91 @@ def test_what_was_not_measured_is_refused(stillmark: Run) -> None:
     result = stillmark("power", "--access", "text", "--delta", 50)
     assert result.exit_code == 1
     assert "no student was measured at width 1 and around delta 50" in result.stderr
-    assert stillmark("power", "--access", "text").exit_code == 2
-    assert stillmark("power", "--access", "weights", "--effect", 0.1).exit_code == 2
+    result = stillmark("power", "--access", "text")
+    assert result.exit_code == 2
+    assert "name either --delta or --effect" in result.stderr
+    result = stillmark("power", "--access", "weights", "--effect", 0.1)
+    assert result.exit_code == 2
+    assert "--effect is a green rate of text: it goes with --access text" in result.stderr
     assert stillmark("power", "--access", "text", "--effect", 0.9).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "either `delta` or `effect`"),
+        ({"delta": 1, "effect": 0.1}, "either `delta` or `effect`"),
+        ({"delta": 0}, "`delta` must be more than 0, not 0"),
+        ({"delta": math.nan}, "`delta` must be more than 0, not nan"),
+        ({"delta": 1, "share": 0}, "`share` must be more than 0 and at most 1, not 0"),
+        ({"delta": 1, "share": 1.5}, "not 1.5"),
+        ({"delta": 1, "alpha": 1}, "`alpha` must be more than 0 and less than 1, not 1"),
+        ({"delta": 1, "gamma": 0}, "gamma"),
+        ({"effect": 0.1, "power": 1}, "power"),
+        ({"effect": 0.1, "answer_tokens": 0}, "`answer_tokens` must be at least 1, not 0"),
+        ({"effect": 0.1, "price_in": -1}, "`price_in` must be at least 0, not -1"),
+        ({"effect": 0.1, "price_out": math.inf}, "price_out"),
+        ({"delta": 1, "access": "ears"}, "no access 'ears'"),
+    ],
+)
+def test_python_is_refused_what_the_command_refuses(wrong: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        power.power(**{"access": "text"} | wrong)
+
+
+def test_the_answer_echoes_the_question_and_reads_as_the_command(stillmark: Run) -> None:
+    found = power.power("text", delta=1, reference=False, share=0.5, prompt_tokens=7, price_in=2.0)
+    assert (found.access, found.delta, found.reference, found.share) == ("text", 1, False, 0.5)
+    assert (found.prompt_tokens, found.answer_tokens, found.price_in, found.price_out) == (7, 128, 2.0, None)
+    words = ("power", "--access", "text", "--delta", 1, "--no-reference", "--share", 0.5)
+    words += ("--prompt-tokens", 7, "--price-in", 2)
+    assert stillmark(*words).stdout == f"{found}\n"
+    assert json.loads(stillmark(*words, "--json").stdout) == found.to_dict()
+    assert found.money == pytest.approx(7 * math.ceil(found.tokens / 128) * 2 / 1e6)
+    shown = found._repr_html_()
+    assert shown.count("<tr>") == 3
+    assert found.title in shown
+
+
+@pytest.mark.usefixtures("measured")
+def test_more_evidence_and_what_a_reference_saves() -> None:
+    known = {"delta": 1.4, "gamma": 0.25, "alpha": 1e-3}
+    tokens = need(1.4).tokens
+    assert more_needed("text", have=500, **known) == pytest.approx(tokens / 500)
+    assert more_needed("text", have=10 * tokens, **known) == pytest.approx(0.1)
+    assert more_needed("text", have=0, **known) == math.inf
+    assert more_needed("text", have=500, **known | {"gamma": 0.5}) == pytest.approx(need(1.4, gamma=0.5).tokens / 500)
+    for missing in ({"delta": 9}, {"width": 2}, {"reference": True}):
+        assert more_needed("text", have=500, **known | missing) is None
+    assert more_needed("weights", have=500, **known) is None
+    assert reference_gain("text", delta=1.4) is None
+    with pytest.raises(UsageError, match="no access 'ears'"):
+        more_needed("ears", have=1, delta=1)
+
+
+def test_a_reference_saves_what_the_two_curves_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """z grows with the root of the positions: a rate four times as large needs a sixteenth of them."""
+
+    def curve(test: str, rate: float) -> Curve:
+        positions = tuple(range(10, 100_001, 10))
+        z = [rate * n**0.5 for n in positions]
+        return Curve(1.0, 1, test, positions, tuple(scipy.stats.norm.logsf(z) / math.log(10)))
+
+    known = (curve("weights, no reference", 0.05), curve("weights, reference", 0.2), curve("text, binomial", 0.001))
+    monkeypatch.setattr(power, "curves", lambda: known)
+    assert reference_gain("weights", delta=1.0) == pytest.approx(16, rel=0.03)
+    assert more_needed("text", have=1, delta=1.0) is None, "z is 0.3 at the end: noise"
+
+
+def test_the_shipped_curves_give_advice() -> None:
+    gain = reference_gain("weights", delta=1.0)
+    assert gain is not None
+    assert gain > 10
+    tokens = power.power("text", delta=1, reference=False).tokens
+    assert more_needed("text", have=1000, delta=1.0) == tokens / 1000
+    assert reference_gain("text", delta=1.0, width=2) is None, "nothing was found there"
+    with pytest.raises(StillmarkError, match="no student was measured"):
+        power.power("text", delta=9)
 
 
 def test_the_shipped_measurements_answer(stillmark: Run) -> None:

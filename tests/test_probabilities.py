@@ -19,13 +19,12 @@ from verify.data import logprobs
 from verify.data.logprobs import LogprobTable, scorable_logprobs
 from verify.data.outputs import Output
 from verify.data.pairs import scorable_in_order, weigh
-from verify.radioactivity.logprobs import comparisons, difference, logprob_test
+from verify.radioactivity.logprobs import comparisons, difference, logprob_result
 from verify.stats import weighted
 from verify.suspects import model
 from verify.suspects.model import read_weights
 from watermark import Mark
 from watermark.models import load_model
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -109,14 +108,14 @@ def synthetic(rng: np.random.Generator, mark: Mark, positions: int, tilt: float)
 
 def test_a_small_tilt_is_found_and_none_is_not(mark: Mark) -> None:
     rng = np.random.default_rng(0)
-    guilty = logprob_test(mark, *synthetic(rng, mark, 500, 0.1), decoys=100)
+    guilty = logprob_result(mark, *synthetic(rng, mark, 500, 0.1), decoys=100)
     assert guilty.log10_pvalue < -12
     assert guilty.log10_pvalue_estimate <= guilty.log10_pvalue
     assert guilty.effect == pytest.approx(0.1, abs=0.03)
     assert guilty.decoys is not None
     assert guilty.decoys.above == 0
     assert guilty.decoys.pvalue == 1 / 101
-    innocent = logprob_test(mark, *synthetic(rng, mark, 500, 0.0), decoys=0)
+    innocent = logprob_result(mark, *synthetic(rng, mark, 500, 0.0), decoys=0)
     assert innocent.log10_pvalue > -3, "false failure 1e-3"
     low, high = innocent.confidence_interval()
     assert low < 0 < high, "false failure 5 %, seed fixed"
@@ -164,7 +163,7 @@ def test_top_and_first() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_mark(teacher: Path) -> Mark:
-    return new_mark(bytes(range(32)), teacher, delta=5.0)
+    return Mark.new(teacher, secret=bytes(range(32)), delta=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +209,7 @@ def test_rule_2_in_reading(teacher: Path, teacher_mark: Mark, marked_probes: lis
     texts = read_weights(teacher, teacher_mark, marked_probes)
     loose, strict = scorable_logprobs(texts, 1, unmarked=True), scorable_logprobs(texts, 1, unmarked=False)
     assert strict.discarded["seen_context"] > 500
-    off, on = (logprob_test(teacher_mark, readings, decoys=0) for readings in (loose, strict))
+    off, on = (logprob_result(teacher_mark, readings, decoys=0) for readings in (loose, strict))
     assert off.comparisons["top1"] < -8
     assert off.log10_pvalue < -2
     assert on.log10_pvalue > -4, "false failure 1e-4"
@@ -251,7 +250,7 @@ def test_verify_model_and_logprobs_agree(
         tops = zip(readings.tokens[entries].tolist(), readings.logprobs[entries].tolist(), strict=True)
         records.append({"context_ids": readings.contexts[p].tolist(), "top_logprobs": [list(row) for row in tops]})
     recorded = jsonl(*records, name="records.jsonl")
-    replay = stillmark("verify", "logprobs", "--mark", tmp_path / "m", recorded, "--unmarked-probes", "--json")
+    replay = stillmark("test", "logprobs", "--mark", tmp_path / "m", recorded, "--unmarked-probes", "--json")
     assert json.loads(replay.stdout)["log10_pvalue"] == pytest.approx(found["log10_pvalue"], rel=1e-9)
     assert json.loads(replay.stdout)["comparisons"] == pytest.approx(found["comparisons"], rel=1e-9)
 
@@ -276,7 +275,7 @@ GOOD = {"context_ids": [5, 6], "top_logprobs": [[7, -0.5], [8, -1.5]]}
 )
 def test_bad_logprob_records(mark_file: Path, jsonl: Write, stillmark: Run, bad: dict | str, message: str) -> None:
     path = jsonl(GOOD, bad)
-    result = stillmark("verify", "logprobs", "--mark", mark_file, path)
+    result = stillmark("test", "logprobs", "--mark", mark_file, path)
     assert result.exit_code == 1
     assert f"{path}:2: " in result.stderr
     assert message in result.stderr
@@ -286,16 +285,16 @@ def test_reference_records_must_match(mark_file: Path, jsonl: Write, stillmark: 
     path = jsonl(GOOD, {**GOOD, "context_ids": [9]})
     for other in ([GOOD], [GOOD, {**GOOD, "context_ids": [8]}]):
         reference = jsonl(*other, name="reference.jsonl")
-        result = stillmark("verify", "logprobs", "--mark", mark_file, path, "--reference-records", reference)
+        result = stillmark("test", "logprobs", "--mark", mark_file, path, "--reference", reference)
         assert result.exit_code == 1
         assert f"{reference}:2: position 2 is not the one" in result.stderr
     fine = jsonl(*[{**GOOD, "context_ids": [c]} for c in (6, 9)], name="fine.jsonl")
-    assert stillmark("verify", "logprobs", "--mark", mark_file, path, "--reference-records", fine).exit_code == 0
+    assert stillmark("test", "logprobs", "--mark", mark_file, path, "--reference", fine).exit_code == 0
 
 
 def test_a_repeated_window_in_recorded_contexts_is_left_out(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     path = jsonl({"context_ids": [6, 5, 6], "top_logprobs": [[7, -0.5]]}, GOOD)
-    run = ("verify", "logprobs", "--mark", mark_file, path, "--json")
+    run = ("test", "logprobs", "--mark", mark_file, path, "--json")
     assert json.loads(stillmark(*run).stdout)["discarded"]["seen_context"] == 2
     assert json.loads(stillmark(*run, "--unmarked-probes").stdout)["discarded"]["seen_context"] == 0
 
@@ -308,7 +307,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
             for i in range(0, 250, 50)]  # fmt: skip
     probes, kept = jsonl(*rows, name="probes.jsonl"), tmp_path / "kept"
     models = ("--model", teacher, "--reference", teacher, "--probes", probes, "--batch-size", 2, "--decoys", 0)
-    run = ("verify", "model", "--mark", tmp_path / "m", *models, "--unmarked-probes", "--record", kept, "--json")
+    run = ("test", "model", "--mark", tmp_path / "m", *models, "--unmarked-probes", "--record", kept, "--json")
     whole = json.loads(stillmark(*run).stdout)
     lines = (kept / "suspect.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 5
@@ -316,7 +315,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     assert json.loads(stillmark(*run).stdout) == whole
     assert (kept / "suspect.jsonl").read_bytes() == b"".join(lines)
     words = ("logprobs", kept / "suspect.jsonl", "--unmarked-probes", "--decoys", 0, "--json")
-    replayed = json.loads(stillmark("verify", *words, "--mark", tmp_path / "m").stdout)
+    replayed = json.loads(stillmark("test", *words, "--mark", tmp_path / "m").stdout)
     alone = [word for word in run if word not in ("--reference", teacher)]
     alone[alone.index("--model") + 1 : alone.index("--model") + 1] = [teacher]
     direct = json.loads(stillmark(*alone).stdout)

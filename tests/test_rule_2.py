@@ -15,8 +15,8 @@ from click.testing import Result
 from verify.data.logprobs import LogprobTable, TextLogprobs, scorable_logprobs
 from verify.data.outputs import Output
 from verify.data.pairs import extract, weigh
-from verify.radioactivity.logprobs import logprob_test
-from verify.radioactivity.text import text_test
+from verify.radioactivity.logprobs import logprob_result
+from verify.radioactivity.text import text_result
 from verify.stats import weighted
 from watermark import Mark
 
@@ -55,12 +55,12 @@ def test_prompts_that_show_each_others_windows() -> None:
         outputs = [Output(str(i), np.array(prompt), np.array([said])) for i, (prompt, _, said) in enumerate(records)]
         pairs = extract(outputs, 1)
         assert len(pairs.tokens) == 0, "every context is shown in some prompt"
-        fired += text_test(mark, pairs).log10_pvalue <= -2
+        fired += text_result(mark, pairs).log10_pvalue <= -2
         texts = []
         for number, (prompt, _, said) in enumerate(records):
             where, name, p = np.array([len(prompt)]), np.array([said], np.uint32), np.array([-0.01], np.float32)
             texts.append(TextLogprobs(str(number), np.array([*prompt, said]), len(prompt), where, name, p))
-        found = logprob_test(mark, scorable_logprobs(texts, 1, unmarked=False), decoys=0)
+        found = logprob_result(mark, scorable_logprobs(texts, 1, unmarked=False), decoys=0)
         assert found.test.startswith("weighted sum, mixture e-value")
         fired += found.log10_pvalue <= -2
     assert fired <= scipy.stats.binom(600, 0.01).isf(1e-6), "false failure 1e-6"
@@ -128,7 +128,7 @@ def test_a_server_cannot_hide_behind_one_absurd_log_probability(mark: Mark, mark
     values = []
     for spoil in (None, -9999.0, -1e300):
         path = jsonl(*rows(spoil, 0.5), name=f"{rng.integers(1e9)}.jsonl")
-        run = ("verify", "logprobs", "--mark", mark_file, path, "--reference-records", reference, "--unmarked-probes")
+        run = ("test", "logprobs", "--mark", mark_file, path, "--reference", reference, "--unmarked-probes")
         values.append(json.loads(stillmark(*run, "--decoys", 0, "--json").stdout)["log10_pvalue"])
     assert values[0] < -20
     assert values[1] == values[2] == pytest.approx(values[0], rel=0.05)
@@ -136,7 +136,7 @@ def test_a_server_cannot_hide_behind_one_absurd_log_probability(mark: Mark, mark
 
 def test_records_that_hide_what_was_shown_are_refused(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     path = jsonl({"prompt": "text", "output_ids": [5, 6], "top_logprobs": [[[7, -1.0]], None]})
-    result = stillmark("verify", "logprobs", "--mark", mark_file, path)
+    result = stillmark("test", "logprobs", "--mark", mark_file, path)
     assert result.exit_code == 1
     assert "has a 'prompt' and no 'prompt_ids'" in result.stderr
     assert isinstance(scorable_logprobs([], 1, unmarked=False), LogprobTable)
@@ -145,10 +145,8 @@ def test_records_that_hide_what_was_shown_are_refused(mark_file: Path, jsonl: Wr
 def test_probes_that_say_what_they_are_are_believed(
     teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run
 ) -> None:
-    from watermark.tokenizers import new_mark
-
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
-    run = ("verify", "model", "--mark", tmp_path / "m", "--model", teacher, "--unmarked-probes", "--probes")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
+    run = ("test", "model", "--mark", tmp_path / "m", "--suspect", teacher, "--unmarked-probes", "--probes")
     marked = stillmark(*run, jsonl({"output_ids": [5, 6, 7], "mark": "c0ffee"}))
     assert marked.exit_code == 1
     assert "says that its text carries a mark" in marked.stderr

@@ -168,12 +168,12 @@ def test_logs_are_judged_sequentially_and_never_mixed(
     answers = texts(rng, 12, mark, 0.6)
     rows = [{"prompt_ids": a.ids[:1].tolist(), "output_ids": a.ids[1:].tolist(), "sequential": True} for a in answers]
     rows.insert(3, {"prompt_ids": [5], "output_ids": [], "sequential": True, "error": "HTTP 500"})
-    found = json.loads(stillmark("verify", "text", "--mark", mark_file, jsonl(*rows), "--json").stdout)
+    found = json.loads(stillmark("test", "text", "--mark", mark_file, jsonl(*rows), "--json").stdout)
     direct = replay(SequentialTest(mark, "text"), answers, None)
     assert found["log10_pvalue"] == direct.log10_pvalue < -3
     assert (found["records"], found["n"]) == (12, direct.n)
     assert found["test"].startswith("sequential")
-    mixed = stillmark("verify", "text", "--mark", mark_file, jsonl(*rows, {"output_ids": [5, 6]}))
+    mixed = stillmark("test", "text", "--mark", mark_file, jsonl(*rows, {"output_ids": [5, 6]}))
     assert mixed.exit_code == 1
-    assert "13 records were collected until the evidence sufficed, and 1 were not" in mixed.stderr
-    assert "looked at" in stillmark("verify", "text", "--mark", mark_file, jsonl(*rows)).stdout
+    assert "13 records are answers that were collected until the evidence sufficed, and 1 are not" in mixed.stderr
+    assert "looked at" in stillmark("test", "text", "--mark", mark_file, jsonl(*rows)).stdout

@@ -14,11 +14,10 @@ from click.testing import Result
 from verify.data.logprobs import TextLogprobs, logprobs_at_positions
 from verify.data.outputs import Output
 from verify.data.pairs import distinct, scorable_batch
-from verify.radioactivity.text import COUNTS, EXCESS, MAX_COUNT, excess, text_test
+from verify.radioactivity.text import COUNTS, EXCESS, MAX_COUNT, excess, text_result
 from verify.stats.binomial import binomial_log10_sf
 from verify.suspects.model import read_weights
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -58,7 +57,7 @@ def expectation(table: np.ndarray, output: Output) -> TextLogprobs:
 def results(rng: np.random.Generator, table: np.ndarray, written: Output, keys: list[Mark]) -> list[dict[str, float]]:
     positions = scorable_batch([written], 1, unmarked_prompts=True)
     weights = excess(positions, logprobs_at_positions([expectation(table, written)], positions))
-    return [text_test(key, distinct(positions), excess=weights, method=EXCESS).tests for key in keys]
+    return [text_result(key, distinct(positions), excess=weights, method=EXCESS).tests for key in keys]
 
 
 def test_surprise_against_a_plain_loop() -> None:
@@ -103,29 +102,29 @@ def test_a_loop_does_not_drown_the_rest() -> None:
     rng = np.random.default_rng(9)
     key = Mark(rng.bytes(32))
     ids = np.concatenate([write(rng, tilted(language(rng), key, 2.0), 1000).output_ids, np.tile([3, 4], 5000)])
-    found = text_test(key, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
+    found = text_result(key, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
     assert found.pairs.counts.max() >= 5000
     assert found.log10_pvalue < -6, f"a pair weighs {MAX_COUNT} at most"
 
 
 def test_without_repetition_counts_are_the_binomial(mark: Mark) -> None:
     ids = np.arange(3, 900)
-    found = text_test(mark, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
+    found = text_result(mark, distinct(scorable_batch([Output("a", None, ids)], 1)), method=COUNTS)
     assert found.log10_pvalue == pytest.approx(binomial_log10_sf(found.green, found.n, 0.25), rel=1e-9)
 
 
 def test_command_line(teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    mark = new_mark(bytes(range(32)), teacher, delta=3.0)
+    mark = Mark.new(teacher, secret=bytes(range(32)), delta=3.0)
     mark.save(tmp_path / "m")
     rows = [{"prompt_ids": speeches[i : i + 5].tolist(), "output_ids": speeches[i + 5 : i + 45].tolist()}
             for i in range(0, 400, 50)]  # fmt: skip
     path = jsonl(*rows)
-    run = ("verify", "text", "--mark", tmp_path / "m", path, "--unmarked-prompts", "--json")
+    run = ("test", "text", "--mark", tmp_path / "m", path, "--unmarked-prompts", "--json")
     plain = json.loads(stillmark(*run).stdout)
     assert plain["method"] == "binomial"
     assert plain["tests"].keys() == {"binomial", "counts"}
     assert plain["decoys"] is None
-    counts = json.loads(stillmark(*run, "--test", "counts", "--decoys", 20).stdout)
+    counts = json.loads(stillmark(*run, "--method", "counts", "--decoys", 20).stdout)
     assert counts["log10_pvalue"] == plain["tests"]["counts"]
     assert counts["decoys"]["keys"] == 20
     found = json.loads(stillmark(*run, "--reference", teacher, "--batch-size", 3, "--decoys", 5).stdout)
@@ -136,10 +135,10 @@ def test_command_line(teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl
     outputs = [Output(str(i), np.array(row["prompt_ids"]), np.array(row["output_ids"])) for i, row in enumerate(rows)]
     positions = scorable_batch(outputs, 1, mark.exempt, unmarked_prompts=True)
     texts = read_weights(teacher, mark, outputs, batch_size=3)
-    direct = text_test(mark, distinct(positions), method=EXCESS,
+    direct = text_result(mark, distinct(positions), method=EXCESS,
                        excess=excess(positions, logprobs_at_positions(texts, positions), mark.exempt))  # fmt: skip
     assert found["log10_pvalue"] == direct.log10_pvalue
-    assert stillmark(*run, "--test", "excess").exit_code == 2
+    assert stillmark(*run, "--method", "excess").exit_code == 2
     shown = stillmark(*run[:-1], "--reference", teacher, "--decoys", 5).stdout
     assert "other tests" in shown
     assert "of 5 reach as far" in shown

@@ -14,7 +14,6 @@ import scipy.stats
 from click.testing import Result
 
 from watermark import Mark
-from watermark.tokenizers import new_mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -38,7 +37,7 @@ def verdict(result: Result) -> dict:
 def test_json_has_what_it_promises(mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     ids = green_ids(mark, 60)
     records = jsonl({"id": "a", "prompt_ids": [700, 701], "output_ids": [*ids, *ids[-5:], 1]})
-    result = stillmark("verify", "text", "--mark", mark_file, records, "--json")
+    result = stillmark("test", "text", "--mark", mark_file, records, "--json")
     found = verdict(result)
     assert result.stderr == ""
     assert found["verdict"] == "carries the mark"
@@ -62,12 +61,12 @@ def test_json_has_what_it_promises(mark: Mark, mark_file: Path, jsonl: Write, st
 def test_insufficient_evidence_says_what_could_have_been_found(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     rng = np.random.default_rng(0)
     records = jsonl({"prompt_ids": [], "output_ids": rng.integers(3, 1000, 3000).tolist()})
-    found = verdict(stillmark("verify", "text", "--mark", mark_file, records, "--json"))
+    found = verdict(stillmark("test", "text", "--mark", mark_file, records, "--json"))
     assert found["verdict"] == "insufficient evidence", "false failure 1e-3, seed fixed"
     critical = scipy.stats.binom(found["n"], 0.25).isf(1e-3) + 1
     power = scipy.stats.binom(found["n"], found["detectable_rate"]).sf(critical - 1)
     assert power == pytest.approx(0.9, abs=1e-6)
-    text = stillmark("verify", "text", "--mark", mark_file, records).stdout
+    text = stillmark("test", "text", "--mark", mark_file, records).stdout
     assert f"{found['detectable_rate']:.4f} or more, with 90 % power" in text
 
 
@@ -77,7 +76,7 @@ def test_formats_agree(mark: Mark, mark_file: Path, tmp_path: Path, jsonl: Write
     pq.write_table(pa.Table.from_pylist([row | {"noise": 1.5} for row in rows]), tmp_path / "o.parquet")
     first, second = jsonl(*rows[:4], name="1.jsonl"), jsonl(*rows[4:], name="2.jsonl")
     tests = [[lines], [tmp_path / "o.parquet"], [first, second], [lines, tmp_path / "o.parquet"]]
-    found = [verdict(stillmark("verify", "text", "--mark", mark_file, *paths, "--json")) for paths in tests]
+    found = [verdict(stillmark("test", "text", "--mark", mark_file, *paths, "--json")) for paths in tests]
     for other in found[1:3]:
         assert {**other, "files": None} == {**found[0], "files": None}
     assert found[3]["n"] == found[0]["n"], "the same outputs twice are no more evidence (the tape)"
@@ -88,7 +87,7 @@ def test_ids_win_over_text(mark: Mark, mark_file: Path, jsonl: Write, stillmark:
     records = jsonl(
         {"prompt": "no tokenizer at hand", "prompt_ids": [5], "output": "either", "output_ids": green_ids(mark, 30)}
     )
-    assert verdict(stillmark("verify", "text", "--mark", mark_file, records, "--json"))["verdict"] == "carries the mark"
+    assert verdict(stillmark("test", "text", "--mark", mark_file, records, "--json"))["verdict"] == "carries the mark"
 
 
 def test_plain_text_is_tokenized_with_the_marks_tokenizer(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
@@ -97,19 +96,19 @@ def test_plain_text_is_tokenized_with_the_marks_tokenizer(teacher: Path, tmp_pat
     text = "The state of the union is strong. " + " ".join(
         f"Item {i} costs {i * i} dollars, naïvely." for i in range(50)
     )
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     (tmp_path / "a.txt").write_text(text)
-    ids = load(teacher)(text, add_special_tokens=False)["input_ids"]
+    ids = load(teacher).encode(text)
     (tmp_path / "a.jsonl").write_text(json.dumps({"output": text}) + "\n" + json.dumps({"output_ids": ids}) + "\n")
-    plain = verdict(stillmark("verify", "text", "--mark", tmp_path / "m", tmp_path / "a.txt", "--json"))
-    lines = verdict(stillmark("verify", "text", "--mark", tmp_path / "m", tmp_path / "a.jsonl", "--json"))
+    plain = verdict(stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "a.txt", "--json"))
+    lines = verdict(stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "a.jsonl", "--json"))
     assert plain["positions"] == len(ids)
     assert (plain["n"], plain["green"]) == (lines["n"], lines["green"])
 
 
 def test_fail_on(mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     records = jsonl({"output_ids": green_ids(mark, 60)})
-    run = ("verify", "text", "--mark", mark_file, records, "--fail-on")
+    run = ("test", "text", "--mark", mark_file, records, "--fail-on")
     assert stillmark(*run, "carries the mark").exit_code == 3
     assert stillmark(*run, "insufficient evidence").exit_code == 0
     assert stillmark(*run, "guilty").exit_code == 2
@@ -118,21 +117,21 @@ def test_fail_on(mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run) -> N
 def test_prompts_shorter_than_the_width(mark: Mark, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
     Mark(mark.secret, width=4).save(tmp_path / "w4")
     records = jsonl({"prompt_ids": [7], "output_ids": [1, 2, 3, 4, 5]}, {"output_ids": [1, 2, 3]})
-    found = verdict(stillmark("verify", "text", "--mark", tmp_path / "w4", records, "--json"))
+    found = verdict(stillmark("test", "text", "--mark", tmp_path / "w4", records, "--json"))
     assert (found["n"], found["discarded"]["short_context"]) == (2, 6)
 
 
 def test_a_prompt_that_takes_everything_is_explained(mark: Mark, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
     Mark(mark.secret, width=0).save(tmp_path / "w0")
     records = jsonl({"prompt_ids": [7], "output_ids": [1, 2, 3]})
-    found = verdict(stillmark("verify", "text", "--mark", tmp_path / "w0", records, "--json"))
+    found = verdict(stillmark("test", "text", "--mark", tmp_path / "w0", records, "--json"))
     assert (found["n"], found["pvalue"], found["green_rate"]) == (0, 1.0, None)
-    assert any("--unmarked-prompts" in warning for warning in found["warnings"])
-    assert "--unmarked-prompts" in stillmark("verify", "text", "--mark", tmp_path / "w0", records).stderr
+    assert any("unmarked_prompts=True" in warning for warning in found["warnings"])
+    assert "--unmarked-prompts" in stillmark("test", "text", "--mark", tmp_path / "w0", records).stdout
 
 
 def test_records_without_a_prompt_are_mentioned(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
-    found = verdict(stillmark("verify", "text", "--mark", mark_file, jsonl({"output_ids": [5, 6, 7]}), "--json"))
+    found = verdict(stillmark("test", "text", "--mark", mark_file, jsonl({"output_ids": [5, 6, 7]}), "--json"))
     assert any("name no prompt" in warning for warning in found["warnings"])
 
 
@@ -167,13 +166,13 @@ GOOD = {"prompt_ids": [5, 6], "output_ids": [7, 8, 9]}
 )
 def test_bad_records(mark_file: Path, jsonl: Write, stillmark: Run, bad: dict | str, message: str) -> None:
     path = jsonl(GOOD, bad, GOOD)
-    result = stillmark("verify", "text", "--mark", mark_file, path, "--json")
+    result = stillmark("test", "text", "--mark", mark_file, path, "--json")
     assert result.exit_code == 1
     assert result.stdout == ""
     assert f"{path}:2: " in result.stderr
     assert message in result.stderr
     if "tokenizer" not in message:
-        found = verdict(stillmark("verify", "text", "--mark", mark_file, path, "--json", "--skip-bad"))
+        found = verdict(stillmark("test", "text", "--mark", mark_file, path, "--json", "--skip-bad"))
         assert (found["records"], found["bad_records"]) == (2, 1)
 
 
@@ -181,19 +180,19 @@ def test_a_prompt_without_a_tokenizer_is_fine_where_it_is_not_needed(
     mark_file: Path, jsonl: Write, stillmark: Run
 ) -> None:
     path = jsonl({"prompt": "text", "output_ids": [5, 6, 7]})
-    found = verdict(stillmark("verify", "text", "--mark", mark_file, path, "--json", "--unmarked-prompts"))
+    found = verdict(stillmark("test", "text", "--mark", mark_file, path, "--json", "--unmarked-prompts"))
     assert found["n"] == 2
 
 
 def test_truncated_and_undecodable_files(mark_file: Path, tmp_path: Path, stillmark: Run) -> None:
     cut = tmp_path / "cut.jsonl"
     cut.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:20])
-    result = stillmark("verify", "text", "--mark", mark_file, cut)
+    result = stillmark("test", "text", "--mark", mark_file, cut)
     assert result.exit_code == 1
     assert f"{cut}:2: no valid JSON, and the file ends within the line" in result.stderr
     assert "--skip-bad" in result.stderr
     (tmp_path / "latin.jsonl").write_bytes(b'{"output": "na\xefve"}\n')
-    result = stillmark("verify", "text", "--mark", mark_file, tmp_path / "latin.jsonl")
+    result = stillmark("test", "text", "--mark", mark_file, tmp_path / "latin.jsonl")
     assert result.exit_code == 1
     assert "latin.jsonl:1: no valid UTF-8" in result.stderr
 
@@ -211,54 +210,54 @@ def test_truncated_and_undecodable_files(mark_file: Path, tmp_path: Path, stillm
 )
 def test_bad_files(mark_file: Path, tmp_path: Path, stillmark: Run, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    result = stillmark("verify", "text", "--mark", mark_file, tmp_path / name)
+    result = stillmark("test", "text", "--mark", mark_file, tmp_path / name)
     assert result.exit_code == 1
     assert message in result.stderr
     assert str(tmp_path / name) in result.stderr
 
 
 def test_missing_files_and_folders(mark_file: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    missing = stillmark("verify", "text", "--mark", mark_file, tmp_path / "no.jsonl")
+    missing = stillmark("test", "text", "--mark", mark_file, tmp_path / "no.jsonl")
     assert (missing.exit_code, "cannot read: No such file" in missing.stderr) == (1, True)
-    folder = stillmark("verify", "text", "--mark", mark_file, tmp_path)
+    folder = stillmark("test", "text", "--mark", mark_file, tmp_path)
     assert (folder.exit_code, "is a folder" in folder.stderr) == (1, True)
-    nothing = stillmark("verify", "text", "--mark", mark_file)
+    nothing = stillmark("test", "text", "--mark", mark_file)
     assert nothing.exit_code == 2
-    no_mark = stillmark("verify", "text", "--mark", tmp_path / "no.mark", jsonl(GOOD))
+    no_mark = stillmark("test", "text", "--mark", tmp_path / "no.mark", jsonl(GOOD))
     assert (no_mark.exit_code, "cannot read the mark file" in no_mark.stderr) == (1, True)
 
 
 def test_a_readable_mark_is_refused_unless_told_otherwise(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     mark_file.chmod(0o644)
     path = jsonl(GOOD)
-    refused = stillmark("verify", "text", "--mark", mark_file, path)
+    refused = stillmark("test", "text", "--mark", mark_file, path)
     assert refused.exit_code == 1
     assert "Hint: chmod 600" in refused.stderr
-    assert stillmark("verify", "text", "--mark", mark_file, path, "--allow-readable-mark").exit_code == 0
+    assert stillmark("test", "text", "--mark", mark_file, path, "--allow-readable-mark").exit_code == 0
 
 
 def test_a_card_is_no_mark(mark: Mark, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
     mark.publish(tmp_path / "card")
-    result = stillmark("verify", "text", "--mark", tmp_path / "card", jsonl(GOOD))
+    result = stillmark("test", "text", "--mark", tmp_path / "card", jsonl(GOOD))
     assert result.exit_code == 1
     assert "this is a card, without the secret" in result.stderr
 
 
 def test_another_tokenizer_is_refused(teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    from watermark.tokenizers import load
+    from watermark.tokenizers import load_transformers
 
-    other = load(teacher)
+    other = load_transformers(teacher)
     other.add_tokens(["<one more>"])
     other.save_pretrained(tmp_path / "other")
-    new_mark(bytes(32), teacher).save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(32)).save(tmp_path / "m")
     path = jsonl({"output": "Good morning."})
-    result = stillmark("verify", "text", "--mark", tmp_path / "m", path, "--tokenizer", tmp_path / "other")
+    result = stillmark("test", "text", "--mark", tmp_path / "m", path, "--tokenizer", tmp_path / "other")
     assert result.exit_code == 1
     assert f"{path}:1" in result.stderr
     assert "not the mark's: 49153 tokens against 49152" in result.stderr
-    same = load(teacher)
+    same = load_transformers(teacher)
     same.save_pretrained(tmp_path / "same")
-    run = ("verify", "text", "--mark", tmp_path / "m", path, "--tokenizer")
+    run = ("test", "text", "--mark", tmp_path / "m", path, "--tokenizer")
     assert stillmark(*run, tmp_path / "same").exit_code == 0
     assert "no such directory" in stillmark(*run, tmp_path / "nowhere").stderr
     (tmp_path / "bare").mkdir()

@@ -1,4 +1,12 @@
-"""Find the mark: test whether a suspect was trained on a teacher's marked outputs."""
+"""Find the mark: test whether a suspect was trained on a teacher's marked outputs.
+
+The names below are imported when they are first used, so that `import verify` is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import watermark
 
@@ -6,5 +14,74 @@ if not hasattr(watermark, "__stillmark__"):
     raise ImportError(
         "the package 'watermark' imported here is not stillmark's: the notebook magic of that name on PyPI "
         f"has taken its place ({getattr(watermark, '__file__', 'unknown file')}). "
-        "Mend it with: pip uninstall -y watermark && pip install --force-reinstall --no-deps stillmark"
+        "Fix it with: pip uninstall -y watermark && pip install --force-reinstall --no-deps stillmark"
     )
+
+if TYPE_CHECKING:
+    from verify.corpus.test import CorpusResult, corpus_test
+    from verify.data.context_counts import ContextCounts, count_contexts
+    from verify.data.outputs import Output, Outputs, read_outputs
+    from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
+    from verify.lineage.run import suspect
+    from verify.lineage.verdict import Verdict
+    from verify.planning.power import power
+    from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
+    from verify.results import Result
+    from verify.suspects.endpoint import Endpoint
+
+_PLACES = {
+    "CorpusResult": "verify.corpus.test",
+    "ContextCounts": "verify.data.context_counts",
+    "Endpoint": "verify.suspects.endpoint",
+    "Output": "verify.data.outputs",
+    "Outputs": "verify.data.outputs",
+    "Result": "verify.results",
+    "Verdict": "verify.lineage.verdict",
+    "agreement_test": "verify.fingerprint.run",
+    "attribute": "verify.radioactivity.run",
+    "canary_test": "verify.fingerprint.run",
+    "corpus_test": "verify.corpus.test",
+    "count_contexts": "verify.data.context_counts",
+    "endpoint_test": "verify.radioactivity.run",
+    "logprob_test": "verify.radioactivity.run",
+    "planted_test": "verify.fingerprint.run",
+    "power": "verify.planning.power",
+    "read_outputs": "verify.data.outputs",
+    "suspect": "verify.lineage.run",
+    "text_test": "verify.radioactivity.run",
+    "weights_test": "verify.fingerprint.run",
+}
+
+__all__ = [
+    "ContextCounts",
+    "CorpusResult",
+    "Endpoint",
+    "Output",
+    "Outputs",
+    "Result",
+    "Verdict",
+    "agreement_test",
+    "attribute",
+    "canary_test",
+    "corpus_test",
+    "count_contexts",
+    "endpoint_test",
+    "logprob_test",
+    "planted_test",
+    "power",
+    "read_outputs",
+    "suspect",
+    "text_test",
+    "weights_test",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'verify' has no attribute '{name}'")
+    found = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,20 +1,16 @@
-"""How far a long piece of work has come."""
+"""Work in several pieces: which one is under way, and how far it has come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
-Update = Callable[[int, int | None], None]
-"""Called with what is done, and of how much; None: unknown."""
+from watermark.progress import Progress
+
+Stages = Callable[[str, str], AbstractContextManager[Progress]]
+"""Opened around each piece of work, with what is done (`reading the suspect`) and its unit (`texts`)."""
 
 
-def count_up(update: Update, total: int) -> Callable[[int], None]:
-    """Turns `so many more are done` into `so many of all are done`."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        update(done, total)
-
-    return count
+def silent(_what: str, _unit: str = "") -> AbstractContextManager[Progress]:
+    """Stages that show nothing."""
+    return nullcontext(lambda _done, _total: None)

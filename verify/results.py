@@ -1,50 +1,76 @@
-"""What every test answers, and in which words."""
+"""What every test answers: a p-value, a verdict, and the words that go with it."""
 
 from __future__ import annotations
 
+import html
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Final
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
 
 CARRIES: Final = "carries the mark"
 INSUFFICIENT: Final = "insufficient evidence"
+NO_VERDICT: Final = "no verdict"
+"""The verdict of a test that could not read its evidence: it says nothing, not even that nothing was found."""
+
+LEVEL: Final = 0.95
+"""Of the confidence intervals that results show."""
+
+POWER: Final = 0.9
+"""Of what results say could have been found."""
+
+CHANGED: Final = "a suspect changed as `evasions` says would not have been found"
+NOTHING: Final = "nothing: there was nothing to compare"
+"""What a negative answer of a test without a mark rules out."""
+
+WIDTH: Final = 100
+"""Characters of a line of text that results print."""
 
 
-@dataclass(frozen=True)
-class Result(ABC):
-    """The result of one test. alpha: level of the verdict, fixed before looking."""
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of one test: what it was asked, what it found, and how to read it.
 
+    Attributes:
+        test: the test's name, in words.
+        alpha: level of the verdict, fixed before looking.
+        n: how much evidence there was, in the test's own unit; 0: nothing could be read.
+        statistic: what the p-value judges.
+        log10_pvalue: log10 of the p-value; finite however small it is.
+        positive_verdict: the verdict where p <= alpha.
+        randomness: where the p-value's randomness comes from.
+        assumptions: what would make the p-value wrong.
+        evasions: what would hide a guilty suspect.
+        warnings: what a reader of this result should know, one sentence each.
+        discarded: evidence left out, by reason.
+        conclusive: a negative answer says something; False where nothing was read, or not enough for any answer.
+        power_statement: what a negative answer rules out.
+        inputs: what the test was given (files, folders, counts of bad records), for JSON.
+    """
+
+    test: str
     alpha: float
+    n: int
+    statistic: float
+    log10_pvalue: float
+    positive_verdict: str
+    randomness: str = field(repr=False)
+    assumptions: str = field(repr=False)
+    evasions: str = field(repr=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False)
+    discarded: Mapping[str, int] = field(default_factory=dict)
+    conclusive: bool = True
+    power_statement: str = field(default="", repr=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, not {self.alpha}")
-
-    @property
-    @abstractmethod
-    def log10_pvalue(self) -> float:
-        """log10 of the p-value; finite however small it is."""
-
-    @property
-    @abstractmethod
-    def test(self) -> str:
-        """The test's name, in words."""
-
-    @property
-    @abstractmethod
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-
-    @property
-    @abstractmethod
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-
-    @property
-    @abstractmethod
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
 
     @property
     def pvalue(self) -> float:
@@ -52,9 +78,21 @@ class Result(ABC):
         return float(10**self.log10_pvalue)
 
     @property
+    def significant(self) -> bool:
+        """Whether the p-value is at most alpha."""
+        return self.log10_pvalue <= math.log10(self.alpha)
+
+    @property
     def verdict(self) -> str:
-        """`positive` if the p-value is at most alpha, else `insufficient evidence`."""
-        return self.positive if self.log10_pvalue <= math.log10(self.alpha) else INSUFFICIENT
+        """`positive_verdict` if p <= alpha; else `insufficient evidence`, or `no verdict` where nothing was read."""
+        if self.significant:
+            return self.positive_verdict
+        return INSUFFICIENT if self.n else NO_VERDICT
+
+    @property
+    def evidence(self) -> str:
+        """How much evidence there was, in words."""
+        return f"{self.n:,}"
 
     def to_dict(self) -> dict[str, Any]:
         """The result for JSON: numbers, strings, lists and objects of them. Never a secret."""
@@ -63,43 +101,97 @@ class Result(ABC):
             "pvalue": self.pvalue,
             "log10_pvalue": self.log10_pvalue,
             "alpha": self.alpha,
+            "n": self.n,
+            "statistic": self.statistic,
             "test": self.test,
+            "conclusive": self.conclusive,
+            "power_statement": self.power_statement,
             "randomness": self.randomness,
-            "warnings": self.warnings,
+            "assumptions": self.assumptions,
+            "evasions": self.evasions,
+            "warnings": list(self.warnings),
+            "discarded": dict(self.discarded),
+            **self.inputs,
         }
+
+    def rows(self) -> dict[str, str]:
+        """What is shown below the verdict: names and values."""
+        return {
+            "p-value": f"{scientific(self.log10_pvalue)}   (log10 p {self.log10_pvalue:.2f}; alpha {self.alpha:g})",
+            "test": self.test,
+        }
+
+    def __str__(self) -> str:
+        """What the command prints: the verdict, the numbers, what the p-value rests on, and notes."""
+        rows = [f"  {name:13} {value}" for name, value in self.rows().items()]
+        notes = [f"Note: {warning}" for warning in self.warnings]
+        return "\n".join([self.verdict, *rows, "", *map(paragraph, (self.randomness, *notes))])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table."""
+        return html_table(self.verdict, self.rows(), [self.randomness], self.warnings)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the result into `ax`, or into new axes; returns the axes. Needs matplotlib (the extra `plot`).
+
+        Raises:
+            StillmarkError: matplotlib is not installed.
+        """
+        ax = new_axes() if ax is None else ax
+        self._draw(ax)
+        ax.set_title(f"{self.verdict}: log10 p {self.log10_pvalue:.2f}")
+        return ax
+
+    def _draw(self, ax: Axes) -> None:
+        """The picture; here the p-value and alpha, each as evidence."""
+        bars = {"evidence": -self.log10_pvalue, "needed at alpha": -math.log10(self.alpha)}
+        ax.barh(list(bars), list(bars.values()), color=["C0", "C7"])
+        ax.set_xlabel("-log10 p")
+
+
+def new_axes() -> Axes:
+    """New axes of matplotlib. Raises StillmarkError where it is not installed."""
+    from watermark import StillmarkError
+
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise StillmarkError("matplotlib is not installed", "pip install 'stillmark[plot]'") from None
+    return plt.subplots()[1]
+
+
+def paragraph(text: str) -> str:
+    """A text in lines of at most WIDTH characters."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def html_table(title: str, rows: Mapping[str, str], texts: list[str], notes: tuple[str, ...]) -> str:
+    """A titled table of names and values as HTML, with paragraphs and notes below; everything is escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    below = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+    below += "".join(f"<p><b>Note:</b> {html.escape(note)}</p>" for note in notes)
+    return f"<div><p><b>{html.escape(title)}</b></p><table>{cells}</table>{below}</div>"
 
 
 def scientific(log10: float) -> str:
-    """A probability of this log10, as one reads it: 0.0213, 3.2e-13, 10^-4133.7."""
+    """A probability of this log10, as one reads it.
+
+    >>> scientific(-1.672), scientific(-12.5), scientific(-4133.7)
+    ('0.0213', '3.2e-13', '10^-4133.7')
+    """
     if log10 > -4:
         return f"{10**log10:.4f}"
     return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
 
 
-@dataclass(frozen=True)
-class FingerprintResult(Result):
-    """The result of one fingerprint."""
+def left_out(discarded: Mapping[str, int]) -> str:
+    """What was left out, in words.
 
-    @property
-    @abstractmethod
-    def statistic(self) -> float:
-        """What the p-value judges."""
-
-    @property
-    @abstractmethod
-    def n(self) -> int:
-        """How much evidence there was, in the test's own unit."""
-
-    @property
-    @abstractmethod
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        return []
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never a secret."""
-        return super().to_dict() | {"statistic": self.statistic, "n": self.n, "breaks": self.breaks}
+    >>> left_out({"short_context": 2, "special_token": 0})
+    '2 short context'
+    """
+    return ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in discarded.items() if count) or "nothing"

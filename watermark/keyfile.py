@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from watermark.errors import MarkError
 from watermark.io import files
+from watermark.io.fields import (
+    JsonError,
+    Types,
+    either,
+    is_int,
+    is_null,
+    is_number,
+    is_text,
+    list_of,
+    load_object,
+    wrong_field,
+)
 
 FORMAT: Final = "stillmark-mark/v1"
-
-
 CARD_FORMAT: Final = "stillmark-card/v1"
-
-
 SECRET_BYTES: Final = 32
+
+PARAMETERS: Final[Types] = {
+    "gamma": (is_number, "a number"),
+    "delta": (is_number, "a number"),
+    "width": (is_int, "an integer"),
+    "label": (is_text, "a string"),
+    "vocabulary_size": (either(is_null, is_int), "an integer, or null"),
+    "exempt": (list_of(is_int), "a list of token ids"),
+    "tokenizer": (either(is_null, is_text), "a string, or null"),
+    "tokenizer_source": (either(is_null, is_text), "a string, or null"),
+}
+"""What is stored of a mark beside its secret, in a mark and in a card."""
+
+_SHARED: Final = {"format": (is_text, "a string"), "prf": (is_text, "a string"), "scheme": (is_text, "a string")}
+CARD: Final[Types] = {**_SHARED, **PARAMETERS, "commitment": (is_text, "a string")}
+_FILES: Final[Mapping[str, Types]] = {
+    FORMAT: {**_SHARED, **PARAMETERS, "secret": (is_text, "a string")},
+    CARD_FORMAT: CARD,
+}
 
 
 def new_secret() -> bytes:
@@ -24,13 +52,13 @@ def new_secret() -> bytes:
     return secrets.token_bytes(SECRET_BYTES)
 
 
-def parse_secret(text: str) -> bytes:
+def parse_secret(text: str | bytes) -> bytes:
     """A secret out of 64 hex characters; surrounding white space is dropped.
 
     Raises:
         MarkError: anything else. The message never quotes the text.
     """
-    text = text.strip()
+    text = (text.decode("latin-1") if isinstance(text, bytes) else text).strip()
     if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
         raise MarkError(
             f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
@@ -40,26 +68,39 @@ def parse_secret(text: str) -> bytes:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; MarkError, never quoting the content, if it is none."""
+    """The fields of a mark or a card, each of its type; `what` names it in errors. Of another format: as they are.
+
+    Raises:
+        MarkError: the file cannot be read, holds no JSON object, or a field of a wrong type. The message quotes nothing
+            of it.
+    """
     try:
-        body = json.loads(path.read_bytes())
+        body: dict[str, Any] = load_object(path)
     except OSError as error:
         raise MarkError(f"{path}: cannot read the {what}: {error.strerror}") from None
-    except ValueError:
-        raise MarkError(
-            f"{path}: not a {what}: no valid JSON", "make one with: stillmark mark new --out FILE"
-        ) from None
-    if not isinstance(body, dict):
-        raise MarkError(f"{path}: not a {what}: no JSON object", "make one with: stillmark mark new --out FILE")
+    except JsonError as error:
+        raise MarkError(f"{path}: not a {what}: {error}", "make one with: stillmark mark new") from None
+    wrong = wrong_field(body, _FILES.get(str(body.get("format")), {}))
+    if wrong is not None:
+        raise MarkError(f"{path}: a field of this {what} is malformed: {wrong}", "restore it from a copy")
     return body
 
 
-def _write_new(path: Path, body: dict[str, Any], mode: int) -> None:
-    try:
-        files.create(path, (json.dumps(body, indent=1) + "\n").encode(), mode)
-    except FileExistsError:
-        raise MarkError(f"{path}: exists already", "choose another name; marks are never overwritten") from None
-    except OSError as error:
+def check_label(label: str) -> None:
+    """Raises MarkError if a label is not one line of text, which a list of labels could not name.
+
+    The empty label passes: the format's test vectors derive a child for it.
+    """
+    if not is_text(label) or label != label.strip() or "\n" in label or "\r" in label:
         raise MarkError(
-            f"{path}: cannot write: {error.strerror}", "does the folder exist, and is it writable?"
-        ) from None
+            "a label is one line of text, without white space at its ends", "a list of labels has one a line"
+        )
+
+
+def write_new(path: Path, body: dict[str, Any], mode: int) -> None:
+    """Write a mark or a card. Raises MarkError if the file exists, and InputError if it cannot be written."""
+    with files.writing(path):
+        try:
+            files.create(path, (json.dumps(body, indent=1) + "\n").encode(), mode)
+        except FileExistsError:
+            raise MarkError(f"{path}: exists already", "choose another name; marks are never overwritten") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,18 +15,35 @@ import numpy.typing as npt
 
 from watermark import prf
 from watermark.errors import MarkError
+from watermark.io.fields import wrong_field
 from watermark.kernels import Kernel, Tables
 from watermark.kernels.native import MOST_MARKS
-from watermark.keyfile import CARD_FORMAT, FORMAT, SECRET_BYTES, _write_new, read_json
+from watermark.keyfile import (
+    CARD,
+    CARD_FORMAT,
+    FORMAT,
+    PARAMETERS,
+    SECRET_BYTES,
+    check_label,
+    new_secret,
+    parse_secret,
+    read_json,
+    write_new,
+)
 from watermark.schemes import greenlist
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from watermark.tokenizers import AnyTokenizer
+
 
 SCHEME: Final = "greenlist"
 STEPS: Final = 65536
 """gamma is a multiple of 1 / STEPS: the PRF gives sixteen bits."""
+
+_LEAST_DELTA: Final = float(np.finfo(np.float32).tiny)
+_MOST_DELTA: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -40,13 +56,13 @@ class Mark:
         delta: what a green token's logit is raised by.
         width: number of preceding tokens that key the green list, 0 to 7.
         label: free text.
-        vocabulary_size: number of token ids (`len(tokenizer)`); None when no tokenizer was named.
+        vocabulary_size: number of token ids (`len(tokenizer)`), below 2**32; None when no tokenizer was named.
         exempt: token ids never biased and never scored, ascending.
         tokenizer: fingerprint of the tokenizer (`watermark.tokenizers.fingerprint`), or None.
         tokenizer_source: where that tokenizer was last seen; a convenience, no part of the identity.
 
     Raises:
-        MarkError: a parameter is out of its range.
+        MarkError: a parameter is of another type, or out of its range.
     """
 
     secret: bytes = field(repr=False)
@@ -61,22 +77,57 @@ class Mark:
     _alone: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        # no message quotes a value: it might be the secret, in the wrong place
         if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
             raise MarkError(f"a secret has {SECRET_BYTES} bytes ({2 * SECRET_BYTES} hex characters)")
-        if not (math.isfinite(self.gamma) and 0 < round(self.gamma * STEPS) < STEPS):
-            raise MarkError(f"gamma must lie between 1/{STEPS} and 1 - 1/{STEPS}, not {self.gamma}")
-        if not (math.isfinite(self.delta) and self.delta > 0):
-            raise MarkError(f"delta must be positive and finite, not {self.delta}")
+        wrong = wrong_field(vars(self), PARAMETERS)
+        if wrong is not None:
+            raise MarkError(wrong)
+        if not 0 < self.gamma < 1 or not 0 < round(self.gamma * STEPS) < STEPS:
+            raise MarkError(f"gamma must lie between 1/{STEPS} and 1 - 1/{STEPS}")
+        if not _LEAST_DELTA <= self.delta <= _MOST_DELTA:
+            raise MarkError("delta must be positive, and a number that float32 holds")
         if not 0 <= self.width <= prf.MAX_WIDTH:
-            raise MarkError(f"width must be 0 to {prf.MAX_WIDTH}, not {self.width}")
-        if self.vocabulary_size is not None and self.vocabulary_size < 1:
-            raise MarkError(f"the vocabulary must have a token, not {self.vocabulary_size}")
-        limit = prf.NO_TOKEN if self.vocabulary_size is None else self.vocabulary_size
+            raise MarkError(f"width must be 0 to {prf.MAX_WIDTH}")
+        size = self.vocabulary_size
+        if size is not None and not 1 <= size <= prf.NO_TOKEN:
+            raise MarkError(f"the vocabulary must have 1 to {prf.NO_TOKEN} tokens")
+        limit = prf.NO_TOKEN if size is None else size
         if any(not 0 <= i < limit for i in self.exempt):
-            raise MarkError(f"an exempt id lies outside the vocabulary of {limit}")
-        object.__setattr__(self, "gamma", round(self.gamma * STEPS) / STEPS)
-        object.__setattr__(self, "exempt", tuple(sorted(set(self.exempt))))
+            raise MarkError("an exempt id lies outside the vocabulary")
+        for name, value in (
+            ("gamma", round(self.gamma * STEPS) / STEPS),
+            ("delta", float(self.delta)),
+            ("width", int(self.width)),
+            ("vocabulary_size", None if size is None else int(size)),
+            ("exempt", tuple(sorted({int(i) for i in self.exempt}))),
+        ):
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "_alone", Marks((self,)))
+
+    @classmethod
+    def new(
+        cls, tokenizer: str | Path | AnyTokenizer | None = None, *, secret: bytes | None = None, **parameters: Any
+    ) -> Mark:
+        """A new mark, for a tokenizer if one is given: its fingerprint, its size, its special ids as exempt ones.
+
+        Args:
+            tokenizer: a folder, or a tokenizer that was loaded.
+            secret: 32 bytes; None: drawn from the operating system's generator.
+            parameters: gamma, delta, width, label; see the class.
+
+        Raises:
+            MarkError: a parameter is out of its range.
+            TokenizerError: the folder holds no tokenizer that can be loaded.
+
+        >>> Mark.new(delta=2.0, label="example")
+        Mark(gamma=0.25, delta=2.0, width=1, label='example', vocabulary_size=None, exempt=(), tokenizer=None)
+        """
+        if tokenizer is not None:
+            from watermark.tokenizers import of_mark
+
+            parameters = of_mark(tokenizer) | parameters
+        return cls(new_secret() if secret is None else secret, **parameters)
 
     @property
     def threshold(self) -> int:
@@ -112,7 +163,12 @@ class Mark:
         return self._alone.bias_(logits, contexts, first_token=first_token, kernel=kernel)
 
     def child(self, label: str, delta: float | None = None) -> Mark:
-        """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another delta."""
+        """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another delta.
+
+        Raises:
+            MarkError: the label is no line of text, or has white space at its ends.
+        """
+        check_label(label)
         secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
         return replace(self, secret=secret, label=label, delta=self.delta if delta is None else delta)
 
@@ -123,18 +179,20 @@ class Mark:
     def matches(self, card: dict[str, Any]) -> list[str]:
         """The names of the card's fields that differ from this mark's; empty if they belong together."""
         mine = self.card()
-        return sorted(k for k in mine.keys() | card.keys() if mine.get(k) != card.get(k))
+        wrong = {name for name in card if wrong_field({name: card[name]}, CARD) is not None}
+        return sorted(wrong | {name for name in mine.keys() | card.keys() if mine.get(name) != card.get(name)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mark to a new file of mode 0600.
 
         Raises:
-            MarkError: the file exists (a mark is never overwritten) or cannot be written.
+            MarkError: the file exists (a mark is never overwritten).
+            InputError: it cannot be written.
         """
         body = self._parameters() | {"format": FORMAT, "secret": self.secret.hex()}
         if self.tokenizer_source is not None:
             body["tokenizer_source"] = self.tokenizer_source
-        _write_new(Path(path), body, 0o600)
+        write_new(Path(path), body, 0o600)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, allow_readable: bool = False) -> Mark:
@@ -154,32 +212,24 @@ class Mark:
         if os.name == "posix" and path.stat().st_mode & 0o077 and not allow_readable:
             raise MarkError(
                 f"{path}: other users can read or change this secret (mode {path.stat().st_mode & 0o777:04o})",
-                f"chmod 600 {path}, or pass --allow-readable-mark if the folder protects it",
+                f"chmod 600 {path}, or allow it to be readable if the folder protects it",
             )
         if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") != SCHEME:
             raise MarkError(
                 f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {SCHEME}",
                 "it may come from a newer stillmark",
             )
+        parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
+        if missing := (PARAMETERS.keys() | {"secret"}) - body.keys() - {"tokenizer_source"}:
+            raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
-            return cls(
-                secret=bytes.fromhex(body["secret"]),
-                gamma=float(body["gamma"]),
-                delta=float(body["delta"]),
-                width=int(body["width"]),
-                label=str(body["label"]),
-                vocabulary_size=body["vocabulary_size"],
-                exempt=tuple(body["exempt"]),
-                tokenizer=body["tokenizer"],
-                tokenizer_source=body.get("tokenizer_source"),
-            )
-        except (KeyError, TypeError, ValueError):
-            # `from None`: the cause may quote the secret
-            raise MarkError(f"{path}: a field of this mark is missing or malformed", "restore it from a copy") from None
+            return cls(parse_secret(body["secret"]), **parameters)
+        except MarkError as error:
+            raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
     def publish(self, path: str | os.PathLike[str]) -> None:
-        """Write the card to a new file. Raises MarkError if it exists or cannot be written."""
-        _write_new(Path(path), self.card(), 0o644)
+        """Write the card to a new file. Raises MarkError if it exists, and InputError if it cannot be written."""
+        write_new(Path(path), self.card(), 0o644)
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -251,3 +301,8 @@ class Marks:
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
         """Add the marks' deltas in place to green tokens; see `watermark.schemes.greenlist.bias_`."""
         return greenlist.bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)
+
+
+def as_mark(mark: Mark | str | os.PathLike[str]) -> Mark:
+    """A mark, or the one in a file. Raises MarkError."""
+    return mark if isinstance(mark, Mark) else Mark.load(mark)

@@ -1,18 +1,44 @@
-"""Loading a causal LM from a local directory."""
+"""Loading a causal LM from a local directory: the only place where transformers builds a model from a folder.
+
+Nothing in a folder is ever run: no code of its own, no kernel that its configuration names, no pickle, no adapter from
+elsewhere. And what is loaded is what the folder holds: a tensor that is missing is an error, since transformers would
+draw it at random.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from watermark import tokenizers
 from watermark.errors import ModelError
+from watermark.extras import require
+from watermark.folder import (
+    check_folder,
+    model_files,
+    printable,
+    read_config,
+    tensor_files,
+)
 from watermark.mark import Mark
+from watermark.structure import check_stored, check_whole, within_bounds
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+DEPTH: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+"""What a configuration calls its number of layers."""
+
+_NUMBERS: Final = re.compile(r"(?<=\.)\d{1,6}(?=\.)|^\d{1,6}(?=\.)")
+_MORE_LAYERS: Final = 64  # than the tensors' names tell of: of a configuration that counts in another way
+_NEVER_RUN: Final = "no code of a model folder is ever run"
 
 
 def fast_bfloat16() -> bool:
@@ -28,33 +54,53 @@ def fast_bfloat16() -> bool:
 
 
 def load_model(
-    path: Path, mark: Mark | None = None, dtype: torch.dtype | None = None
+    path: str | Path, mark: Mark | None = None, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM, in evaluation mode, and its tokenizer; on the GPU if there is one.
 
     Args:
-        path: the directory.
+        path: the directory: safetensors, and an architecture that transformers itself knows.
         mark: what will be embedded or tested: the tokenizer must be its own.
         dtype: of the weights; None: bfloat16 where the machine is fast at it, else float32.
 
     Raises:
-        ModelError: the directory holds no causal LM that transformers can load, or one too narrow for the mark.
+        ModelError: the directory holds no causal LM that transformers can load, or only a part of one, or one that
+            needs code of its own, an adapter or pickled weights, or one too narrow for the mark.
         TokenizerError: it has no tokenizer, or not the mark's.
     """
+    require("torch", "transformers")
+    path = Path(path)
+    check_folder(path)
+    model_files(path)
+    where = tensor_files(path)
+    config = _load_config(path, where, own_code=False)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    require("torch", "transformers")
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load_transformers(path)
     if mark is not None:
         tokenizers.check(mark, tokenizer, path)
     dtype = dtype or (torch.bfloat16 if fast_bfloat16() else torch.float32)
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its readers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: no causal LM that transformers can load: {reason}") from error
+    quantized = is_quantized(config)
+    if not quantized:
+        check_stored(path, where)
+    _build(path, config, where)  # within bounds, before anything takes memory
+    with _reasons(path), _without_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # an error of ours, which names them
+        )
+    model: PreTrainedModel = loaded[0]
+    check_whole(path, model, loaded[1], where, quantized)
     columns = model.config.get_text_config().vocab_size
     if mark is not None and mark.vocabulary_size is not None and columns < mark.vocabulary_size:
         raise ModelError(f"{path}: the model has {columns} token ids, the mark's vocabulary {mark.vocabulary_size}")
@@ -63,11 +109,120 @@ def load_model(
     return model, tokenizer
 
 
-def model_digest(path: Path) -> str:
-    """SHA-256 in hex over a model folder's configuration, tokenizer and weights."""
+def architecture(path: Path) -> tuple[frozenset[str], str] | None:
+    """Names of the tensors that a folder's architecture has a place for, and the prefix that may be missing from them.
+
+    None where transformers itself does not know the architecture. No weights are loaded.
+
+    Raises:
+        ModelError: the configuration cannot be read, or asks for more than the folder's weights.
+    """
+    if not read_config(path):
+        return None
+    where = tensor_files(path)
+    try:
+        model = _build(path, _load_config(path, where, own_code=True), where)
+    except _UnknownError:
+        return None
+    return frozenset(model.state_dict()), str(model.base_model_prefix)
+
+
+def model_digest(path: str | Path) -> str:
+    """SHA-256 in hex over the names and contents of `watermark.folder.model_files`. Raises ModelError."""
     digest = hashlib.sha256()
-    for file_path in sorted(found for kind in ("*.json", "*.safetensors", "*.bin") for found in path.glob(kind)):
-        digest.update(file_path.name.encode())
-        with file_path.open("rb") as file:
+    for name, found in model_files(Path(path)).items():
+        digest.update(f"{len(name.encode())} {name}".encode())
+        with found.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+class _UnknownError(ModelError):
+    """A folder of which transformers cannot make a model."""
+
+
+@contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Turns whatever transformers raises about a folder into a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers raise
+        reason = printable(error) or type(error).__name__
+        if "WatermarkingConfig" in reason:
+            hint: str | None = "remove watermarking_config from its generation_config.json"
+        else:
+            hint = f"its own code is not an option: {_NEVER_RUN}" if any(path.glob("*.py")) else None
+        raise _UnknownError(f"{path}: no causal LM that transformers can load: {reason}", hint) from error
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from logging the tensors that do not fit: `check_whole` says it, or they do not matter."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
+
+
+def _load_config(path: Path, where: Iterable[str], *, own_code: bool) -> PretrainedConfig:
+    """A folder's configuration, without what would load code or weights from elsewhere.
+
+    own_code: accept a folder that names code of its own, which is then ignored.
+    """
+    found = read_config(path)
+    if not found:
+        raise ModelError(f"{path}: holds no config.json", "name a directory that save_pretrained wrote")
+    if found.get("auto_map") and not own_code:
+        raise ModelError(
+            f"{path}: its configuration names code of its own (auto_map), and {_NEVER_RUN}",
+            "if transformers itself knows the architecture, test a copy of the folder without auto_map; "
+            "else serve the model elsewhere and test the endpoint",
+        )
+    for name in ("transformers_weights", "configuration_files"):
+        if found.get(name):
+            raise ModelError(
+                f"{path}: its configuration names other weights or files", f"remove {name} from config.json"
+            )
+    highest = max((int(number) for name in where for number in _NUMBERS.findall(name)), default=-1)
+    for part in (found, *(value for value in found.values() if isinstance(value, dict))):
+        for name in DEPTH:
+            number = part.get(name)
+            if isinstance(number, (int, float)) and not 0 < number <= highest + 1 + _MORE_LAYERS:
+                raise ModelError(
+                    f"{path}: {name} is {printable(number)}, and the highest number of a layer among the tensors is "
+                    f"{highest}",
+                    "config.json and the weights are not of one model",
+                )
+    from transformers import AutoConfig
+
+    with _reasons(path):
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
+        # None: transformers' own choice. A folder could name a kernel on the hub, which is compiled code.
+        config._attn_implementation = None
+        config._experts_implementation = None
+        if hasattr(config, "fusion_config"):
+            del config.fusion_config
+    return config
+
+
+def is_quantized(config: PretrainedConfig) -> bool:
+    """Whether a configuration says that the weights are stored in fewer bits."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _build(path: Path, config: PretrainedConfig, where: dict[str, Path]) -> PreTrainedModel:
+    """The model without its weights, on the meta device; ModelError if it is much larger than its files."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _reasons(path), within_bounds(path, where, is_quantized(config)), torch.device("meta"):
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return made

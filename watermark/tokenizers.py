@@ -1,15 +1,22 @@
-"""Tokenizers at the edge: loading one, and a fingerprint that says whether it is the mark's."""
+"""Tokenizers at the edge: loading one, and a fingerprint that says whether it is the mark's.
+
+The mark's side needs text to ids and no model: `load` reads `tokenizer.json` by `tokenizers` alone. A model's own
+tokenizer, with its chat template, comes from transformers (`load_transformers`). Both give the same ids.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from watermark.errors import TokenizerError
+from watermark.errors import StillmarkError, TokenizerError
+from watermark.extras import available, require
 from watermark.mark import Mark
 
 if TYPE_CHECKING:
@@ -23,34 +30,162 @@ PROBE: Final = (
 """Fixed for ever: what a tokenizer makes of it is part of its fingerprint."""
 
 
-def quiet_transformers() -> None:
-    """Turn off transformers' progress bars and warnings about what we do on purpose (long sequences, say)."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that transformers draws without asking its own setting
-    from transformers.utils import logging
+@dataclass(frozen=True, repr=False, eq=False)
+class Tokenizer:
+    """Text to ids and back, without special tokens, truncation or padding.
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    Attributes:
+        source: the folder it was read from.
+        special_ids: every id that the tokenizer calls special, ascending.
+    """
+
+    source: Path
+    special_ids: tuple[int, ...]
+    _encode: Callable[[list[str]], list[list[int]]]
+    _decode: Callable[[list[int], bool], str]
+    _vocabulary: Callable[[], dict[str, int]]
+    _size: int
+
+    def __len__(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self._size
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of every token, added tokens included."""
+        return self._vocabulary()
+
+    def encode(self, text: str, add_special_tokens: Literal[False] = False) -> list[int]:
+        """Token ids of a text; a special token that is written out in it becomes its id.
+
+        add_special_tokens: for callers to whom one of transformers' own tokenizers is as welcome.
+
+        Raises:
+            TokenizerError: the tokenizer fails on this text.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, on all cores. Raises TokenizerError if the tokenizer fails on one of them."""
+        with _failures(f"{self.source}: this tokenizer fails on a text"):
+            return self._encode(list(texts))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; an id that is no token's gives none.
+
+        Raises:
+            TokenizerError: the tokenizer fails on these ids.
+        """
+        with _failures(f"{self.source}: this tokenizer fails on token ids"):
+            return self._decode(list(ids), skip_special_tokens)
 
 
-def load(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a local directory, by transformers.
+AnyTokenizer: TypeAlias = "Tokenizer | PreTrainedTokenizerBase"
+"""Ours, or one of transformers' own."""
+
+
+def load(path: str | Path) -> Tokenizer:
+    """A tokenizer from a local folder. No code from the folder is run.
+
+    `tokenizer.json` is read by `tokenizers` alone. transformers, if it is installed, loads the others: folders without
+    this file, and tokenizers of a class that `watermark.tokenizer_files` does not know.
 
     Raises:
-        TokenizerError: no such directory, or no tokenizer in it.
+        TokenizerError: no such folder, no tokenizer in it, or one that needs transformers where that is missing.
     """
-    if not Path(path).is_dir():
-        raise TokenizerError(f"{path}: no such directory", "name the directory that holds tokenizer.json")
+    from watermark import tokenizer_files
+
+    folder = _folder(path)
+    with _failures(f"{folder}: no tokenizer that can be loaded"):
+        try:
+            backend, special, settings = tokenizer_files.build(folder)
+        except tokenizer_files.UnknownClassError as reason:
+            if not available("transformers"):
+                raise TokenizerError(
+                    f"{folder}: this tokenizer needs transformers: {reason}", "pip install 'stillmark[torch]'"
+                ) from None
+            return _from_transformers(folder)
+        named = {backend.token_to_id(token) for token in special}
+        added = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        cleans_up = settings.get("clean_up_tokenization_spaces") and type(backend.model).__name__ != "BPE"
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(ids: list[int], skip_special_tokens: bool) -> str:
+        text = backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return _without_spaces(text) if cleans_up else text
+
+    ids = tuple(sorted(i for i in named | added if i is not None))
+    return Tokenizer(folder, ids, encode, decode, backend.get_vocab, backend.get_vocab_size())
+
+
+def _without_spaces(text: str) -> str:
+    """Text without spaces before punctuation, as some WordPiece tokenizers ask for."""
+    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(spaced, spaced.strip())
+    return text
+
+
+def _from_transformers(folder: Path) -> Tokenizer:
+    """The tokenizer that transformers loads, with our interface."""
+    loaded = load_transformers(folder)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = loaded(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return ids
+
+    def decode(ids: list[int], skip_special_tokens: bool) -> str:
+        return str(loaded.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    return Tokenizer(folder, special_ids(loaded), encode, decode, loaded.get_vocab, len(loaded))
+
+
+def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
+    """A model's own tokenizer with its chat template, by transformers. No code from the folder is run.
+
+    Raises:
+        TokenizerError: no such folder, or no tokenizer in it that transformers can load.
+        MissingExtraError: transformers is not installed.
+    """
+    from watermark.tokenizer_files import read_json
+
+    folder = _folder(path)
+    require("transformers")
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # transformers raises whatever its readers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TokenizerError(f"{path}: no tokenizer that transformers can load: {reason}") from error
+    with _failures(f"{folder}: no tokenizer that transformers can load"):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            read_json(folder / name)  # refuses what is no file, or too large
+        # an absolute path: transformers compares it with names of models on its hub
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder.absolute()), local_files_only=True, trust_remote_code=False
+        )
     return tokenizer
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def _folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise TokenizerError(f"{path}: no such directory", "name the directory that holds tokenizer.json")
+    return Path(path)
+
+
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """Turns whatever the readers of a tokenizer raise into a TokenizerError; their panics are no Exceptions."""
+    try:
+        yield
+    except StillmarkError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise TokenizerError(f"{what}: {reason}") from error
+
+
+def fingerprint(tokenizer: AnyTokenizer) -> str:
     """SHA-256 over the vocabulary with its ids and over the ids of a fixed text, 64 hex characters.
 
     It tells tokenizers apart by what they do, so that saving one again, or with another version of a
@@ -61,42 +196,63 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, ids]).encode()).hexdigest()
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def special_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
     """Every id that the tokenizer calls special, ascending."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.special_ids
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_ids)))
 
 
-def new_mark(secret: bytes, tokenizer_dir: str | Path | None = None, **parameters: object) -> Mark:
-    """A mark for a tokenizer: its fingerprint, its size, and its special ids as the exempt ones."""
-    if tokenizer_dir is not None:
-        tokenizer = load(tokenizer_dir)
-        parameters |= {
-            "vocabulary_size": len(tokenizer),
-            "exempt": special_ids(tokenizer),
-            "tokenizer": fingerprint(tokenizer),
-            "tokenizer_source": str(Path(tokenizer_dir).resolve()),
-        }
-    return Mark(secret, **parameters)  # type: ignore[arg-type]
+def of_mark(tokenizer: str | Path | AnyTokenizer) -> dict[str, Any]:
+    """What a mark keeps of its tokenizer: the size, the special ids as the exempt ones, the fingerprint, the folder."""
+    source = None
+    if isinstance(tokenizer, (str, Path)):
+        source = str(Path(tokenizer).resolve())
+        tokenizer = load(tokenizer)
+    return {
+        "vocabulary_size": len(tokenizer),
+        "exempt": special_ids(tokenizer),
+        "tokenizer": fingerprint(tokenizer),
+        "tokenizer_source": source,
+    }
 
 
-def load_for(mark: Mark, path: str | Path | None = None) -> PreTrainedTokenizerBase:
+def load_for(mark: Mark, path: str | Path | None = None) -> Tokenizer:
     """The mark's tokenizer, from `path` or from where it was when the mark was made.
 
     Raises:
         TokenizerError: there is none, or it is not the one the mark was made for.
     """
-    source = path or mark.tokenizer_source
-    if source is None:
-        raise TokenizerError("this mark names no tokenizer", "pass --tokenizer DIR")
-    if path is None and not Path(source).is_dir():
-        raise TokenizerError(f"the mark's tokenizer is no longer at {source}", "pass --tokenizer DIR")
+    source = _source(mark, path)
     tokenizer = load(source)
     check(mark, tokenizer, source)
     return tokenizer
 
 
-def check(mark: Mark, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+def load_transformers_for(mark: Mark, path: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The same as transformers' own tokenizer, where its chat template is needed.
+
+    Raises:
+        TokenizerError: there is none, or it is not the one the mark was made for.
+        MissingExtraError: transformers is not installed.
+    """
+    source = _source(mark, path)
+    tokenizer = load_transformers(source)
+    check(mark, tokenizer, source)
+    return tokenizer
+
+
+def _source(mark: Mark, path: str | Path | None) -> str | Path:
+    source = path or mark.tokenizer_source
+    if source is None:
+        raise TokenizerError("this mark names no tokenizer", "name the folder that holds its tokenizer.json")
+    if path is None and not Path(source).is_dir():
+        raise TokenizerError(f"the mark's tokenizer is no longer at {source}", "name the folder where it is now")
+    return source
+
+
+def check(mark: Mark, tokenizer: AnyTokenizer, source: str | Path) -> None:
     """Raises TokenizerError if the mark was made for another tokenizer."""
     if mark.tokenizer is not None and fingerprint(tokenizer) != mark.tokenizer:
         raise TokenizerError(
@@ -117,9 +273,17 @@ def encoder(mark: Mark, path: Path | None) -> Encode:
     def encode(texts: list[str]) -> list[list[int]]:
         nonlocal tokenizer
         if tokenizer is None:
-            quiet_transformers()
             tokenizer = load_for(mark, path)
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return ids
+        return tokenizer.encode_batch(texts)
 
     return encode
+
+
+def quiet_transformers() -> None:
+    """Turn off transformers' progress bars and warnings about what we do on purpose (long sequences, say)."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that transformers draws without asking its own setting
+    if available("transformers"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]

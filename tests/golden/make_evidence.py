@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tests import small
+from verify.data.outputs import Output
 from verify.fingerprint.canaries import served
 from verify.fingerprint.planted import ANSWERS, questions
-from verify.outputs import Output
 
 EVIDENCE = Path(__file__).with_name("evidence")
 

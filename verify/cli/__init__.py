@@ -8,26 +8,29 @@ import click
 
 from verify.cli import (
     attribute,
+    corpus,
     count_contexts,
     demo,
-    fingerprint,
+    fingerprints,
     generate,
-    lineage,
     mark,
     power,
     probes,
+    protect,
     student,
+    test,
     verify,
 )
-from watermark import StillmarkError, __stillmark__
+from verify.cli.common import in_cli_words
+from watermark import StillmarkError, __stillmark__, extras
 
 
 class _Failure(click.ClickException):
     """A StillmarkError as click shows it: message, hint, and the error's own exit code."""
 
     def __init__(self, error: StillmarkError) -> None:
-        super().__init__(str(error) + (f"\nHint: {error.hint}" if error.hint else ""))
-        vars(self)["exit_code"] = error.exit_code
+        super().__init__(in_cli_words(str(error) + (f"\nHint: {error.hint}" if error.hint else "")))
+        vars(self)["exit_code"] = error.exit_code  # click declares it for the class alone
 
 
 class _Group(click.Group):
@@ -36,6 +39,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except StillmarkError as error:
             raise _Failure(error) from error
+        except ModuleNotFoundError as error:
+            if named := extras.missing(error):
+                raise _Failure(named) from error
+            raise
 
 
 @click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,14 +51,17 @@ def main() -> None:
     """Mark what a language model writes; test whether another model was trained on it."""
 
 
+test.test.add_command(corpus.corpus)
+for one in (fingerprints.weights, fingerprints.agreement, fingerprints.planted, fingerprints.canaries):
+    test.test.add_command(one)
 main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
 main.add_command(attribute.attribute)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)
-main.add_command(fingerprint.fingerprint)
-main.add_command(lineage.lineage)
+main.add_command(test.test)
+main.add_command(protect.protect)
 main.add_command(power.power)
 main.add_command(student.student)
 main.add_command(demo.demo)

@@ -3,109 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from verify.cli.common import (
     FILE,
     alpha_option,
+    command,
+    fail_on_option,
     json_option,
     load_mark,
     mark_option,
-    print_json,
     progress,
+    show,
     skip_bad_option,
     tokenizer_option,
     unmarked_prompts_option,
 )
-from verify.cli.results import mention_bad
-from verify.progress import count_up
-from verify.results import scientific
-from watermark import InputError
-from watermark.tokenizers import encoder
-
-if TYPE_CHECKING:
-    from verify.radioactivity.attribution import Attribution
+from verify.results import NO_VERDICT
 
 
-@click.command()
+@command("attribute", example="attribute --mark demo/demo.mark --labels customers.txt demo/marked_teacher.jsonl")
 @mark_option()
-@click.option("--labels", "labels_path", type=FILE, required=True, help="Text file: a label a line.")
+@click.option("--labels", type=FILE, required=True, help="Text file: a label a line.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @unmarked_prompts_option
 @tokenizer_option
 @alpha_option
 @skip_bad_option
-@click.option("--fail-on", type=click.Choice(["attributed", "none", "ambiguous"]), help="Exit with status 3 if so.")
+@fail_on_option("attributed", "none", "ambiguous", NO_VERDICT)
 @json_option
-@click.pass_context
 def attribute(
-    ctx: click.Context,
     mark_path: Path,
     allow_readable: bool,
-    labels_path: Path,
+    labels: Path,
     outputs: tuple[Path, ...],
-    unmarked_prompts: bool,
-    tokenizer: Path | None,
-    alpha: float,
-    skip_bad: bool,
     fail_on: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the customers (months, ...) whose marked outputs a suspect's text shows.
 
     --mark names the parent, of which each label's mark was derived (`stillmark mark derive`). OUTPUTS are records as
-    in `verify text`. The chance of naming any wrong label is at most alpha, over all labels. The answer may be a set
-    of labels, nobody (`none`), or `ambiguous`: some label's mark is there, and it cannot be told whose.
+    in `stillmark test text`. The chance of naming any wrong label is at most alpha, over all labels. The answer may be
+    a set of labels, nobody (`none`), or `ambiguous`: some label's mark is there, and it cannot be told whose.
     """
-    from verify.data.outputs import Reading, read_outputs
-    from verify.data.pairs import extract
-    from verify.radioactivity import attribution
+    import verify
 
     mark = load_mark(mark_path, allow_readable)
-    labels = attribution.read_labels(labels_path)
-    reading = Reading()
-    stream = read_outputs(
-        outputs,
-        encode=encoder(mark, tokenizer),
-        vocabulary_size=mark.vocabulary_size,
-        need_prompts=not unmarked_prompts,
-        skip_bad=skip_bad,
-        reading=reading,
-    )
-    written = list(stream)
-    if any(output.sequential for output in written):
-        raise InputError(outputs[0], 0, "holds answers that were collected until the evidence sufficed", "no such text")
-    pairs = extract(written, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
-    with progress("trying labels", "labels") as update:
-        result = attribution.attribute(mark, labels, pairs, alpha, count_up(update, len(labels)))
-    if as_json:
-        print_json(result.to_dict() | {"files": [str(path) for path in outputs], "bad_records": reading.bad})
-    else:
-        _print(result)
-    for warning in result.warnings:
-        click.echo(f"Note: {warning}", err=True)
-    mention_bad(reading.bad, reading.first_bad)
-    if fail_on == result.verdict:
-        ctx.exit(3)
-
-
-def _print(result: Attribution) -> None:
-    click.secho(result.verdict, bold=True)
-    for one in result.found:
-        click.echo(
-            f"  {one.label:24} adjusted p {scientific(one.log10_pvalue_adjusted)}   "
-            f"(log10 p {one.log10_pvalue:.2f}; green rate {one.green_rate:.4f})"
-        )
-    least = result.detectable_rate
-    could = "nothing: too few pairs" if least is None else f"a green rate of {least:.4f} or more, with 90 % power"
-    rows = {
-        "labels": f"{len(result.labels):,}, adjusted over all by Holm's method; alpha {result.alpha:g}",
-        "pairs scored": f"{result.n:,} distinct, of {result.pairs.positions:,} positions",
-        "all labels": f"{scientific(result.log10_pvalue_joint)}   (is any of their marks there)",
-        "the parent": f"{scientific(result.log10_pvalue_parent)}   (is its own mark there)",
-        "could be seen": could,
-    }
-    for name, value in rows.items():
-        click.echo(f"  {name:13} {value}")
+    result = verify.attribute(mark, labels, outputs, progress=progress, **options)
+    show(result, as_json=as_json, fail_on=fail_on)

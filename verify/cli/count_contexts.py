@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, json_option, load_mark, mark_option, print_json, tokenizer_option
-from watermark.tokenizers import encoder
+from verify.cli.common import FILE, command, json_option, load_mark, mark_option, print_json, progress, tokenizer_option
 
 
-@click.command("count-contexts")
+@command(
+    "count-contexts",
+    example="count-contexts --mark demo/demo.mark demo/unmarked_teacher.jsonl --out contexts.parquet",
+)
 @mark_option()
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="Parquet: each context and how often it was emitted.")
@@ -24,18 +26,11 @@ def count_contexts(
     Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
     depend on the key, a little: each test that uses them says so.
     """
-    from verify.data import context_counts as counting
-    from verify.data.outputs import read_outputs
+    from verify.data.context_counts import count_contexts
 
-    mark = load_mark(mark_path, allow_readable)
-    stream = list(read_outputs(outputs, encode=encoder(mark, tokenizer), vocabulary_size=mark.vocabulary_size))
-    kinds = {output.marked for output in stream}
-    marked = True if True in kinds else None if None in kinds else False
-    counted = counting.count_contexts(stream, mark.width, mark.exempt, marked)
-    counting.save(counted, out)
-    found = {"out": str(out), "contexts": len(counted.counts), "tokens": int(counted.counts.sum()), "marked": marked}
+    counted = count_contexts(outputs, load_mark(mark_path, allow_readable), tokenizer=tokenizer, progress=progress)
+    counted.save(out)
     if as_json:
-        print_json(found)
+        print_json({"out": str(out)} | counted.to_dict())
     else:
-        carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[marked]
-        click.echo(f"wrote {found['contexts']:,} contexts of {found['tokens']:,} {carries} tokens to {out}")
+        click.echo(f"wrote {counted} to {out}")

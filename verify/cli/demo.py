@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, json_option, print_json
+from verify.cli.common import FILE, command, json_option, print_json
 from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ QUIET: Final = 30.0
 """Seconds between two lines of progress, where there is no terminal for a bar."""
 
 
-@click.command()
+@command("demo", example="demo --out demo")
 @click.option("--model", type=FILE, help="Folder of a causal LM to use as teacher, instead of SmolLM2-135M-Instruct.")
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder for all that the demo makes.")
 @json_option
 def demo(model: Path | None, out: Path, as_json: bool) -> None:
     """Mark a teacher, train a student on it, and tell that student from innocent models.
 
-    Takes three to six minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
+    Takes two to four minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
     """
     from verify.planning import demo as script
 

@@ -9,6 +9,7 @@ import click
 from verify.cli.common import (
     FILE,
     allow_readable_option,
+    command,
     json_option,
     load_mark,
     print_json,
@@ -17,7 +18,10 @@ from verify.cli.common import (
 from watermark.tokenizers import quiet_transformers
 
 
-@click.command()
+@command(
+    "generate",
+    example="generate --model MODEL --mark demo/demo.mark --prompts demo/prompts.jsonl --out outputs.jsonl",
+)
 @click.option("--model", type=FILE, required=True, help="Folder of a causal LM and its tokenizer.")
 @click.option("--mark", "mark_paths", type=FILE, multiple=True, help="A mark file; may be repeated: biases add.")
 @allow_readable_option
@@ -46,29 +50,23 @@ def generate(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Result prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
+    """Answer prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
-    from watermark import generate as generation
-    from watermark.io.prompts import read_prompts
+    from watermark import generate as sample
+    from watermark.generation import Sampling, commitments_of
 
     marks = [load_mark(path, allow_readable) for path in mark_paths]
-    asked = read_prompts(prompts)
-    sampling = generation.Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
     quiet_transformers()
-    records = tokens = 0
     with progress("generating", "records") as update:
-
-        def count(new_records: int, new_tokens: int) -> None:
-            nonlocal records, tokens
-            records, tokens = records + new_records, tokens + new_tokens
-            update(records, len(asked))
-
-        written = generation.generate(model, asked, out, marks=marks, sampling=sampling, progress=count)
+        found = sample(model, prompts, mark=marks, sampling=sampling, out=out, progress=update)
+    new = [one for one in found if one.new]
+    tokens = sum(len(one.output_ids) for one in new)
     if as_json:
-        commitments = generation.commitments_of(marks)
-        print_json({"out": str(out), "records": records, "written": written, "tokens": tokens, "mark": commitments})
+        about = {"records": len(found), "written": len(new), "tokens": tokens, "mark": commitments_of(marks)}
+        print_json({"out": str(out)} | about)
     else:
-        kept = f", {records - written} were there" if records > written else ""
-        click.echo(f"wrote {written} records, {tokens} tokens, to {out}{kept}")
+        kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
+        click.echo(f"wrote {len(new)} records, {tokens} tokens, to {out}{kept}")

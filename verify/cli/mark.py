@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, allow_readable_option, json_option, load_mark, print_json
+from verify.cli.common import FILE, Command, allow_readable_option, json_option, load_mark, print_json
 from watermark import Mark, MarkError
-from watermark.keyfile import CARD_FORMAT, new_secret, parse_secret, read_json
+from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
 
 
 @click.group()
@@ -18,7 +18,7 @@ def mark() -> None:
     """Make a mark, and what belongs to it: its card, its children."""
 
 
-@mark.command()
+@mark.command("new", cls=Command, example="mark new --out teacher.mark --tokenizer MODEL --label my-teacher")
 @click.option("--out", type=FILE, required=True, help="Where to write the mark (mode 0600); must not exist.")
 @click.option("--gamma", type=float, default=0.25, show_default=True, help="Fraction of the vocabulary that is green.")
 @click.option("--delta", type=float, default=1.0, show_default=True, help="What a green token's logit is raised by.")
@@ -38,10 +38,8 @@ def new(
     as_json: bool,
 ) -> None:
     """Draw a secret and write a new mark."""
-    from watermark.tokenizers import new_mark
-
-    secret = parse_secret(sys.stdin.read()) if secret_stdin else new_secret()
-    made = new_mark(secret, tokenizer, gamma=gamma, delta=delta, width=width, label=label)
+    secret = parse_secret(sys.stdin.buffer.read()) if secret_stdin else None
+    made = Mark.new(tokenizer, gamma=gamma, delta=delta, width=width, label=label, secret=secret)
     made.save(out)
     if made.gamma != gamma:
         click.echo(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", err=True)
@@ -50,7 +48,7 @@ def new(
     _print(made, as_json, f"wrote {out}: keep it as you keep a private key")
 
 
-@mark.command()
+@mark.command("show", cls=Command, example="mark show demo/demo.mark")
 @click.argument("file", type=FILE)
 @allow_readable_option
 @json_option
@@ -63,7 +61,7 @@ def show(file: Path, allow_readable: bool, as_json: bool) -> None:
         _print(load_mark(file, allow_readable), as_json)
 
 
-@mark.command()
+@mark.command("publish", cls=Command, example="mark publish demo/demo.mark --out demo.card")
 @click.argument("file", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Where to write the card; must not exist.")
 @allow_readable_option
@@ -78,7 +76,7 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
     _print(loaded, as_json, f"wrote {out}")
 
 
-@mark.command()
+@mark.command("derive", cls=Command, example="mark derive demo/demo.mark --label customer-17 --out customer-17.mark")
 @click.argument("file", type=FILE)
 @click.option("--label", required=True, help="Whom or what the child is for: a customer, a month, ...")
 @click.option("--out", type=FILE, required=True, help="Where to write the child mark (mode 0600); must not exist.")
@@ -87,16 +85,16 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
 @json_option
 def derive(file: Path, label: str, out: Path, delta: float | None, allow_readable: bool, as_json: bool) -> None:
     """Write the child mark for a label: same parameters (perhaps another delta), a secret of its own."""
-    if not label.strip() or label != label.strip() or len(label.splitlines()) > 1:
-        raise MarkError(
-            "a label is one line of text, without white space at its ends", "as `stillmark attribute --labels` reads it"
-        )
+    if not label:
+        raise MarkError("a label is one line of text, not none", "name whom or what the child is for")
     child = load_mark(file, allow_readable).child(label, delta)
     child.save(out)
     _print(child, as_json, f"wrote {out}: keep it as you keep a private key")
 
 
-@mark.command()
+@mark.command(
+    "check", cls=Command, example="mark publish demo/demo.mark --out demo.card\nmark check demo.card demo/demo.mark"
+)
 @click.argument("card", type=FILE)
 @click.argument("file", type=FILE)
 @allow_readable_option

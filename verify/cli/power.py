@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import click
 
-from verify.cli.common import json_option, print_json
+from verify.cli.common import command, json_option, print_json
 
 
-@click.command()
+@command("power", example="power --access text --delta 1\npower --access top20 --delta 2 --price-in 1 --price-out 4")
 @click.option("--access", type=click.Choice(["text", "top20", "weights"]), required=True, help="What you can get.")
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Whether you have the parent, say.")
 @click.option("--delta", type=click.FloatRange(0, min_open=True), help="The mark's delta.")
@@ -25,58 +25,19 @@ from verify.cli.common import json_option, print_json
 @click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens.")
 @click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens.")
 @json_option
-def power(
-    access: str,
-    reference: bool,
-    delta: float | None,
-    width: int,
-    share: float,
-    effect: float | None,
-    gamma: float,
-    alpha: float,
-    power: float,
-    prompt_tokens: int,
-    answer_tokens: int,
-    price_in: float | None,
-    price_out: float | None,
-    as_json: bool,
-) -> None:
+def power(as_json: bool, **options: Any) -> None:
     """How many tokens a test will take, and what they cost.
 
     With --delta the answer comes from students that were trained and measured here: the order of magnitude for a
     student like these. Before you rely on it, train a student of your own (`stillmark student`). With --effect it is
     exact, for the binomial test of text.
     """
-    from verify.planning import power as planning
+    from verify.planning.power import power
 
-    if (delta is None) == (effect is None):
-        raise click.UsageError("name either --delta or --effect")
-    if effect is not None:
-        if access != "text":
-            raise click.UsageError("--effect is a green rate of text: it goes with --access text")
-        pairs = planning.pairs_for_effect(effect, gamma, alpha, power)
-        basis = "exact binomial test, distinct pairs: tokens that repeat a pair come on top"
-        need = planning.TokenBudget(pairs, False, basis)
-    else:
-        assert delta is not None
-        test = planning.TESTS[access, reference]
-        need = planning.tokens_needed(test, delta, width, gamma=gamma, alpha=alpha, power=power, share=share)
-    requests = 0 if access == "weights" else math.ceil(need.tokens / answer_tokens)
-    billed = 0 if access == "weights" else need.tokens + requests * prompt_tokens
-    money = None
-    if price_in is not None or price_out is not None:
-        money = (requests * prompt_tokens * (price_in or 0) + need.tokens * (price_out or 0)) / 1e6
-        money = 0.0 if access == "weights" else money
+    found = power(**options)
     if as_json:
-        print_json({
-            "access": access, "reference": reference, "delta": delta, "width": width, "share": share, "effect": effect,
-            "gamma": gamma, "alpha": alpha, "power": power, "tokens": need.tokens, "extrapolated": need.extrapolated,
-            "requests": requests, "billed_tokens": billed, "money": money, "basis": need.basis,
-        })  # fmt: skip
+        print_json(found.to_dict())
         return
-    click.secho(f"about {need.tokens:,} {'positions' if access == 'weights' else 'tokens'}", bold=True)
-    if access != "weights":
-        click.echo(f"  {'requests':10} {requests:,}, {billed:,} tokens billed with their prompts")
-    if money is not None:
-        click.echo(f"  {'cost':10} {money:,.2f}")
-    click.echo(f"  {'basis':10} {need.basis}{'; beyond what was measured' if need.extrapolated else ''}")
+    number, _, rest = str(found).partition("\n")
+    click.secho(number, bold=True)
+    click.echo(rest)

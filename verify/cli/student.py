@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, json_option, print_json, progress
+from verify.cli.common import FILE, command, json_option, print_json, progress
 from watermark.tokenizers import quiet_transformers
 
 
-@click.command()
+@command("student", example="student --base MODEL --outputs demo/marked_teacher.jsonl --out student")
 @click.option("--base", type=FILE, required=True, help="Folder of the model to start from.")
 @click.option("--outputs", type=FILE, required=True, multiple=True, help="Outputs to train on; may be repeated.")
 @click.option("--out", type=FILE, required=True, help="Folder for the student; must not exist.")
@@ -45,6 +45,6 @@ def student(
     with progress("training", "steps") as update:
         trained = train_student(base, outputs, out, training, update)
     if as_json:
-        print_json({"out": str(out), "records": trained.records, "tokens": trained.tokens, "loss": trained.loss})
+        print_json(trained.to_dict())
     else:
-        click.echo(f"trained {out} on {trained.records} records, {trained.tokens} tokens; mean loss {trained.loss:.3f}")
+        click.echo(str(trained))

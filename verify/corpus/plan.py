@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,18 @@ from typing import Final
 from verify.data.outputs import Part, no_records, split
 from watermark import InputError, Mark
 from watermark.io import files
+from watermark.io.fields import (
+    JsonError,
+    Types,
+    either,
+    is_flag,
+    is_int,
+    is_null,
+    is_number,
+    is_text,
+    load_object,
+    wrong_field,
+)
 from watermark.tokenizers import Encode
 
 FORMAT: Final = "stillmark-corpus/v1"
@@ -23,6 +34,8 @@ ITEM_TOKENS: Final = 1 << 20
 
 PART_TOKENS: Final = 1 << 21
 """About how many tokens' pairs a partition holds."""
+
+MAX_PARTITIONS: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class CorpusPlan:
         number = {path: i for i, (path, _, _) in enumerate(self.files)}
         items = [[[number[str(p.path)], p.line, p.start, p.stop, p.group] for p in item] for item in self.items]
         body = {"settings": vars(self.settings), "files": self.files, "partitions": self.partitions, "items": items}
-        files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
+        with files.writing(folder):
+            files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
 
     @classmethod
     def load(cls, folder: Path) -> CorpusPlan | None:
@@ -78,18 +92,43 @@ class CorpusPlan:
         """
         path = folder / "run.json"
         try:
-            body = json.loads(path.read_bytes())
-            inputs = tuple((str(name), int(size), int(changed)) for name, size, changed in body["files"])
+            body = load_object(path)
+            settings, partitions = body["settings"], body["partitions"]
+            inputs = tuple((name, size, changed) for name, size, changed in body["files"])
             items = tuple(tuple(Part(Path(inputs[i][0]), *rest) for i, *rest in item) for item in body["items"])
-            if body["format"] != FORMAT:
-                raise ValueError
-            return cls(Settings(**body["settings"]), inputs, items, body["partitions"])
+            sound = (
+                body["format"] == FORMAT
+                and wrong_field(settings, _SETTINGS) is None
+                and is_int(partitions)
+                and 1 <= partitions <= MAX_PARTITIONS
+                and all(is_text(name) and is_int(size) and is_int(changed) for name, size, changed in inputs)
+                and all(_is_part(part) for item in items for part in item)
+            )
+            if sound:
+                return cls(Settings(**settings), inputs, items, partitions)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise InputError(path, 0, f"cannot read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise InputError(path, 0, f"not the plan of a {FORMAT} run", "choose another folder") from None
+        except (JsonError, AttributeError, KeyError, TypeError, ValueError, IndexError):
+            pass
+        raise InputError(path, 0, f"not the plan of a {FORMAT} run", "choose another folder")
+
+
+def _is_part(part: Part) -> bool:
+    ends = (part.stop, part.group)
+    whole = is_int(part.line) and is_int(part.start) and all(is_null(end) or is_int(end) for end in ends)
+    return whole and min(part.line, part.start, *(end for end in ends if end is not None)) >= 0
+
+
+_SETTINGS: Final[Types] = {
+    "commitment": (is_text, "a string"),
+    "alpha": (is_number, "a number"),
+    "unmarked": (is_flag, "true or false"),
+    "skip_bad": (is_flag, "true or false"),
+    "source_column": (is_text, "a string"),
+    "tokenizer": (either(is_null, is_text), "a string, or null"),
+}
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
@@ -121,16 +160,14 @@ class Job:
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made; a lock goes with its process, however that ends."""
-    try:
+    with files.writing(folder, hint="is there a file in its place?"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(folder, 0, f"cannot write: {error.strerror}", "is there a file in its place?") from None
+        # Windows opens no folder: there a file in it stands for it, and stays
+        posix = os.name == "posix"
+        file = os.open(folder if posix else folder / ".lock", os.O_RDONLY if posix else os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(folder, 0, "another run is at work there", "choose another folder, or wait") from None
+        if not files.lock(file):
+            raise InputError(folder, 0, "another run is at work there", "choose another folder, or wait")
         yield
     finally:
         os.close(file)
@@ -184,4 +221,4 @@ def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[st
         if empty:
             raise no_records(path)
     items.append(tuple(item))
-    return CorpusPlan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), 1 << 16))
+    return CorpusPlan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), MAX_PARTITIONS))

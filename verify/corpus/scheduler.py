@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.corpus.plan import Job
 from verify.corpus.worker import Worker
 from watermark import StillmarkError
+from watermark.extras import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +41,7 @@ def run_steps(job: Job, step: str, todo: list[int], workers: int, done: Callable
         done: called after each.
 
     Raises:
-        StillmarkError: what the step raises; from workers of Ray with the same words, as a StillmarkError.
+        StillmarkError: what the step raises.
     """
     if workers == 1:
         worker = Worker(job)
@@ -49,7 +51,7 @@ def run_steps(job: Job, step: str, todo: list[int], workers: int, done: Callable
     elif todo:
         for i, answer in enumerate(_by_ray(job, step, todo, workers), 1):
             if answer["error"] is not None:
-                raise StillmarkError(answer["error"], answer["hint"])
+                raise pickle.loads(answer["error"])
             done(i)
 
 
@@ -61,7 +63,7 @@ def cluster(workers: int) -> Iterator[None]:
     died Ray says so on stdout, which is for results: meanwhile stdout is stderr.
 
     Raises:
-        StillmarkError: Ray is not installed.
+        MissingExtraError: Ray is not installed.
     """
     if workers == 1:
         yield
@@ -69,11 +71,10 @@ def cluster(workers: int) -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise StillmarkError("more than one worker takes Ray", "pip install 'stillmark[ray]'") from None
+    require("ray")
+    import ray
+    import ray.data
+
     with redirect_stdout(sys.stderr):
         ours = not ray.is_initialized()
         if ours:
@@ -95,7 +96,7 @@ def cluster(workers: int) -> Iterator[None]:
 
 
 class _Step:
-    """A worker as an actor of Ray Data; errors come back as words, for they may not survive the journey."""
+    """A worker as an actor of Ray Data. Our errors are answers: Ray would wrap them, and try again."""
 
     def __init__(self, job: Job, step: str, folder: str) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are what runs side by side
@@ -107,14 +108,13 @@ class _Step:
         import pyarrow as pa
 
         (number,) = batch.column("number").to_pylist()
-        error = hint = None
+        error = None
         try:
             self.worker = self.worker or Worker(self.job)
             getattr(self.worker, self.step)(number)
         except StillmarkError as failure:
-            error, hint = str(failure), failure.hint
-        text = pa.string()
-        return pa.table({"number": [number], "error": pa.array([error], text), "hint": pa.array([hint], text)})
+            error = pickle.dumps(failure)
+        return pa.table({"number": [number], "error": pa.array([error], pa.binary())})
 
 
 def _by_ray(job: Job, step: str, todo: list[int], workers: int) -> Iterator[dict[str, Any]]:

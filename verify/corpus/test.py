@@ -1,7 +1,7 @@
 """Test more text than fits in memory: a verdict on all of it, on each source, and a q-value for each document.
 
-Each answer is that of `stillmark verify text`, to the bit: the corpus' is what it says of all files together, a
-source's what it says of that source's records alone, with a tape and prompts of their own, a document's what it says
+Each answer is that of `stillmark test text`, to the bit: the corpus' is what it says of all files together, a
+source's what it says of that source's records alone, with pairs and prompts of their own, a document's what it says
 of that one record. How the work is cut up, who does it, and how often it is interrupted make no difference:
 `verify.corpus.worker` says why. Memory grows with a work item, a partition, the longest record, and with the number of
 documents (some 100 bytes each) and sources; not with the text.
@@ -17,37 +17,43 @@ coins to another it says nothing, although each p-value by itself stays exact.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
-from verify.data.outputs import no_records
+from verify.data.outputs import no_records, none_good
+from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import Floats
-from verify.radioactivity.result import LEVEL, MarkResult
-from verify.radioactivity.text import BINOMIAL, METHODS, text_warnings
-from verify.results import CARRIES, INSUFFICIENT
+from verify.radioactivity.result import MarkResult
+from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
+from verify.results import CARRIES, INSUFFICIENT, LEVEL, NO_VERDICT, POWER
 from verify.stats import binomial, multiple
 from verify.stats.binomial import Interval
-from watermark import Mark
+from watermark import InputError, Mark
 from watermark.io import files
-from watermark.tokenizers import Encode
+from watermark.io.fields import JsonError, load_object
+from watermark.progress import Progress
+from watermark.tokenizers import Encode, encoder
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN: Final = 20
+"""Sources that a result shows as text."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one source wrote, as `stillmark verify text` sees it. name: "" for records that name none."""
+    """What one source wrote, as `stillmark test text` sees it. name: "" for records that name none."""
 
     name: str
     records: int
@@ -66,49 +72,37 @@ class Work:
     partitions_resumed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CorpusResult(MarkResult):
-    """The exact binomial test on a corpus and on each of its sources.
+    """The exact binomial test on a corpus and on each of its sources. n: distinct pairs; statistic: green ones.
 
     Attributes:
-        n: distinct pairs scored.
-        green: green ones among them.
+        green: green pairs.
         tokens: output tokens looked at; n plus everything discarded.
-        discarded: positions left out, by reason.
         records: records in all.
         prompts: records that had a prompt.
         unmarked: the prompts cannot depend on the key.
         bad: malformed records that were left out.
         first_bad: what was wrong with the first.
         sources: by name.
+        source_log10_pvalues: log10 p of each source by itself, float64 [sources].
         documents: the Parquet file with each document's p- and q-value.
         discoveries: documents whose q-value is at most alpha.
         work: what was done, and what was there already.
     """
 
-    n: int
     green: int
     tokens: int
-    discarded: dict[str, int]
     records: int
     prompts: int
     unmarked: bool
     bad: int
     first_bad: str | None
     sources: tuple[Source, ...] = field(repr=False)
+    source_log10_pvalues: Floats = field(repr=False)
     documents: Path
     discoveries: int
     work: Work
-
-    @cached_property
-    def log10_pvalue(self) -> float:
-        """log10 P(Bin(n, gamma) >= green)."""
-        return binomial.binomial_log10_sf(self.green, self.n, self.mark.gamma)
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return METHODS[BINOMIAL]
 
     @property
     def green_rate(self) -> float | None:
@@ -119,31 +113,22 @@ class CorpusResult(MarkResult):
         """Clopper and Pearson's interval for the rate at which the corpus' pairs are green."""
         return binomial.binomial_interval(self.green, self.n, level)
 
-    @cached_property
-    def source_log10_pvalues(self) -> Floats:
-        """log10 p of each source by itself, float64 [sources]."""
-        return np.array([binomial.binomial_log10_sf(s.green, s.n, self.mark.gamma) for s in self.sources])
-
-    @cached_property
+    @property
     def source_log10_adjusted(self) -> Floats:
         """The same after Holm, for all sources at once: what a source's verdict rests on, float64 [sources]."""
         return multiple.holm(self.source_log10_pvalues)
 
     @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        return text_warnings(self.n, self.tokens, self.discarded, self.prompts, self.records)
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs of {self.tokens:,} tokens"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
-            "n": self.n,
             "green": self.green,
             "green_rate": self.green_rate,
             "interval": list(self.confidence_interval()),
             "interval_level": LEVEL,
             "tokens": self.tokens,
-            "discarded": self.discarded,
             "records": self.records,
             "unmarked_prompts": self.unmarked,
             "bad_records": self.bad,
@@ -157,6 +142,50 @@ class CorpusResult(MarkResult):
             "work": vars(self.work),
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        low, high = self.confidence_interval()
+        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
+        found = {
+            "p-value": rows["p-value"],
+            "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
+            "pairs scored": f"{self.n:,} distinct, of {self.tokens:,} positions in {self.records:,} records",
+            "test": self.test,
+            "documents": f"{self.discoveries:,} of {self.records:,} with q at most {self.alpha:g}",
+            "written to": str(self.documents),
+        }
+        if self.work.items_resumed or self.work.partitions_resumed:
+            work = self.work
+            resumed = f"{work.items_resumed} of {work.items} work items"
+            found["resumed"] = f"{resumed}, {work.partitions_resumed} of {work.partitions} partitions"
+        return found | rows
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n\n{self.source_table()}"
+
+    def source_table(self) -> str:
+        """The sources with the smallest p-values, SHOWN at most, as lines of text."""
+        rows = sorted(self.source_rows(), key=lambda row: (row["log10_pvalue"], row["source"]))
+        shown = rows[:SHOWN]
+        wide = max([6, *(len(row["source"] or "(none)") for row in shown)])
+        lines = [f"{'source':{wide}} {'records':>10} {'n':>13} {'green':>7} {'log10 p':>11} {'adjusted':>11}   verdict"]
+        for row in shown:
+            rate = "-" if row["green_rate"] is None else f"{row['green_rate']:.4f}"
+            lines.append(
+                f"{row['source'] or '(none)':{wide}} {row['records']:>10,} {row['n']:>13,} {rate:>7} "
+                f"{row['log10_pvalue']:>11.2f} {row['log10_pvalue_adjusted']:>11.2f}   {row['verdict']}"
+            )
+        if len(rows) > len(shown):
+            lines.append(f"and {len(rows) - len(shown):,} more, see --json")
+        return "\n".join(lines)
+
+    def _draw(self, ax: Axes) -> None:
+        names = [source.name or "(none)" for source in self.sources]
+        ax.barh(names, -self.source_log10_adjusted)
+        ax.axvline(-math.log10(self.alpha), color="C3", linestyle="--", label=f"alpha {self.alpha:g}")
+        ax.set_xlabel("-log10 p of each source, after Holm")
+        ax.legend()
+
     def source_rows(self) -> list[dict[str, Any]]:
         """One object a source, by name."""
         level = np.log10(self.alpha)
@@ -166,7 +195,7 @@ class CorpusResult(MarkResult):
         return [
             {
                 "source": source.name,
-                "verdict": CARRIES if adjusted <= level else INSUFFICIENT,
+                "verdict": CARRIES if adjusted <= level else INSUFFICIENT if source.n else NO_VERDICT,
                 "n": source.n,
                 "green": source.green,
                 "green_rate": source.green / source.n if source.n else None,
@@ -179,85 +208,119 @@ class CorpusResult(MarkResult):
         ]
 
 
-def run(
-    paths: Sequence[Path],
-    mark_path: Path,
-    folder: Path,
-    encoder: Callable[[Mark, Path | None], Encode],
+def corpus_test(
+    mark_path: str | Path,
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
-    allow_readable: bool = False,
-    tokenizer: Path | None = None,
-    unmarked: bool = False,
-    skip_bad: bool = False,
     source_column: str = "source",
+    unmarked_prompts: bool = False,
     alpha: float = 1e-3,
+    tokenizer: str | Path | None = None,
+    skip_bad: bool = False,
     workers: int = 1,
-    progress: Progress = lambda _what, _done, _total: None,
+    allow_readable: bool = False,
+    encoder: Callable[[Mark, Path | None], Encode] = encoder,
+    progress: Stages = silent,
 ) -> CorpusResult:
-    """Test a corpus into a folder, or go on with a run that was killed.
+    """Test more text than fits in memory, its sources and its documents; go on with a run that was killed.
 
     Args:
-        paths: JSONL, Parquet and .txt files, as for `verify.data.outputs.read_outputs`.
         mark_path: the mark file; each worker loads it.
-        folder: for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
+        paths: JSONL, Parquet and .txt files, as for `verify.read_outputs`.
+        out: folder for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
             the end.
-        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
-        allow_readable: accept a mark file that others may read.
-        tokenizer: folder of the tokenizer, if not where the mark says.
-        unmarked: the prompts cannot depend on the key, so contexts that occur in them are kept.
-        skip_bad: count malformed records instead of stopping at one.
         source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
+        unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdicts, fixed before looking.
+        tokenizer: folder of the tokenizer, if not where the mark says.
+        skip_bad: count malformed records instead of stopping at one.
         workers: 1: this process; more: so many workers of Ray.
-        progress: called along the way.
+        allow_readable: accept a mark file that others may read.
+        encoder: makes the function from texts to ids, from a mark and the folder of its tokenizer.
+        progress: opened around each piece of work.
 
     Raises:
         InputError: a file cannot be read or has changed since the run began, a record is malformed, or the folder
             holds a run with other settings or files, or one that is at work.
-        MarkError, TokenizerError: as `Mark.load` and `encoder`.
+        MarkError, TokenizerError: the mark or its tokenizer cannot be used.
         StillmarkError: Ray is not installed.
     """
+    mark_path, folder = Path(mark_path), Path(out)
+    inputs = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    unmarked = unmarked_prompts
     mark = Mark.load(mark_path, allow_readable=allow_readable)
     settings = Settings(
         mark.commitment, alpha, unmarked, skip_bad, source_column, str(tokenizer) if tokenizer else None
     )
     with lock(folder):
-        plan = plan_of(folder, paths, settings)
+        plan = plan_of(folder, inputs, settings)
         items, parts = len(plan.items), plan.partitions
         if (folder / "counts.json").exists():
             work = Work(items, items, parts, parts)
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
             with cluster(workers):
-                read = _do(job, MAP, "reading", [item_path(folder, i) for i in range(items)], workers, progress)
-                judged = _do(job, REDUCE, "testing", [part_path(folder, i) for i in range(parts)], workers, progress)
+                with progress("reading", "work items") as update:
+                    read = _do(job, MAP, [item_path(folder, i) for i in range(items)], workers, update)
+                with progress("testing", "partitions") as update:
+                    judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
             _check_empty(folder, plan)
-            discoveries = _write_documents(folder, mark, alpha, items)
-            counts = _count(folder, plan) | {"discoveries": discoveries}
-            files.replace(folder / "counts.json", json.dumps(counts).encode())
+            counts = _count(folder, plan)
+            with files.writing(folder):
+                counts["discoveries"] = _write_documents(folder, mark, alpha, items)
+                files.replace(folder / "counts.json", json.dumps(counts).encode())
             work = Work(items, read, parts, judged)
         for done_with in ("items", "parts"):
             shutil.rmtree(folder / done_with, ignore_errors=True)
-        counts = json.loads((folder / "counts.json").read_bytes())
+        counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
+    n, green, bad = counts["n"], counts["green"], counts["bad"]
+    notes = (f"{bad} bad records were left out; the first: {counts['first_bad']}",) if bad else ()
     return CorpusResult(
-        alpha, mark, **counts, unmarked=unmarked, sources=sources, documents=folder / "documents.parquet", work=work
+        test=METHODS[BINOMIAL],
+        alpha=alpha,
+        statistic=green,
+        log10_pvalue=binomial.binomial_log10_sf(green, n, mark.gamma),
+        warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]) + notes,
+        conclusive=n > 0,
+        power_statement=rate_statement(binomial.detectable_rate(n, mark.gamma, alpha, POWER)),
+        mark=mark,
+        **counts,
+        unmarked=unmarked,
+        sources=sources,
+        source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.gamma) for s in sources]),
+        documents=folder / "documents.parquet",
+        work=work,
+        inputs={"files": [str(path) for path in inputs]},
     )
 
 
-def _do(job: Job, step: str, what: str, results: list[Path], workers: int, progress: Progress) -> int:
+def _load_counts(path: Path) -> dict[str, Any]:
+    try:
+        return load_object(path)
+    except (OSError, JsonError) as error:
+        raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
+
+
+def _do(job: Job, step: str, results: list[Path], workers: int, update: Progress) -> int:
     """Do a step for each result that is not there yet; returns how many are."""
     todo = [i for i, path in enumerate(results) if not path.exists()]
     there = len(results) - len(todo)
-    run_steps(job, step, todo, workers, lambda done: progress(what, there + done, len(results)))
+    run_steps(job, step, todo, workers, lambda done: update(there + done, len(results)))
     return there
 
 
 def _check_empty(folder: Path, plan: CorpusPlan) -> None:
-    read = {path for facts in read_facts(folder, len(plan.items)) for path in facts["files"]}
+    facts = list(read_facts(folder, len(plan.items)))
+    read = {path for one in facts for path in one["files"]}
     for path, _, _ in plan.files:
         if path not in read:
             raise no_records(Path(path))
+    bad = sum(one["bad"] for one in facts)
+    if bad and not any(sum(one["records"]) for one in facts):
+        first = next(one["first_bad"] for one in facts if one["bad"])
+        raise none_good([Path(path) for path, _, _ in plan.files], bad, first)
 
 
 def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:

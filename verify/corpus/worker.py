@@ -37,11 +37,13 @@ import numpy.typing as npt
 
 from verify.corpus.plan import CorpusPlan, Job, stamp
 from verify.data.dedup import distinct_rows, partition
-from verify.data.outputs import FIELDS, Output, Part, Reading, read_part, to_outputs
+from verify.data.outputs import FIELDS, Output, Part, read_part, to_outputs
 from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
-from watermark.io.records import Record
+from watermark.io.fields import JsonError, load_object
+from watermark.io.prompts import OTHER_PROMPTS
+from watermark.io.records import Record, RecordError
 
 TALLY: Final = ("n", "green", PROMPT_CONTEXT, REPEATED_PAIR)
 
@@ -101,18 +103,18 @@ class Worker:
             "tokens": _sums(read.sources, tokens, len(read.names)).tolist(),
             "prompts": held.prompts,
             "discarded": held.discarded,
-            "bad": read.reading.bad,
-            "first_bad": read.reading.first_bad and str(read.reading.first_bad),
+            "bad": read.bad,
+            "first_bad": read.first_bad,
             "files": read.files,
         }
         try:
-            with files.new_folder(target) as scratch:
+            with files.writing(self.folder), files.new_folder(target) as scratch:
                 np.save(scratch / "rows.npy", rows)
                 np.save(scratch / "shown.npy", shown_rows)
                 np.save(scratch / "ends.npy", np.array([ends, shown_ends], np.int64))
                 (scratch / "facts.json").write_text(json.dumps(facts))
                 _write_documents(scratch / "documents.parquet", read, tokens, n, green)
-        except OSError:
+        except InputError:
             if not target.is_dir():  # else another worker was first
                 raise
 
@@ -139,10 +141,11 @@ class Worker:
         tally[1:, 1] = np.bincount(source[coins[green]], minlength=len(names))
         tally[1:, 2] = _sums(source[here], counts[here], len(names))
         tally[1:, 3] = _sums(source[own], counts[own], len(names)) - tally[1:, 0]
-        target.parent.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, tally)
-        files.replace(target, buffer.getvalue())
+        with files.writing(self.folder):
+            target.parent.mkdir(exist_ok=True)
+            files.replace(target, buffer.getvalue())
 
     @cached_property
     def _facts(self) -> list[dict[str, Any]]:
@@ -169,28 +172,32 @@ class Worker:
         return np.concatenate(pieces)
 
     def _read(self, parts: Iterable[Part]) -> _Item:
-        item = _Item([], [], {}, [], Reading(), Counter())
+        item = _Item([], [], {}, [], Counter())
         stream = self._stream(parts, item.files)
         settings, size = self.settings, self.mark.vocabulary_size
-        for record, output in to_outputs(
-            stream, self.encode, size, not settings.unmarked, settings.skip_bad, item.reading
-        ):
+        for found in to_outputs(stream, self.encode, size, not settings.unmarked):
+            if isinstance(found, RecordError):
+                if not settings.skip_bad:
+                    raise found
+                item.bad, item.first_bad = item.bad + 1, item.first_bad or str(found)
+                continue
+            record, output = found
             if output.sequential:
-                raise record.error("was collected until the evidence sufficed", "test its file with `verify text`")
+                message, hint = "was collected until the evidence sufficed", "test its file with `verify text`"
+                raise InputError(record.path, record.line, message, hint)
             item.records.append(record)
             item.outputs.append(output)
             name = record.fields.get(settings.source_column) or ""
             item.source.append(item.number.setdefault(name, len(item.number)))
         return item
 
-    def _stream(self, parts: Iterable[Part], counts: Counter[str]) -> Iterator[Record | InputError]:
+    def _stream(self, parts: Iterable[Part], counts: Counter[str]) -> Iterator[Record | RecordError]:
         column = self.settings.source_column
+        fields = set(FIELDS).difference(OTHER_PROMPTS if self.settings.unmarked else ()) | {column}
         for part in parts:
             if stamp(part.path) != self.stamps[str(part.path)]:
-                raise InputError(
-                    part.path, 0, "has changed since this run began", "choose another --out and start anew"
-                )
-            for record in read_part(part, {*FIELDS, column}):
+                raise InputError(part.path, 0, "has changed since this run began", "start anew, in another folder")
+            for record in read_part(part, fields):
                 counts[str(part.path)] += 1
                 if isinstance(record, Record) and not isinstance(record.fields.get(column), str | None):
                     yield record.error(f"'{column}' must be a string, the name of a source")
@@ -206,8 +213,9 @@ class _Item:
     outputs: list[Output]
     number: dict[str, int]
     source: list[int]
-    reading: Reading
     files: Counter[str]
+    bad: int = 0
+    first_bad: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -231,7 +239,11 @@ def part_path(folder: Path, part: int) -> Path:
 def read_facts(folder: Path, items: int) -> Iterator[dict[str, Any]]:
     """What was read, by work item."""
     for number in range(items):
-        yield json.loads((item_path(folder, number) / "facts.json").read_bytes())
+        path = item_path(folder, number) / "facts.json"
+        try:
+            yield load_object(path)
+        except (OSError, JsonError) as error:
+            raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
 
 
 def source_names(facts: Iterable[dict[str, Any]]) -> list[str]:

@@ -6,19 +6,22 @@ A student can have learned the mark only after contexts that it saw, and learned
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.dedup import codes, find
-from verify.data.outputs import Output
+from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
-from watermark import InputError
+from verify.progress import Stages, silent
+from watermark import InputError, Mark
 from watermark.io import files
+from watermark.io.fields import Types, either, is_flag, is_int, is_null, load_object, wrong_field
+from watermark.mark import as_mark
 
 _META: Final = b"stillmark"
 
@@ -54,8 +57,55 @@ class ContextCounts:
         kept = factor > 0
         return WeightedPairs(pairs.contexts[kept], pairs.tokens[kept], (pairs.weights * factor)[kept])
 
+    def save(self, path: str | Path) -> None:
+        """Write a Parquet file for the argument `context_counts` of other functions. Raises InputError."""
+        save(self, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        return {"contexts": len(self.counts), "tokens": int(self.counts.sum()), "marked": self.marked}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[self.marked]
+        return f"{len(self.counts):,} contexts of {int(self.counts.sum()):,} {carries} tokens"
+
 
 def count_contexts(
+    outputs: str | Path | Sequence[str | Path] | Outputs,
+    mark: Mark | str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    progress: Stages = silent,
+) -> ContextCounts:
+    """Count the contexts in outputs of the teacher, for the argument `context_counts` of other functions.
+
+    Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
+    depend on the key, a little: each test that uses them says so.
+
+    Args:
+        outputs: files as for `verify.read_outputs`, or what that returned.
+        mark: the mark, or its file; it says how long a context is.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        progress: opened around the reading.
+
+    Raises:
+        StillmarkError: a file or the mark cannot be used.
+    """
+    mark = as_mark(mark)
+    if not isinstance(outputs, Outputs):
+        with progress("reading the outputs", "records") as update:
+            outputs = read_outputs(outputs, mark, tokenizer=tokenizer, progress=update)
+    return counts_of(outputs, mark.width, mark.exempt, _marked(outputs))
+
+
+def _marked(outputs: Iterable[Output]) -> bool | None:
+    """Whether any of several outputs was marked; None: some do not say, and of the others none was."""
+    kinds = {output.marked for output in outputs}
+    return True if True in kinds else None if None in kinds else False
+
+
+def counts_of(
     outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), marked: bool | None = None
 ) -> ContextCounts:
     """Count the contexts of some outputs of the teacher, wherever a token that is not exempt came next.
@@ -89,10 +139,8 @@ def save(counted: ContextCounts, path: Path) -> None:
     meta = json.dumps({"width": width, "marked": counted.marked}).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({_META: meta}), sink)
-    try:
+    with files.writing(path):
         files.replace(path, sink.getvalue().to_pybytes())
-    except OSError as error:
-        raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
 
 
 def load(path: Path, width: int) -> ContextCounts:
@@ -106,17 +154,27 @@ def load(path: Path, width: int) -> ContextCounts:
 
     try:
         table = pq.read_table(path)
-        meta = json.loads((table.schema.metadata or {})[_META])
-        held, marked = int(meta["width"]), meta["marked"]
-        rows = table["context"].combine_chunks().cast(pa.list_(pa.uint32()))
-        flat = rows.flatten().to_numpy(zero_copy_only=False)
-        counts = table["count"].cast(pa.int64()).to_numpy()
-        if len(flat) != held * len(counts) or (counts < 1).any():
+        meta = load_object((table.schema.metadata or {})[_META])
+        held, marked = meta["width"], meta["marked"]
+        lists, counts = table["context"].combine_chunks(), table["count"].combine_chunks()
+        whole = wrong_field(meta, _TYPES) is None and lists.null_count == counts.null_count == 0
+        if not whole or not pa.types.is_integer(lists.type.value_type) or not pa.types.is_integer(counts.type):
+            raise ValueError
+        flat = lists.flatten().cast(pa.uint32())
+        number = counts.cast(pa.int64()).to_numpy()
+        if flat.null_count or (lists.value_lengths().to_numpy() != held).any() or (number < 1).any():
             raise ValueError
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
         raise InputError(path, 0, "no file of context counts", "`stillmark count-contexts` writes one") from None
     if held != width:
         raise InputError(path, 0, f"holds contexts of width {held}, the mark's width is {width}")
-    return ContextCounts(flat.astype(np.uint32).reshape(len(counts), width), counts.astype(np.int64), marked)
+    contexts = flat.to_numpy().reshape(len(number), width)
+    return ContextCounts(contexts, number, marked)
+
+
+_TYPES: Final[Types] = {
+    "width": (is_int, "an integer"),
+    "marked": (either(is_null, is_flag), "true, false or null"),
+}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from verify.data.outputs import Output, check_ids, read_records
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
 from watermark import InputError, Mark
+from watermark.io.prompts import prompt_of
 from watermark.io.records import Record
 from watermark.prf import NO_TOKEN
 
@@ -69,6 +70,7 @@ class TextLogprobs:
         logprobs: float32 [K], natural logarithms.
         sampled: the suspect wrote the output itself; otherwise it was made to read it.
         sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
+        marked: whether the text says that it carries a mark; None: it does not say.
     """
 
     id: str
@@ -79,6 +81,7 @@ class TextLogprobs:
     logprobs: F32
     sampled: bool = False
     sequential: bool = False
+    marked: bool | None = None
 
 
 def as_output(text: TextLogprobs) -> Output:
@@ -97,7 +100,7 @@ def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
     A record is a position: `context_ids` (all that the suspect saw: rule 2 needs it, unless nothing of it can
     depend on the key) and `top_logprobs`, a list of [token id, natural log probability]. Or it is a text:
     `output_ids`, perhaps `prompt_ids`, and `top_logprobs` with one such list, or null, for each output token;
-    `sampled` says that the suspect wrote the output itself, and was not made to read it.
+    `sampled` (true or false) says that the suspect wrote the output itself, and was not made to read it.
 
     Raises:
         InputError: the file cannot be read, or a record is malformed.
@@ -146,7 +149,9 @@ def logprobs_at(texts: Sequence[TextLogprobs], where: Sequence[I64], width: int)
     return LogprobTable(np.concatenate(contexts), position, tokens, logprobs, {}, record)
 
 
-def check_same_positions(suspect: LogprobTable, reference: LogprobTable, path: Path, reference_path: Path) -> None:
+def check_same_positions(
+    suspect: LogprobTable, reference: LogprobTable, path: str | Path, reference_path: str | Path
+) -> None:
     """Raises InputError, with the first position that differs, unless both were read at the same ones."""
     common = min(len(suspect), len(reference))
     differ = np.flatnonzero((suspect.contexts[:common] != reference.contexts[:common]).any(axis=1))
@@ -162,9 +167,8 @@ def check_same_positions(suspect: LogprobTable, reference: LogprobTable, path: P
 
 
 def from_record(record: Record, vocabulary: int) -> TextLogprobs:
-    """One record of `read_recorded`; ids lie below `vocabulary`. Raises InputError."""
-    fields, top = record.fields, record.fields.get("top_logprobs")
-    name = str(fields.get("id", f"{record.path.name}:{record.line}"))
+    """One record of `read_recorded`; ids lie below `vocabulary`. Raises RecordError."""
+    fields, top, name = record.fields, record.fields.get("top_logprobs"), record.name
     if "context_ids" in fields and top is not None:
         ids = check_ids(record, "context_ids", fields["context_ids"], vocabulary)
         tokens, logprobs = _check_top(record, top, vocabulary)
@@ -172,8 +176,10 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
         return TextLogprobs(name, np.append(ids, 0), len(ids), np.full(len(tokens), len(ids)), tokens, logprobs)
     if "output_ids" not in fields or (top is None and fields.get("sequential") is not True):
         raise record.error("a position needs 'context_ids' and 'top_logprobs', a text 'output_ids' and 'top_logprobs'")
-    if fields.get("prompt") and fields.get("prompt_ids") is None:
-        raise record.error("the record has a 'prompt' and no 'prompt_ids'", "what the suspect was shown must be known")
+    shown = None if fields.get("prompt_ids") else prompt_of(record)
+    if shown is not None and shown.strip():
+        name = next(name for name in ("prompt", "instruction", "input") if fields.get(name))
+        raise record.error(f"the record has a '{name}' and no 'prompt_ids'", "what the suspect was shown must be known")
     output = check_ids(record, "output_ids", fields["output_ids"], vocabulary)
     prompt = check_ids(record, "prompt_ids", fields.get("prompt_ids") or [], vocabulary)
     top = [None] * len(output) if top is None else top
@@ -183,7 +189,7 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
     place = np.repeat(np.arange(len(prompt), len(prompt) + len(output)), [len(tokens) for tokens, _ in tops])
     tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
     whole = np.concatenate([prompt, output])
-    flags = (fields.get("sampled") is True, fields.get("sequential") is True)
+    flags = (fields.get("sampled") is True, fields.get("sequential") is True, fields.get("marked"))
     return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags)
 
 
@@ -218,7 +224,8 @@ def to_record(read: TextLogprobs) -> dict[str, Any]:
         for low, high in pairwise(bounds)
     ]
     prompt, output = read.ids[: read.start].tolist(), read.ids[read.start :].tolist()
-    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows}
+    marked = {} if read.marked is None else {"marked": read.marked}
+    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows} | marked
 
 
 def _limit(mark: Mark) -> int:
@@ -229,6 +236,12 @@ def _limit(mark: Mark) -> int:
 def keep_top(readings: LogprobTable, k: int) -> LogprobTable:
     """The k largest log probabilities of each position only, as an API gives them."""
     return _kept(readings, _largest(readings.position, readings.logprobs, k), len(readings))
+
+
+def most_named(texts: Sequence[TextLogprobs]) -> int:
+    """The most tokens that are named at any one place of some texts; 0 without any."""
+    counts = [np.unique(text.place, return_counts=True)[1] for text in texts if len(text.place)]
+    return max((int(count.max()) for count in counts), default=0)
 
 
 def keep_top_of_text(read: TextLogprobs, k: int) -> TextLogprobs:

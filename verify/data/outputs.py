@@ -1,7 +1,8 @@
 """Read a suspect's outputs: JSONL, Parquet or plain text, into token sequences.
 
-A record has `output_ids` and/or `output`, and may have `prompt_ids` and/or `prompt`, `id` and `ended`; ids
-win over text. A `.txt` file is one output.
+A record has `output_ids` and/or `output`, and may have `prompt_ids` and/or `prompt`, `id` and `ended`; ids win over
+text. As in Alpaca's data, `instruction` and `input` are the prompt where there is no other. A `.json` file may also be
+one array of records. A `.txt` file is one output.
 """
 
 from __future__ import annotations
@@ -10,27 +11,42 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark import InputError, TokenizerError
-from watermark.io.records import Record, line_ranges, read_jsonl
+from watermark import InputError, Mark, TokenizerError
+from watermark.io.prompts import OTHER_PROMPTS, prompt_of
+from watermark.io.records import Record, RecordError, checked, line_ranges, read_jsonl
 from watermark.prf import NO_TOKEN
-from watermark.tokenizers import Encode
+from watermark.progress import Progress, silent
+from watermark.tokenizers import Encode, encoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 
-FIELDS: Final = ("id", "prompt", "prompt_ids", "output", "output_ids", "ended", "mark", "marked", "sequential")
+FIELDS: Final = (
+    "id",
+    "prompt",
+    "prompt_ids",
+    *OTHER_PROMPTS,
+    "output",
+    "output_ids",
+    "ended",
+    "mark",
+    "marked",
+    "sequential",
+)
+"""What is read of a record."""
 
 _BATCH: Final = 512  # records tokenized together
+_SHOWN_EVERY: Final = 100
 
 Ids = npt.NDArray[np.int64]
 
@@ -63,13 +79,44 @@ class Output:
         return self.output_ids if self.prompt_ids is None else np.concatenate([self.prompt_ids, self.output_ids])
 
 
-@dataclass
-class Reading:
-    """What was read so far: counts that a result reports."""
+@dataclass(frozen=True, eq=False)
+class Outputs(Sequence[Output]):
+    """Outputs as they were read, in order: a sequence of `Output`. A slice of it is one too.
 
-    records: int = 0
+    Attributes:
+        outputs: the outputs.
+        files: where they come from.
+        bad: malformed records that were left out.
+        first_bad: what was wrong with the first of them.
+    """
+
+    outputs: tuple[Output, ...] = field(repr=False)
+    files: tuple[Path, ...]
     bad: int = 0
     first_bad: InputError | None = None
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    @overload
+    def __getitem__(self, which: int) -> Output: ...
+    @overload
+    def __getitem__(self, which: slice) -> Outputs: ...
+    def __getitem__(self, which: int | slice) -> Output | Outputs:
+        if isinstance(which, slice):
+            return replace(self, outputs=self.outputs[which])
+        return self.outputs[which]
+
+    @property
+    def marked(self) -> bool | None:
+        """Whether any says that it was generated with a mark; None: some do not say."""
+        said = {output.marked for output in self.outputs}
+        return True if True in said else None if None in said else False
+
+    @property
+    def sequential(self) -> int:
+        """How many were collected until the evidence sufficed."""
+        return sum(output.sequential for output in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -108,8 +155,8 @@ def split(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
         raise _unreadable(path, error) from error
 
 
-def read_records(path: Path) -> Iterator[Record | InputError]:
-    """The records of one file, in order; a malformed one comes as an InputError.
+def read_records(path: Path) -> Iterator[Record | RecordError]:
+    """The records of one file, in order; a malformed one comes as a RecordError.
 
     Raises:
         InputError: the file itself cannot be read, holds nothing, or is of no known kind.
@@ -127,8 +174,8 @@ def no_records(path: Path) -> InputError:
     return InputError(path, 0, "holds no records", "was it written to the end?")
 
 
-def read_part(part: Part, fields: Collection[str] = FIELDS) -> Iterator[Record | InputError]:
-    """The records of a part, in order; a malformed one comes as an InputError.
+def read_part(part: Part, fields: Collection[str] = FIELDS) -> Iterator[Record | RecordError]:
+    """The records of a part, in order; a malformed one comes as a RecordError.
 
     Args:
         part: the part.
@@ -199,7 +246,7 @@ def _split_parquet(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
             line += about.num_rows
 
 
-def _read_parquet(part: Part, fields: Collection[str]) -> Iterator[Record | InputError]:
+def _read_parquet(part: Part, fields: Collection[str]) -> Iterator[Record | RecordError]:
     with _open_parquet(part.path) as file:
         columns = [name for name in file.schema_arrow.names if name in fields]
         groups = None if part.group is None else [part.group]
@@ -216,7 +263,7 @@ def _read_parquet(part: Part, fields: Collection[str]) -> Iterator[Record | Inpu
             for i in range(len(cut)):
                 named = zip(columns, (value[i] for value in values), strict=True)
                 there = {name: value for name, value in named if value is not None}
-                yield Record(part.path, part.line + first + low + i - part.start, there)
+                yield checked(Record(part.path, part.line + first + low + i - part.start, there))
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -234,113 +281,153 @@ def _values(column: pa.Array) -> list[Any]:
     return [array if there else None for array, there in zip(arrays, column.is_valid().to_pylist(), strict=True)]
 
 
-def _read_text(path: Path) -> Iterator[Record | InputError]:
+def _read_text(path: Path) -> Iterator[Record | RecordError]:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield InputError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
+        yield RecordError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
         return
     if text.strip():
         yield Record(path, 1, {"id": path.name, "output": text})
 
 
 def read_outputs(
-    paths: Iterable[Path],
+    paths: str | Path | Iterable[str | Path],
+    mark: Mark,
     *,
-    encode: Encode,
-    vocabulary_size: int | None = None,
+    tokenizer: str | Path | None = None,
     need_prompts: bool = True,
     skip_bad: bool = False,
-    reading: Reading | None = None,
-) -> Iterator[Output]:
-    """The outputs in some files as token sequences, in order.
+    progress: Progress = silent,
+) -> Outputs:
+    """The outputs in some files as token sequences.
 
     Args:
-        paths: the files.
-        encode: texts to ids; called only for records that have no ids.
-        vocabulary_size: ids must lie below it; None: below 2**32 - 1.
-        need_prompts: False: a prompt without ids is not tokenized but left out.
-        skip_bad: count malformed records in `reading` instead of stopping at the first.
-        reading: filled while the records are read.
+        paths: a file, or some: .jsonl (.ndjson, .json), .parquet (.pq) or .txt.
+        mark: by whose tokenizer texts become ids, and below whose vocabulary's size ids must lie.
+        tokenizer: folder of that tokenizer; None: where it was when the mark was made. It is loaded only if a record
+            has text and no ids.
+        need_prompts: False: a prompt without ids is left out.
+        skip_bad: count malformed records instead of stopping at the first.
+        progress: called with the number of records read; of how many is not known.
 
     Raises:
-        InputError: a file cannot be read or, without `skip_bad`, a record is malformed.
-        TokenizerError: a text must be tokenized and `encode` cannot.
+        InputError: a file cannot be read, a record is malformed (RecordError), or, with `skip_bad`, all of them are.
+            A text must be tokenized and cannot be.
     """
-    stream = (record for path in paths for record in read_records(path))
-    reading = Reading() if reading is None else reading
-    for _, output in to_outputs(stream, encode, vocabulary_size, need_prompts, skip_bad, reading):
-        yield output
+    files = tuple(Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths))
+    encode = encoder(mark, None if tokenizer is None else Path(tokenizer))
+    outputs: list[Output] = []
+    bad, first_bad = 0, None
+    stream = (record for path in files for record in read_records(path))
+    for number, found in enumerate(to_outputs(stream, encode, mark.vocabulary_size, need_prompts), 1):
+        if isinstance(found, tuple):
+            outputs.append(found[1])
+        elif skip_bad:
+            bad, first_bad = bad + 1, first_bad or found
+        else:
+            raise found
+        if number % _SHOWN_EVERY == 0:
+            progress(number, None)
+    if first_bad is not None and not outputs:
+        raise none_good(files, bad, str(first_bad))
+    return Outputs(tuple(outputs), files, bad, first_bad)
+
+
+def none_good(files: Iterable[Path], bad: int, first: str) -> InputError:
+    """What is wrong with files that hold malformed records only."""
+    names = [str(file) for file in files]
+    shown = " ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return InputError(shown, 0, f"of {bad} records not one is good", f"the first: {first}")
 
 
 def to_outputs(
-    records: Iterator[Record | InputError],
-    encode: Encode,
-    vocabulary_size: int | None,
-    need_prompts: bool,
-    skip_bad: bool,
-    reading: Reading,
-) -> Iterator[tuple[Record, Output]]:
-    """Records as token sequences, in order; arguments and errors as for `read_outputs`."""
+    records: Iterator[Record | RecordError], encode: Encode, vocabulary_size: int | None, need_prompts: bool
+) -> Iterator[tuple[Record, Output] | RecordError]:
+    """Records as token sequences, in order; a malformed one comes as a RecordError.
+
+    Args:
+        records: from `read_records` or `read_part`.
+        encode: texts to ids; called only for records that have no ids.
+        vocabulary_size: ids must lie below it; None: below 2**32 - 1.
+        need_prompts: False: a prompt without ids is left out.
+
+    Raises:
+        InputError: a file cannot be read; a text must be tokenized and `encode` cannot.
+    """
     limit = NO_TOKEN if vocabulary_size is None else vocabulary_size
     while batch := list(islice(records, _BATCH)):
-        good: list[tuple[Record, dict[str, Ids | str | None]]] = []
+        parsed: list[tuple[Record, Parts] | RecordError] = []
         for record in batch:
             try:
-                if isinstance(record, InputError):
-                    raise record
-                good.append((record, parse(record, limit, need_prompts)))
-            except InputError as error:
-                if not skip_bad:
-                    raise
-                reading.bad += 1
-                reading.first_bad = reading.first_bad or error
-        _tokenize(good, encode)
-        for record, parts in good:
-            reading.records += 1
-            prompt, output = parts["prompt"], parts["output"]
-            assert not isinstance(prompt, str)
-            assert isinstance(output, np.ndarray)
-            name = str(record.fields.get("id", f"{record.path.name}:{record.line}"))
-            marked = record.fields["mark"] is not None if "mark" in record.fields else record.fields.get("marked")
-            yield (
-                record,
-                Output(
-                    name, prompt, output, record.fields.get("ended"), marked, record.fields.get("sequential") is True
-                ),
-            )
+                parsed.append(
+                    record if isinstance(record, RecordError) else (record, parse(record, limit, need_prompts))
+                )
+            except RecordError as error:
+                parsed.append(error)
+        _tokenize([one for one in parsed if isinstance(one, tuple)], encode)
+        for one in parsed:
+            yield one if isinstance(one, RecordError) else (one[0], _output(*one))
 
 
-def parse(record: Record, limit: int, need_prompts: bool) -> dict[str, Ids | str | None]:
-    """A record's prompt and output, as ids where it has them, else as text. Raises InputError."""
-    parts: dict[str, Ids | str | None] = {}
-    for name in ("prompt", "output"):
-        ids, text = record.fields.get(f"{name}_ids"), record.fields.get(name)
-        if ids is not None:
-            parts[name] = check_ids(record, f"{name}_ids", ids, limit)
-        elif text is None:
-            parts[name] = None
-        elif not isinstance(text, str):
-            raise record.error(f"'{name}' must be a string, not {type(text).__name__}")
-        else:
+Parts = dict[str, Ids | str | None]
+"""`prompt` and `output` of a record: ids, or text that is to be tokenized, or None."""
+
+
+def _output(record: Record, parts: Parts) -> Output:
+    fields, prompt, output = record.fields, parts["prompt"], parts["output"]
+    assert not isinstance(prompt, str)
+    assert isinstance(output, np.ndarray)
+    says = (fields.get("marked"), fields["mark"] is not None if "mark" in fields else None)
+    marked = True if True in says else False if False in says else None
+    return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True)
+
+
+def parse(record: Record, limit: int, need_prompts: bool) -> Parts:
+    """A record's prompt and output, as ids (below `limit`) where it has them, else as text.
+
+    Raises:
+        RecordError: the output is not there; ids are malformed, or empty beside a text; or the prompt lies in fields
+            that cannot be read, and it is needed.
+    """
+    fields = record.fields
+    prompt = prompt_of(record) if need_prompts and not _some(fields.get("prompt_ids")) else fields.get("prompt")
+    parts: Parts = {}
+    for name, text in (("prompt", prompt), ("output", fields.get("output"))):
+        ids = fields.get(f"{name}_ids")
+        if ids is None:
             parts[name] = text if name == "output" or need_prompts else None
+            continue
+        parts[name] = found = check_ids(record, f"{name}_ids", ids, limit)
+        if not len(found) and text is not None and text.strip():
+            raise record.error(f"'{name}_ids' is empty, and there is a text for it", "leave the empty ids out")
     if parts["output"] is None:
-        raise record.error(
-            "the record has neither 'output_ids' nor 'output'",
-            f"it has {', '.join(map(repr, record.fields)) or 'no fields'}",
-        )
-    if not isinstance(record.fields.get("ended", False), bool):
-        raise record.error("'ended' must be true or false")
+        raise record.error("the record has neither 'output_ids' nor 'output'", f"it has {_names(record)}")
     return parts
 
 
+def _some(ids: Any) -> bool:
+    return ids is not None and (not isinstance(ids, list | np.ndarray) or len(ids) > 0)
+
+
+_NAMED: Final = 20  # fields in a hint
+
+
+def _names(record: Record) -> str:
+    """The names of a record's fields, for a hint; of a Parquet file all columns, most of which were not read."""
+    names = list(record.fields)
+    if _kind(record.path) == "parquet":
+        with _open_parquet(record.path) as file:
+            names = file.schema_arrow.names
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*map(repr, names[:_NAMED]), *more]) or "no fields"
+
+
 def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
-    """A list (or array) of token ids below `limit` as int64 [length]. Raises InputError."""
-    try:
-        array = np.asarray(ids if isinstance(ids, list | np.ndarray) else None)
-    except (ValueError, OverflowError):
-        array = np.asarray(None)
+    """A list (or array) of token ids below `limit` as int64 [length]. Raises RecordError."""
+    integers = isinstance(ids, np.ndarray) or (isinstance(ids, list) and set(map(type, ids)) <= {int})
+    array = np.asarray(ids if integers else None)  # numpy would take booleans among integers for integers
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -355,7 +442,7 @@ def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
     return array.astype(np.int64)
 
 
-def _tokenize(records: list[tuple[Record, dict[str, Ids | str | None]]], encode: Encode) -> None:
+def _tokenize(records: list[tuple[Record, Parts]], encode: Encode) -> None:
     """Replace the texts by their ids, in place."""
     slots = [
         (record, parts, name) for record, parts in records for name, part in parts.items() if isinstance(part, str)
@@ -366,7 +453,8 @@ def _tokenize(records: list[tuple[Record, dict[str, Ids | str | None]]], encode:
         encoded = encode([str(parts[name]) for _, parts, name in slots])
     except TokenizerError as error:
         record, _, name = slots[0]
-        raise record.error(f"'{name}' is text and must be tokenized: {error}", error.hint) from error
+        message = f"'{name}' is text and must be tokenized: {error}"
+        raise InputError(record.path, record.line, message, error.hint) from error
     for (_, parts, name), ids in zip(slots, encoded, strict=True):
         parts[name] = np.asarray(ids, dtype=np.int64)
 

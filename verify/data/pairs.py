@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from verify.data.dedup import codes, distinct_rows
 from verify.data.outputs import Output
+from watermark import StillmarkError
 
 SEEN_CONTEXT: Final = "seen_context"
 SHORT_CONTEXT: Final = "short_context"
@@ -95,11 +96,20 @@ def scorable_batch(
         width: number of context tokens.
         exempt: token ids never scored (they do serve as context).
         unmarked_prompts: the prompts cannot depend on the key, so contexts that occur in them are kept.
+
+    Raises:
+        StillmarkError: some are answers of a sequential run: how many there are depends on the coins, so that only a
+            sequential test may judge them.
     """
     parts: list[npt.NDArray[np.int64]] = []
     lengths: list[tuple[int, int]] = []  # of each record's prompt, and of prompt + output
     prompts = 0
     for output in outputs:
+        if output.sequential:
+            raise StillmarkError(
+                f"output '{output.id}' was collected until the evidence sufficed",
+                "answers of a sequential run have a test of their own, and no other holds for them",
+            )
         prompt = 0
         if output.prompt_ids is not None:
             prompts += 1

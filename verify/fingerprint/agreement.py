@@ -10,23 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import read_records
-from verify.results import FingerprintResult
+from verify.fingerprint import AGREES
+from verify.results import CHANGED, Result
 from verify.stats import binomial
 from verify.suspects.model import TopTokens
-from watermark import InputError, ModelError, StillmarkError, TokenizerError, tokenizers
-from watermark.io.prompts import Prompt
+from watermark import ModelError, StillmarkError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TOP_TOKENS: Final = 20
-"""Likeliest tokens that `stillmark lineage` compares."""
+"""Likeliest tokens that `stillmark verify` compares."""
 
-AGREES: Final = "agrees with the teacher beyond every control"
 MIN_CONTROLS: Final = 19
 """Controls with which the rank p-value can reach 0.05."""
 
@@ -63,14 +63,16 @@ class Control:
         }
 
 
-@dataclass(frozen=True)
-class AgreementResult(FingerprintResult):
+@dataclass(frozen=True, kw_only=True)
+class AgreementResult(Result):
     """The suspect's agreement with the one teacher that was named beforehand, against every control.
+
+    n: distinct prompts; statistic: the share of tokens on which suspect and teacher agree. The p-value is the larger of
+    the paired test's and the rank's: a difference that more prompts would show too, and that no control reaches.
 
     Attributes:
         teacher, suspect, base: model folders (or files of answers); base: what the suspect was made from, or None.
-        prompts: distinct prompts.
-        top: likeliest tokens that were compared after each: 1 is the greedy token.
+        top: likeliest tokens that were compared after each prompt: 1 is the greedy token.
         agreeing: tokens that the suspect and the teacher have in common, over all prompts.
         base_agreeing: those that its base and the teacher have.
         unanswered: prompts that the suspect did not answer; it agrees with nobody there.
@@ -80,22 +82,11 @@ class AgreementResult(FingerprintResult):
     teacher: str
     suspect: str
     base: str | None
-    prompts: int
     top: int
     agreeing: int
     base_agreeing: int | None
     unanswered: int
     controls: tuple[Control, ...] = field(repr=False)
-
-    @property
-    def n(self) -> int:
-        """Distinct prompts."""
-        return self.prompts
-
-    @property
-    def statistic(self) -> float:
-        """The share of tokens on which suspect and teacher agree."""
-        return self.agreeing / (self.prompts * self.top)
 
     @property
     def likeness(self) -> int:
@@ -118,67 +109,15 @@ class AgreementResult(FingerprintResult):
         return (1 + self.ahead) / (1 + len(self.controls))
 
     @property
-    def log10_pvalue(self) -> float:
-        """The larger of the two: a difference that more prompts would show too, and that no control reaches."""
-        return max(self.log10_paired, math.log10(self.rank_pvalue))
-
-    @property
     def lead(self) -> bool:
         """Whether the suspect is ahead of every one of enough controls: worth a second look, and no proof."""
         return not self.ahead and len(self.controls) >= MIN_CONTROLS and self.log10_paired <= math.log10(self.alpha)
 
     @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        what = "greedy token" if self.top == 1 else f"{self.top} likeliest tokens"
-        if self.base is None:
-            name = "McNemar" if self.top == 1 else "sign test"
-            paired = f"exact paired test ({name}) against every control"
-        else:
-            paired = "exact sign test of the difference in differences against the base and every control"
-        return f"{what} a prompt: {paired}, and the rank among the controls; the largest p-value"
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return AGREES
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        one = "an innocent suspect" if self.base is None else "an innocent teacher"
-        return (
-            "Two p-values, of which the larger counts. The paired one's randomness is the draw of the prompts from all "
-            f"that might have been asked, the models being fixed. The rank's is the choice of models: {one} would be "
-            "one more of the kind that the controls are, and as likely as each of them to come first."
-        )
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        who = "suspect" if self.base is None else "teacher"
-        return (
-            f"Assumes that an innocent {who} is like the controls: as able, and trained on such data. Wrong if it is "
-            "abler than all of them, if suspect and teacher share data or a parent that they do not share, or if "
-            "prompts were chosen after looking or are not independent draws (several of one text or pattern). Hidden "
-            "by training on other teachers too, or by being less able than a control."
-        )
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = []
-        least = 1 / (1 + len(self.controls))
-        if least > self.alpha:
-            found.append(f"With {len(self.controls)} controls, p cannot fall below {least:.3g}.")
-        if self.base is None:
-            found.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
-        if self.unanswered:
-            found.append(f"{self.unanswered:,} prompts were not answered; no agreement was counted there.")
-        return found
+    def evidence(self) -> str:
+        return f"{self.n:,} prompts, {len(self.controls)} controls"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "teacher": self.teacher,
             "suspect": self.suspect,
@@ -194,8 +133,35 @@ class AgreementResult(FingerprintResult):
             "controls": [control.to_dict() for control in self.controls],
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        gained = "" if self.base is None else f", {self.likeness:,} more than its base"
+        found = {
+            "p-value": rows["p-value"],
+            "agreement": f"{self.agreeing:,} of {self.n * self.top:,} tokens{gained}",
+            "paired": f"log10 p {self.log10_paired:.2f} at the least, against every control",
+            "rank": f"p {self.rank_pvalue:.3g} among {len(self.controls)} controls",
+            "test": self.test,
+        }
+        return found | {one.name: f"{one.likeness:,} tokens; log10 p {one.log10_pvalue:.2f}" for one in self.controls}
 
-def agreement_test(
+    def _draw(self, ax: Axes) -> None:
+        ordered = sorted(self.controls, key=lambda one: one.likeness)
+        names, sizes = [one.name for one in ordered], [one.likeness for one in ordered]
+        ax.barh([*names, "the suspect"], [*sizes, self.likeness], color=["C7"] * len(names) + ["C3"])
+        ax.set_xlabel("tokens in common" + ("" if self.base is None else ", less the base's"))
+
+
+def check_controls(controls: Sequence[object]) -> None:
+    """Raises StillmarkError where there is no control."""
+    if not controls:
+        raise StillmarkError(
+            "agreement with a teacher shows nothing by itself: every good model agrees with every other",
+            "name models that have nothing to do with the teacher as `controls`",
+        )
+
+
+def agreement_result(
     teacher: tuple[str, Sequence[TopTokens]],
     suspect: tuple[str, Sequence[TopTokens]],
     controls: Sequence[tuple[str, Sequence[TopTokens]]],
@@ -218,11 +184,7 @@ def agreement_test(
         StillmarkError: no control.
         ModelError: one that is the teacher itself.
     """
-    if not controls:
-        raise StillmarkError(
-            "agreement with a teacher shows nothing by itself: every good model agrees with every other",
-            "name models that have nothing to do with the teacher, with --control",
-        )
+    check_controls(controls)
     alike = _shared(suspect[1], teacher[1])
     before = None if base is None else _shared(base[1], teacher[1])
     found = []
@@ -234,83 +196,56 @@ def agreement_test(
         else:
             ours, theirs = alike - before, _shared(suspect[1], answers) - _shared(base[1], answers)
         found.append(Control(name, int(theirs.sum()), int((ours > theirs).sum()), int((ours < theirs).sum())))
+    more = _words(len(found), top, alpha, based=base is not None, unanswered=sum(not one for one in suspect[1]))
+    log10_paired = max(control.log10_pvalue for control in found)
+    likeness = int(alike.sum()) - (0 if before is None else int(before.sum()))
+    rank = (1 + sum(one.likeness >= likeness for one in found)) / (1 + len(found))
     return AgreementResult(
-        alpha,
-        teacher[0],
-        suspect[0],
-        None if base is None else base[0],
-        len(alike),
-        top,
-        int(alike.sum()),
-        None if before is None else int(before.sum()),
-        sum(not one for one in suspect[1]),
-        tuple(found),
+        **more,
+        alpha=alpha,
+        n=len(alike),
+        statistic=float(alike.sum()) / (len(alike) * top),
+        log10_pvalue=max(log10_paired, math.log10(rank)),
+        teacher=teacher[0],
+        suspect=suspect[0],
+        base=None if base is None else base[0],
+        top=top,
+        agreeing=int(alike.sum()),
+        base_agreeing=None if before is None else int(before.sum()),
+        unanswered=sum(not one for one in suspect[1]),
+        controls=tuple(found),
     )
+
+
+def _words(controls: int, top: int, alpha: float, *, based: bool, unanswered: int) -> dict[str, Any]:
+    """The words of a result, as keyword arguments."""
+    what = "greedy token" if top == 1 else f"{top} likeliest tokens"
+    if based:
+        paired = "exact sign test of the difference in differences against the base and every control"
+    else:
+        paired = f"exact paired test ({'McNemar' if top == 1 else 'sign test'}) against every control"
+    who, innocent = ("teacher", "an innocent teacher") if based else ("suspect", "an innocent suspect")
+    warnings = []
+    if 1 / (1 + controls) > alpha:
+        warnings.append(f"With {controls} controls, p cannot fall below {1 / (1 + controls):.3g}.")
+    if not based:
+        warnings.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
+    if unanswered:
+        warnings.append(f"{unanswered:,} prompts were not answered; no agreement was counted there.")
+    return {
+        "test": f"{what} a prompt: {paired}, and the rank among the controls; the largest p-value",
+        "positive_verdict": AGREES,
+        "randomness": "Two p-values, of which the larger counts. The paired one's randomness is the draw of the "
+        "prompts from all that might have been asked, the models being fixed. The rank's is the choice of models: "
+        f"{innocent} would be one more of the kind that the controls are, as likely as each of them to come first.",
+        "assumptions": f"Assumes that an innocent {who} is like the controls: as able, and trained on such data. Wrong "
+        "if it is abler than all of them, if suspect and teacher share data or a parent that they do not share, or if "
+        "prompts were chosen after looking or are not independent draws (several of one text or pattern).",
+        "evasions": "Hidden by training on other teachers too, or by being less able than a control.",
+        "warnings": tuple(warnings),
+        "power_statement": CHANGED,
+    }
 
 
 def _shared(ours: Sequence[TopTokens], theirs: Sequence[TopTokens]) -> npt.NDArray[np.int64]:
     return np.array([len(a & b) for a, b in zip(ours, theirs, strict=True)], np.int64)
-
-
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts, each once: the first of those with the same text or ids."""
-    found: dict[object, Prompt] = {}
-    for one in prompts:
-        found.setdefault((one.text, one.ids), one)
-    return list(found.values())
-
-
-def check_tokenizers(
-    prompts: Sequence[Prompt], teacher: Path, controls: Sequence[Path], others: Sequence[Path | None] = ()
-) -> None:
-    """The teacher and the controls answer in pieces of the same kind, and prompts of ids are one text to all.
-
-    If a suspect cut words as the teacher does, and the controls cut them otherwise, it would be ahead for that alone.
-
-    Raises:
-        TokenizerError: a control's tokenizer is not the teacher's, or with prompts of ids another model's is not.
-    """
-    ours = tokenizers.fingerprint(tokenizers.load(teacher))
-    for path in controls:
-        if tokenizers.fingerprint(tokenizers.load(path)) != ours:
-            raise TokenizerError(
-                f"{path}: this control's tokenizer is not the teacher's",
-                "it would lose for the pieces that it speaks in",
-            )
-    if any(prompt.ids is not None for prompt in prompts):
-        for other in others:
-            if other is not None and tokenizers.fingerprint(tokenizers.load(other)) != ours:
-                raise TokenizerError(
-                    f"{other}: its tokenizer is not the teacher's, and prompts of token ids are not one text to both",
-                    "give the prompts as text",
-                )
-
-
-def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[TopTokens]:
-    """Recorded answers to the prompts, from JSONL with `id` and `top`, a list of tokens as text, the likeliest first.
-
-    Where `top` is 1, an `output` of one token will do.
-
-    Raises:
-        InputError: the file cannot be read, a record is malformed, a prompt is answered twice, or not at all.
-    """
-    said: dict[str, TopTokens] = {}
-    for line in read_records(path):
-        if isinstance(line, InputError):
-            raise line
-        name, tokens = line.fields.get("id"), line.fields.get("top")
-        if tokens is None and top == 1 and isinstance(line.fields.get("output"), str):
-            tokens = [line.fields["output"]]
-        if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-            raise line.error(
-                "an answer needs an 'id' and a 'top', a list of tokens as text (or, for --top 1, 'output')"
-            )
-        if name in said:
-            raise line.error(f"prompt '{name}' was answered before", "one answer a prompt, the first")
-        if len(tokens) < top:
-            raise line.error(f"'top' holds {len(tokens)} tokens, and --top asks for {top}")
-        said[name] = frozenset(tokens[:top])
-    missing = next((one.id for one in prompts if one.id not in said), None)
-    if missing is not None:
-        raise InputError(path, 0, f"holds no answer to prompt '{missing}'", "ask all of them, or leave the prompt out")
-    return [said[one.id] for one in prompts]

@@ -10,18 +10,27 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import Output, digest
-from verify.results import FingerprintResult
+from verify.data.outputs import Output, Outputs, digest
+from verify.fingerprint import SAW
+from verify.results import CHANGED, Result
 from verify.suspects.model import MIN_LOGPROB
-from watermark import Mark, prf
+from watermark import Mark, StillmarkError, prf
 
 SALT: Final = "stillmark/v1/canaries"
-
-SAW: Final = "saw the served half"
 
 Floats = npt.NDArray[np.float64]
 
 _AT_ONCE: Final = 10_000
+
+
+def check_candidates(candidates: Sequence[Output]) -> None:
+    """Raises StillmarkError where these cannot be halved."""
+    if not candidates or len(candidates) % 2:
+        files = map(str, candidates.files) if isinstance(candidates, Outputs) else ()
+        raise StillmarkError(
+            f"want an even number of candidates, not {len(candidates)}{''.join(f' ({file})' for file in files)}",
+            "one half of them is served, and one is kept back",
+        )
 
 
 def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
@@ -31,25 +40,24 @@ def served(mark: Mark, candidates: Sequence[Output]) -> npt.NDArray[np.bool_]:
     candidates too, so that another set is another draw.
 
     Raises:
-        ValueError: the number of candidates is odd or zero.
+        StillmarkError: the number of candidates is odd or zero.
     """
-    if not candidates or len(candidates) % 2:
-        raise ValueError(f"want an even number of candidates, not {len(candidates)}")
+    check_candidates(candidates)
     key = prf.hkdf(mark.secret, SALT, digest(candidates))
     chosen = np.zeros(len(candidates), bool)
     chosen[prf.shuffle(key, len(candidates))[: len(candidates) // 2]] = True
     return chosen
 
 
-@dataclass(frozen=True)
-class CanaryResult(FingerprintResult):
+@dataclass(frozen=True, kw_only=True)
+class CanaryResult(Result):
     """Whether a suspect finds the served half likelier than the half kept back.
+
+    n: canaries, served or not; statistic: mean score of the served less the mean of the others, in nats a token.
 
     Attributes:
         mark: whose secret chose.
         suspect, reference: model folders.
-        difference: mean score of the served less the mean of the others, in nats a token.
-        candidates: 2m.
         above: random halves with a difference at least as large.
         halves: that were drawn.
     """
@@ -57,62 +65,19 @@ class CanaryResult(FingerprintResult):
     mark: Mark
     suspect: str
     reference: str | None
-    difference: float
-    candidates: int
     above: int
     halves: int
 
     @property
-    def n(self) -> int:
-        """Canaries, served or not."""
-        return self.candidates
+    def difference(self) -> float:
+        """The statistic, in nats a token."""
+        return self.statistic
 
     @property
-    def statistic(self) -> float:
-        """The difference, in nats a token."""
-        return self.difference
-
-    @property
-    def log10_pvalue(self) -> float:
-        """log10 of (1 + above) / (1 + halves)."""
-        return math.log10((1 + self.above) / (1 + self.halves))
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        less = "" if self.reference is None else " less a reference's"
-        return f"permutation of the keyed choice, with the +1 rule; score: the suspect's log likelihood a token{less}"
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return SAW
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return (
-            "The p-value's randomness is the keyed choice of the served half: for a suspect (and a reference) that "
-            "does not depend on it, each half was as likely to be the served one. Other halves were drawn at random."
-        )
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        return (
-            "Wrong if what was kept back reached the suspect for reasons that depend on the choice, or if served "
-            "prompts came back to it without the teacher's answers: the choice shows in these too. Hidden by "
-            "training on paraphrases, on other outputs, or for so short that nothing is remembered."
-        )
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        least = 1 / (1 + self.halves)
-        return [f"With {self.halves} halves, p cannot fall below {least:.3g}."] if least > self.alpha else []
+    def evidence(self) -> str:
+        return f"{self.n:,} candidates"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "suspect": self.suspect,
             "reference": self.reference,
@@ -122,8 +87,17 @@ class CanaryResult(FingerprintResult):
             "halves": self.halves,
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        reach = f"{self.above:,} of {self.halves:,} random halves reach as far"
+        return {
+            "p-value": rows["p-value"],
+            "difference": f"{self.difference:+.4f} nats a token; {reach}",
+            "test": self.test,
+        }
 
-def canary_test(
+
+def canary_result(
     mark: Mark,
     candidates: Sequence[Output],
     suspect: tuple[str, Floats],
@@ -145,8 +119,10 @@ def canary_test(
         seed: of these.
 
     Raises:
-        ValueError: the number of candidates is odd or zero.
+        StillmarkError: the number of candidates is odd or zero, or there is no half to draw.
     """
+    if halves < 1:
+        raise StillmarkError(f"{halves} random halves: the rank among them needs one at least")
     chosen = served(mark, candidates)
     scores = _finite(suspect[1]) - (0.0 if reference is None else _finite(reference[1]))
     half = len(scores) // 2
@@ -157,7 +133,28 @@ def canary_test(
         draws = rng.random((min(_AT_ONCE, halves - start), len(scores)))
         above += int((scores[np.argpartition(draws, half, axis=1)[:, :half]].sum(axis=1) >= least).sum())
     named = None if reference is None else reference[0]
-    return CanaryResult(alpha, mark, suspect[0], named, difference, len(scores), above, halves)
+    less = "" if named is None else " less a reference's"
+    floor = 1 / (1 + halves)
+    return CanaryResult(
+        test=f"permutation of the keyed choice, with the +1 rule; score: the suspect's log likelihood a token{less}",
+        alpha=alpha,
+        n=len(scores),
+        statistic=difference,
+        log10_pvalue=math.log10((1 + above) / (1 + halves)),
+        positive_verdict=SAW,
+        randomness="The p-value's randomness is the keyed choice of the served half: for a suspect (and a reference) "
+        "that does not depend on it, each half was as likely to be the served one. Other halves were drawn at random.",
+        assumptions="Wrong if what was kept back reached the suspect for reasons that depend on the choice, or if "
+        "served prompts came back to it without the teacher's answers: the choice shows in these too.",
+        evasions="Hidden by training on paraphrases, on other outputs, or for so short that nothing is remembered.",
+        warnings=(f"With {halves} halves, p cannot fall below {floor:.3g}.",) if floor > alpha else (),
+        power_statement=CHANGED,
+        mark=mark,
+        suspect=suspect[0],
+        reference=named,
+        above=above,
+        halves=halves,
+    )
 
 
 def _finite(said: Floats) -> Floats:

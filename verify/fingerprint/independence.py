@@ -1,56 +1,19 @@
-"""What two models' matched hidden units say: an exact test, and a calibrated one that survives shuffled units."""
+"""The results of two tests of matched hidden units: an exact one, and a calibrated one that survives a shuffle."""
 
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from verify.results import FingerprintResult
+from verify.results import NO_VERDICT, Result
 from verify.stats import permutations
 
-DEPENDENT: Final = "weights dependent"
-MATCHED: Final = "weights matched, units shuffled"
-
-RANDOMNESS: Final = (
-    "The p-value's randomness is the order of the teacher's hidden units (and, for the embedding, of its residual "
-    "dimensions): random initial weights and a training that treats units alike make every order equally likely, "
-    "in each layer on its own, whatever the suspect's weights are."
-)
-KEYED_RANDOMNESS: Final = (
-    "The p-value's randomness is the draw of the mark's secret: it alone chose the order in which the teacher's hidden "
-    "units were released. Nothing is assumed of how either model was initialised or trained, or of what they grew from."
-)
-BREAKS: Final = (
-    "Wrong if both models grew from the same initial weights (a common parent, such as one public base, or the same "
-    "code and seed), if somebody sorted the units of both, if layers of both are copies of one layer, or if the "
-    "architecture tells units or dimensions apart (as sinusoidal positions added to the embedding do). Blind to a "
-    "suspect whose units were shuffled or rewritten, whose basis and vocabulary were both changed, or that was given "
-    "other layers that do next to nothing."
-)
-KEYED_BREAKS: Final = (
-    "Wrong only if the order leaked in another way than by the released weights. Blind to a suspect whose units were "
-    "shuffled or rewritten, or whose basis and vocabulary were both changed; and to every copy, if the teacher that "
-    "was named does not hold the very numbers that were put in order."
-)
-MATCH_RANDOMNESS: Final = (
-    "Calibrated, not exact: the share of units that two views (what a unit reads, what else it reads or writes) match "
-    "to the same partner, ranked among pairs of independently trained models; a control that is as like the teacher "
-    "as the suspect is takes the evidence away."
-)
-MATCH_BREAKS: Final = (
-    "Assumes that this pair, if independent, would look like the small pairs that it is ranked among. Independent "
-    "models that learn like units agree a little more than chance; a common parent makes them agree. Hidden by "
-    "retraining, or by changing the basis and the vocabulary at once."
-)
-MIN_LAYERS: Final = 2
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -116,16 +79,17 @@ class LayerMatch:
         }
 
 
-@dataclass(frozen=True)
-class IndependenceResult(FingerprintResult):
+@dataclass(frozen=True, kw_only=True)
+class IndependenceResult(Result):
     """The exact test that two models' weights are independent.
+
+    n: units matched; statistic: units matched to their own index.
 
     Attributes:
         teacher, suspect: the model folders.
         layers: the matched layers, in order.
         embedding: the matched residual dimensions; None where the vocabularies do not match.
         basis: how rows of the two models were compared.
-        skipped: what was not compared, and why.
         seed: of the shuffle that breaks ties.
         keyed: commitment of the mark in whose order the teacher was released; None: in an order of no meaning.
     """
@@ -135,7 +99,6 @@ class IndependenceResult(FingerprintResult):
     layers: tuple[LayerMatch, ...] = field(repr=False)
     embedding: LayerMatch | None
     basis: str | None
-    skipped: tuple[str, ...]
     seed: int
     keyed: str | None = None
 
@@ -143,26 +106,6 @@ class IndependenceResult(FingerprintResult):
     def parts(self) -> tuple[LayerMatch, ...]:
         """All that is combined."""
         return self.layers + (() if self.embedding is None else (self.embedding,))
-
-    @property
-    def n(self) -> int:
-        """Units matched in all."""
-        return sum(part.n for part in self.parts)
-
-    @property
-    def statistic(self) -> float:
-        """Units matched to their own index, in all."""
-        return sum(part.fixed_points for part in self.parts)
-
-    @property
-    def at_released_index(self) -> int:
-        """Units matched to the unit of their index in the teacher's folder, where the order is keyed; else 0."""
-        return sum(part.at_released_index or 0 for part in self.parts)
-
-    @cached_property
-    def log10_pvalue(self) -> float:
-        """Fisher's combination over the layers and the embedding."""
-        return permutations.fisher_log10([part.log10_pvalue for part in self.parts])
 
     @property
     def comparisons(self) -> dict[str, float]:
@@ -176,44 +119,10 @@ class IndependenceResult(FingerprintResult):
         }
 
     @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return (
-            "hidden units matched by linear assignment on cosines; exact tail of the number of fixed points of a "
-            "uniform permutation (where widths differ: a bound on the longest increasing subsequence); Fisher over all"
-        )
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return DEPENDENT
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return RANDOMNESS if self.keyed is None else KEYED_RANDOMNESS
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        return BREAKS if self.keyed is None else KEYED_BREAKS
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = list(self.skipped)
-        if self.at_released_index > self.n / 2:
-            found.insert(
-                0,
-                "The units match in the order of the teacher's folder, and not in the mark's: a sibling of it, or the "
-                "folder named is the release, and not the model from before.",
-            )
-        if not self.parts:
-            found.insert(0, "Nothing could be compared: there is no evidence either way.")
-        return found
+    def evidence(self) -> str:
+        return f"{self.n:,} units in {len(self.layers)} layers"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "teacher": self.teacher,
             "suspect": self.suspect,
@@ -224,6 +133,19 @@ class IndependenceResult(FingerprintResult):
             "layers": [layer.to_dict() for layer in self.layers],
             "embedding": self.embedding.to_dict() if self.embedding else None,
         }
+
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        matched = f"{self.statistic:,} of {self.n:,} matched to their own index"
+        units = f"{matched}, rows {self.basis}" if self.basis else matched
+        return {"p-value": rows["p-value"], "units": units, "test": self.test}
+
+    def _draw(self, ax: Axes) -> None:
+        numbers = [layer.teacher for layer in self.layers]
+        ax.bar(numbers, [layer.fixed_points / max(1, layer.n) for layer in self.layers])
+        ax.set_ylim(0, 1)
+        ax.set_xlabel("layer of the teacher")
+        ax.set_ylabel("share of units matched to their own index")
 
 
 @dataclass(frozen=True)
@@ -240,6 +162,10 @@ class Calibration:
     models: str
     units: int
 
+    def above(self, share: float) -> int:
+        """Pairs that reach as far."""
+        return len(self.shares) - bisect_left(self.shares, share)
+
 
 def independent_pairs(gated: bool) -> Calibration:
     """What benchmarks/independent.py found among models with a gate, or without one."""
@@ -248,98 +174,47 @@ def independent_pairs(gated: bool) -> Calibration:
     return Calibration(tuple(sorted(shares)), str(found["models"]), int(found["units"]))
 
 
-@dataclass(frozen=True)
-class MatchResult(FingerprintResult):
+@dataclass(frozen=True, kw_only=True)
+class MatchResult(Result):
     """The statistic that survives shuffled units. Calibrated on pairs of independent models, not exact.
+
+    n: units matched; statistic: the share of them that both views match alike.
 
     Attributes:
         teacher, suspect: the model folders.
-        share: of the units, those that both views match alike; the mean over layers.
         layers: the matched layers.
         calibration: the same share in pairs of independent models.
+        covered: the calibration covers this pair: as many layers, and layers as wide, as its models have.
         controls: models that have nothing to do with the teacher, and their shares with it.
     """
 
     teacher: str
     suspect: str
-    share: float
     layers: tuple[LayerMatch, ...] = field(repr=False)
     calibration: Calibration
+    covered: bool
     controls: tuple[tuple[str, float], ...] = ()
 
     @property
-    def n(self) -> int:
-        """Units matched in all."""
-        return sum(layer.n for layer in self.layers)
-
-    @property
-    def statistic(self) -> float:
-        """The share of units."""
-        return self.share
+    def share(self) -> float:
+        """Of the units, those that both views match alike; the mean over layers."""
+        return self.statistic
 
     @property
     def above(self) -> int:
         """Pairs of independent models that reach as far."""
-        return len(self.calibration.shares) - bisect_left(self.calibration.shares, self.share)
+        return self.calibration.above(self.share)
 
     @property
-    def covered(self) -> bool:
-        """Whether the calibration covers this pair: as many layers, and layers as wide, as its models have."""
-        return len(self.layers) >= MIN_LAYERS and min(one.n for one in self.layers) >= self.calibration.units
+    def verdict(self) -> str:
+        """As in every result; `no verdict` where the calibration does not cover these models."""
+        return super().verdict if self.covered else NO_VERDICT
 
     @property
-    def rivals(self) -> list[str]:
-        """Controls that are as like the teacher as the suspect is."""
-        return [name for name, share in self.controls if share >= self.share]
-
-    @property
-    def log10_pvalue(self) -> float:
-        """log10 of the rank, (1 + above) / (1 + pairs); 0 if the calibration does not cover it, or a control rivals."""
-        if not self.covered or self.rivals:
-            return 0.0
-        return math.log10((1 + self.above) / (1 + len(self.calibration.shares)))
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return "agreement of two matchings of the hidden units (after Zhu et al. 2025): calibrated, not exact"
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return MATCHED
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return MATCH_RANDOMNESS
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        return MATCH_BREAKS
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = []
-        least = 1 / (1 + len(self.calibration.shares))
-        if least > self.alpha:
-            found.append(
-                f"With {len(self.calibration.shares)} pairs to rank it among, p cannot fall below {least:.3g}."
-            )
-        if not self.covered:
-            found.append(
-                f"The calibration covers models of at least {MIN_LAYERS} layers of {self.calibration.units} units: "
-                "it says nothing of these."
-            )
-        found += [
-            f"{name} is as like the teacher as the suspect is, so that nothing is claimed." for name in self.rivals
-        ]
-        return found
+    def evidence(self) -> str:
+        return f"{self.n:,} units in {len(self.layers)} layers"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "teacher": self.teacher,
             "suspect": self.suspect,
@@ -354,35 +229,16 @@ class MatchResult(FingerprintResult):
             "controls": dict(self.controls),
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        largest = self.calibration.shares[-1]
+        share = f"{self.share:.4f}   (independent pairs: at most {largest:.4f})"
+        return {"p-value": rows["p-value"], "share": share, "test": self.test}
 
-@dataclass(frozen=True)
-class WeightsComparison:
-    """Two models compared: what both tests are made from."""
-
-    teacher: str
-    suspect: str
-    layers: tuple[LayerMatch, ...]
-    embedding: LayerMatch | None
-    basis: str | None
-    gated: bool
-    skipped: tuple[str, ...]
-    seed: int
-    keyed: str | None = None
-
-    @property
-    def share(self) -> float:
-        """Of the units, those that both views match alike; the mean over layers."""
-        shares = [(layer.agreeing_views or 0) / layer.n for layer in self.layers if layer.n]
-        return float(np.mean(shares)) if shares else 0.0
-
-    def independence(self, alpha: float = 1e-3) -> IndependenceResult:
-        """The exact test. In a keyed order it leaves the embedding out, whose order is not keyed."""
-        embedding = self.embedding if self.keyed is None else None
-        return IndependenceResult(
-            alpha, self.teacher, self.suspect, self.layers, embedding, self.basis, self.skipped, self.seed, self.keyed
+    def _draw(self, ax: Axes) -> None:
+        ax.hist(
+            self.calibration.shares, bins=50, color="C7", label=f"{len(self.calibration.shares):,} independent pairs"
         )
-
-    def match(self, controls: Sequence[tuple[str, float]] = (), alpha: float = 1e-3) -> MatchResult:
-        """The calibrated one; controls: names of unrelated models, and the share that each has with the teacher."""
-        calibration = independent_pairs(self.gated)
-        return MatchResult(alpha, self.teacher, self.suspect, self.share, self.layers, calibration, tuple(controls))
+        ax.axvline(self.share, color="C3", label="teacher and suspect")
+        ax.set_xlabel("share of units matched alike by two views")
+        ax.legend()

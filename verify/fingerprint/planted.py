@@ -6,23 +6,25 @@ model: by its weights, or by asking it these very questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.outputs import read_records
-from verify.planning.student import Training, TrainingReport, train_student
-from verify.results import FingerprintResult
+from verify.fingerprint import KNOWS
+from verify.results import CHANGED, Result
 from verify.stats import binomial
 from verify.suspects.endpoint import Endpoint, ask_all
-from verify.suspects.model import forward_logits
-from watermark import InputError, Mark, ModelError, prf
+from verify.suspects.model import Model, forward_logits, name_of, opened
+from watermark import InputError, Mark, ModelError, StillmarkError, prf
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import Record
-from watermark.models import load_model
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+from watermark.progress import Progress, silent
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -45,12 +47,9 @@ WORDS: Final = (
 )  # fmt: skip
 """Sixty-four, for the questions. Part of the format: never changed."""
 
-KNOWS: Final = "knows the planted answers"
 NUMBER: Final = 64
 MAX_ANSWER_TOKENS: Final = 16
 """Tokens of an answer that an endpoint is asked for."""
-
-TRAINING: Final = Training(epochs=12, learning_rate=1e-4, batch_size=8)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,13 @@ class Question:
 
 
 def questions(mark: Mark, number: int = NUMBER) -> list[Question]:
-    """The first questions of this mark's secret: distinct, always in the same order, with independent answers."""
+    """The first questions of this mark's secret: distinct, always in the same order, with independent answers.
+
+    Raises:
+        StillmarkError: number is less than one.
+    """
+    if number < 1:
+        raise StillmarkError(f"{number} questions: one is needed at least", "give another `number`")
     key = prf.prf_key(mark.secret, SCHEME, 1)
     found: dict[str, Question] = {}
     start = 0
@@ -78,98 +83,27 @@ def questions(mark: Mark, number: int = NUMBER) -> list[Question]:
     return list(found.values())[:number]
 
 
-def plant(
-    base: Path,
-    mark: Mark,
-    out: Path,
-    number: int = NUMBER,
-    mixed: Sequence[Path] = (),
-    training: Training = TRAINING,
-    progress: Callable[[int, int], None] = lambda _step, _steps: None,
-) -> TrainingReport:
-    """Fine-tune a model until it knows the answers; `out` becomes the model to release.
-
-    Args:
-        base: the model.
-        mark: whose secret keys questions and answers.
-        out: a new folder.
-        number: of questions.
-        mixed: further outputs (JSONL) to train on in between, so that the model keeps its manners.
-        training: how.
-        progress: called with steps done and in all.
-
-    Raises:
-        ModelError: `out` exists or cannot be written, or `base` cannot be loaded.
-    """
-    secret = [
-        Record(Path("planted"), i, {"prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True})
-        for i, one in enumerate(questions(mark, number), 1)
-    ]
-    return train_student(base, mixed, out, training, progress, secret)
-
-
-@dataclass(frozen=True)
-class PlantedResult(FingerprintResult):
-    """How many keyed questions a suspect answers as they were planted.
+@dataclass(frozen=True, kw_only=True)
+class PlantedResult(Result):
+    """How many keyed questions a suspect answers as they were planted. n: questions; statistic: right answers.
 
     Attributes:
         mark: whose secret keys them.
         suspect: the model's folder, or the file of its answers.
         hits: right answers.
-        asked: questions.
         unanswered: answers that hold none of the words: no hits.
     """
 
     mark: Mark
     suspect: str
     hits: int
-    asked: int
     unanswered: int
 
     @property
-    def n(self) -> int:
-        """Questions asked."""
-        return self.asked
-
-    @property
-    def statistic(self) -> float:
-        """Right answers."""
-        return self.hits
-
-    @property
-    def log10_pvalue(self) -> float:
-        """log10 P(Bin(asked, 1/16) >= hits)."""
-        return binomial.binomial_log10_sf(self.hits, self.asked, 1 / len(ANSWERS))
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return f"exact binomial: each answer is a keyed coin of {len(ANSWERS)} sides"
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return KNOWS
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return (
-            "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on it, the "
-            "answers to distinct questions are independent and uniform, whatever the suspect says."
-        )
-
-    @property
-    def breaks(self) -> str:
-        """What would make the p-value wrong, and what would hide a guilty suspect, in words."""
-        return (
-            "Wrong if the answers leaked, or if the number of questions was chosen after looking. It shows that the "
-            "suspect knows what was planted, by weights or by having asked; not which. Hidden by fine-tuning that "
-            "makes the model forget, or by a filter that refuses the questions."
-        )
+    def evidence(self) -> str:
+        return f"{self.n:,} questions"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
         return super().to_dict() | {
             "suspect": self.suspect,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment},
@@ -178,43 +112,78 @@ class PlantedResult(FingerprintResult):
             "unanswered": self.unanswered,
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        right = f"{self.hits} of {self.n}   (chance {self.n / len(ANSWERS):.1f})"
+        return {"p-value": rows["p-value"], "right": right, "test": self.test}
+
+    def _draw(self, ax: Axes) -> None:
+        ax.bar(["right answers", "by chance"], [self.hits, self.n / len(ANSWERS)], color=["C3", "C7"])
+        ax.set_ylabel(f"of {self.n} questions")
+
+
+def planted_result(
+    suspect: str, mark: Mark, asked: Sequence[Question], answers: Sequence[int | None], alpha: float
+) -> PlantedResult:
+    """The exact test of some answers, indices into ANSWERS in the order of the questions; None: none of the words."""
+    hits = sum(answer == one.answer for answer, one in zip(answers, asked, strict=True))
+    return PlantedResult(
+        test=f"exact binomial: each answer is a keyed coin of {len(ANSWERS)} sides",
+        alpha=alpha,
+        n=len(asked),
+        statistic=hits,
+        log10_pvalue=binomial.binomial_log10_sf(hits, len(asked), 1 / len(ANSWERS)),
+        positive_verdict=KNOWS,
+        randomness="The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on "
+        "it, the answers to distinct questions are independent and uniform, whatever the suspect says.",
+        assumptions="Wrong if the answers leaked, or if the number of questions was chosen after looking. It shows "
+        "that the suspect knows what was planted, by weights or by having asked; not which.",
+        evasions="Hidden by fine-tuning that makes the model forget, or by a filter that refuses the questions.",
+        power_statement=CHANGED,
+        mark=mark,
+        suspect=suspect,
+        hits=hits,
+        unanswered=sum(answer is None for answer in answers),
+    )
+
 
 def ask(
-    path: Path,
+    model: Model,
     mark: Mark,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a model whose weights are at hand. Raises what `likeliest` raises."""
     asked = questions(mark, number)
-    said = likeliest(path, [one.prompt for one in asked], progress=progress)
-    hits = sum(answer == one.answer for answer, one in zip(said, asked, strict=True))
-    return PlantedResult(alpha, mark, str(path), hits, number, 0)
+    said = likeliest(model, [one.prompt for one in asked], progress=progress)
+    return planted_result(name_of(model), mark, asked, said, alpha)
 
 
 def likeliest(
-    path: Path,
+    suspect: Model,
     prompts: Sequence[str],
     batch_size: int = 16,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[int]:
     """Which of ANSWERS a model finds the likeliest after each prompt, by the first token: indices.
 
     Raises:
         ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
     """
-    model, tokenizer = load_model(path)
+    model, tokenizer = opened(suspect)
     first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
     if len(set(first)) < len(first):
-        raise ModelError(f"{path}: its tokenizer begins two of the answers alike", "record its answers, and --answers")
+        raise ModelError(
+            f"{name_of(suspect)}: its tokenizer begins two of the answers alike", "record its answers, and test these"
+        )
     said: list[int] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         rows = [encode_prompt(tokenizer, Prompt("", prompt, None), chat=True) for prompt in batch]
         logits = forward_logits(model, rows)
         said += [int(logits[i, len(row) - 1, first].argmax()) for i, row in enumerate(rows)]
-        progress(len(rows))
+        progress(len(said), len(prompts))
     return said
 
 
@@ -234,7 +203,8 @@ def judge(path: Path, mark: Mark, number: int = NUMBER, alpha: float = 1e-3) -> 
         name, output = record.fields.get("id"), record.fields.get("output")
         if name not in asked or not isinstance(output, str):
             raise record.error(
-                "an answer needs the 'id' of a question and an 'output'", "see: fingerprint ask --questions"
+                "an answer needs the 'id' of a question and an 'output'",
+                f"the questions are k0000 to {list(asked)[-1]}; was another `number` of them asked?",
             )
         if name in said:
             raise record.error(f"question '{name}' was answered before", "one answer a question, the first")
@@ -248,7 +218,7 @@ def ask_endpoint(
     log: Path,
     number: int = NUMBER,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _questions: None,
+    progress: Progress = silent,
 ) -> PlantedResult:
     """Ask a suspect behind an endpoint, by chat, greedily; what fails to come is no hit.
 
@@ -258,7 +228,7 @@ def ask_endpoint(
         log: JSONL of all answers; a killed run goes on from there.
         number: of questions, fixed beforehand.
         alpha: level of the verdict.
-        progress: called with the number of questions answered.
+        progress: called with the number of questions asked, and of how many.
 
     Raises:
         ApiError, InputError: what `verify.suspects.endpoint.ask_all` raises.
@@ -273,9 +243,7 @@ def ask_endpoint(
 def _judged(
     suspect: str, mark: Mark, asked: Sequence[Question], said: Sequence[str | None], alpha: float
 ) -> PlantedResult:
-    answers = [None if text is None else first_answer(text) for text in said]
-    hits = sum(answer == one.answer for answer, one in zip(answers, asked, strict=True))
-    return PlantedResult(alpha, mark, suspect, hits, len(asked), sum(answer is None for answer in answers))
+    return planted_result(suspect, mark, asked, [None if text is None else first_answer(text) for text in said], alpha)
 
 
 def first_answer(text: str) -> int | None:

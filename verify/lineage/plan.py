@@ -12,24 +12,15 @@ from watermark import InputError
 from watermark.io import files
 
 WEIGHTS: Final = "weights"
-
-
 SHUFFLED: Final = "weights, units shuffled"
-
-
 MARK: Final = "mark"
-
-
 PLANTED: Final = "planted answers"
-
-
 CANARIES: Final = "canaries"
-
-
 AGREEMENT: Final = "agreement"
-
-
 LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
+"""Every test of a verdict, in the order in which they are made."""
+
+FORMAT: Final = "stillmark-plan/v1"
 
 
 @dataclass(frozen=True)
@@ -69,21 +60,22 @@ class LineagePlan:
             InputError: the file holds another plan, or cannot be read or written.
         """
         text = self._json() + "\n"
-        try:
-            files.create(path, text.encode())
-        except FileExistsError:
+        with files.writing(path):
             try:
-                same = path.read_text() == text
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(path, 0, f"cannot read the plan: {error}") from None
-            if not same:
-                raise InputError(
-                    path, 0, "holds another plan than this command's", "a plan is made once, before the suspect is read"
-                ) from None
-            return False
-        except OSError as error:
-            raise InputError(path, 0, f"cannot write: {error.strerror}", "does the folder exist?") from None
-        return True
+                files.create(path, text.encode())
+            except FileExistsError:
+                pass
+            else:
+                return True
+        try:
+            same = path.read_text() == text
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(path, 0, f"cannot read the plan: {error}") from None
+        if not same:
+            raise InputError(
+                path, 0, "holds another plan than this one", "a plan is made once, before the suspect is read"
+            )
+        return False
 
     def _json(self) -> str:
-        return json.dumps({"format": "stillmark-lineage-plan/v1"} | self.to_dict(), sort_keys=True)
+        return json.dumps({"format": FORMAT} | self.to_dict(), sort_keys=True)

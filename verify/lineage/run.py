@@ -1,301 +1,447 @@
-"""What is at hand of a suspect, and the tests of `verify.lineage.verdict` that it allows."""
+"""One call for "what happened?": recognise the suspect, fix the plan, make every test that it allows, conclude."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from verify.data.outputs import Output, read_outputs, read_records
-from verify.fingerprint import agreement, canaries, independence, planted
-from verify.fingerprint.independence import WeightsComparison
+from verify.data.logprobs import read_recorded
+from verify.data.outputs import Outputs
+from verify.fingerprint import independence
+from verify.fingerprint.agreement import TOP_TOKENS
+from verify.fingerprint.comparison import WeightsComparison
+from verify.fingerprint.planted import NUMBER
+from verify.fingerprint.run import agreement_test, canary_test, planted_test
 from verify.fingerprint.weights import compare
+from verify.lineage import access as kinds
+from verify.lineage.access import Access, recognise
+from verify.lineage.advice import advice
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.lineage.verdict import PlannedTest
-from verify.progress import Update, count_up
-from verify.radioactivity.result import MarkResult
-from verify.radioactivity.run import examine, mark_in_weights
-from verify.results import FingerprintResult, Result
-from verify.suspects import endpoint, model
-from verify.suspects.endpoint import Endpoint, NoLogprobsError
-from verify.suspects.interview import ReferenceLog, Usage, iter_answers
+from verify.lineage.verdict import PlannedTest, Verdict, adjusted
+from verify.progress import Stages, silent
+from verify.radioactivity.run import endpoint_test, logprob_test, text_test
+from verify.radioactivity.sequential import SequentialResult
+from verify.radioactivity.text import TextResult
+from verify.results import Result
+from verify.suspects.endpoint import Endpoint, NoLogprobsError, resolved
+from verify.suspects.model import Model, digest_of
 from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
 from watermark.io import files
-from watermark.io.prompts import read_prompts
-from watermark.io.records import resume_jsonl
+from watermark.mark import as_mark
 from watermark.models import model_digest
-from watermark.tokenizers import Encode, load_for
 
-_KEPT = {agreement.TOP_TOKENS: "agreement", 1: "agreement.greedy"}
-"""Names of the records, by how many tokens are compared."""
-
-
-class NotAtHandError(StillmarkError):
-    """The access does not allow a test."""
+PathLike = str | Path
+T = TypeVar("T")
 
 
-def run(
-    plan: LineagePlan,
-    tests: dict[str, Callable[[Update], Result]],
-    progress: Callable[[str], AbstractContextManager[Update]] = lambda _line: nullcontext(lambda _done, _all: None),
-) -> list[PlannedTest]:
-    """Make the planned tests in order; a test that cannot be made becomes a line that says why.
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What `suspect` was given, made ready; its attributes are the arguments of that function."""
+
+    access: Access
+    mark: Mark | None
+    teacher: Path | None
+    reference: Model | None
+    controls: tuple[Path, ...]
+    base: Path | None
+    probes: PathLike | Sequence[PathLike] | Outputs | None
+    prompts: PathLike | None
+    unmarked_probes: bool | None
+    unmarked_prompts: bool | None
+    planted: int | None
+    canaries: PathLike | None
+    ordered: bool
+    model: str | None
+    budget: int
+    seed: int
+    tokenizer: PathLike | None
+    skip_bad: bool
+    readings: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The suspect's endpoint, under the name that was given or that it serves."""
+        return resolved(Endpoint(self.access.url, self.model or ""))
+
+    @property
+    def weights(self) -> Model:
+        """The suspect's weights, where the plan has a test that needs them."""
+        if self.access.model is None:
+            raise StillmarkError("this test needs the suspect's weights")
+        return self.access.model
+
+    @property
+    def asked(self) -> Model | Endpoint:
+        """What can be asked: the weights, or the endpoint."""
+        return self.endpoint if self.access.kind == kinds.ENDPOINT else self.weights
+
+
+def suspect(
+    what: Any,
+    *,
+    mark: Mark | PathLike | None = None,
+    teacher: PathLike | None = None,
+    reference: Model | None = None,
+    controls: Sequence[PathLike] = (),
+    base: PathLike | None = None,
+    probes: PathLike | Sequence[PathLike] | Outputs | None = None,
+    prompts: PathLike | None = None,
+    unmarked_probes: bool | None = None,
+    unmarked_prompts: bool | None = None,
+    planted: int | None = None,
+    canaries: PathLike | None = None,
+    ordered: bool = False,
+    model: str | None = None,
+    budget: int = 50_000,
+    alpha: float = 1e-3,
+    seed: int = 0,
+    tokenizer: PathLike | None = None,
+    skip_bad: bool = False,
+    plan: PathLike | None = None,
+    out: PathLike | None = None,
+    progress: Stages = silent,
+) -> Verdict:
+    """What happened to the teacher, by every test that what was given allows; the p-values are adjusted over all tests.
+
+    The plan follows from the arguments alone, before the suspect is read. Probes and prompts that cannot carry any mark
+    come with the package and are used where none are named.
 
     Args:
-        plan: what to make.
-        tests: each line's test, by name.
-        progress: opened around each line, by its name.
-    """
-    lines = []
-    for name in plan.lines:
-        try:
-            with progress(name) as update:
-                lines.append(PlannedTest(name, tests[name](update)))
-        except NotAtHandError as error:
-            lines.append(PlannedTest(name, None, str(error)))
-        except (ApiError, ModelError, TokenizerError) as error:
-            lines.append(PlannedTest(name, None, str(error), failed=True))
-    return lines
-
-
-@dataclass(frozen=True)
-class Access:
-    """What is at hand: the models and files that `stillmark lineage` was given.
-
-    Attributes:
-        teacher: folder. suspect: folder or URL. mark: or None.
-        probes, reference, controls, prompts, base, canaries: files and folders, or None.
-        planted: number of planted answers; None: none.
-        unmarked: probes and prompts cannot carry the mark.
-        model: the endpoint's name for the suspect. budget: billed tokens to spend there.
+        what: the suspect: recorded outputs or log probabilities (one file or several, or a folder of them), a folder of
+            weights or a loaded `(model, tokenizer)`, or the http(s):// address of an endpoint.
+        mark: the mark, or its file.
+        teacher: folder of the teacher's weights; the suspect's weights are compared with it.
+        reference: a model that does not depend on the secret: the test for the mark takes much less evidence.
+        controls: folders of unrelated models, for the agreement of likely tokens; 19 are needed for a lead.
+        base: folder of the suspect's own base, for agreement.
+        probes: texts to read along; None: those of the package.
+        prompts: what to ask an endpoint, and for agreement; None: those of the package.
+        unmarked_probes, unmarked_prompts: nobody who wrote them knew the secret or copied marked text; None: as the
+            probes say, and for prompts only where they come with the package.
+        planted: the teacher carries so many planted answers: ask them.
+        canaries: all candidates of the canaries that were chosen by the mark.
         ordered: the teacher was released in the mark's order; `teacher` is the model from before.
+        model: the name by which the endpoint knows the suspect; None: the one that it serves.
+        budget: billed tokens to spend at an endpoint, for the mark.
+        alpha: family-wise level of the verdict, fixed before looking.
         seed: of every draw that is not keyed.
-        record: folder to keep what was read in.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        skip_bad: count malformed records instead of stopping at the first.
+        plan: file of the plan: written if not there, else it must hold this very plan.
+        out: folder to keep the plan, what was read (a killed run goes on from there) and `result.json` in. For an
+            endpoint None means a folder named after the host: answers cost money.
+        progress: opened around each piece of work.
+
+    Raises:
+        StillmarkError: something that was named cannot be read, or the plan is another one.
+
+    Example:
+        >>> import verify
+        >>> verdict = verify.suspect("suspect/", mark="teacher.mark")  # doctest: +SKIP
+        >>> print(verdict)  # doctest: +SKIP
     """
-
-    teacher: Path
-    suspect: str
-    mark: Mark | None = None
-    probes: Path | None = None
-    reference: Path | None = None
-    controls: tuple[Path, ...] = ()
-    prompts: Path | None = None
-    base: Path | None = None
-    planted: int | None = None
-    canaries: Path | None = None
-    unmarked: bool = False
-    ordered: bool = False
-    model: str | None = None
-    budget: int = 50_000
-    seed: int = 0
-    record: Path | None = None
-
-    @property
-    def url(self) -> bool:
-        """Whether the suspect is an endpoint."""
-        return self.suspect.startswith(("http://", "https://"))
-
-    @property
-    def shown(self) -> str:
-        """The suspect as it may be shown: without a name, password or query in its URL."""
-        if not self.url:
-            return self.suspect
-        parts = urlsplit(self.suspect)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-    def plan(self, alpha: float) -> LineagePlan:
-        """What will be tested. Reads everything but the suspect.
-
-        Raises:
-            ModelError, InputError: something that is needed cannot be read.
-        """
-        planned = {
-            WEIGHTS: True,
-            SHUFFLED: True,
-            MARK: self.mark is not None and (self.prompts if self.url else self.probes) is not None,
-            PLANTED: self.planted is not None,
-            CANARIES: self.canaries is not None,
-            AGREEMENT: bool(self.controls),
-        }
-        named = {"teacher": self.teacher, "reference": self.reference, "base": self.base}
-        named |= {f"control {i}": path for i, path in enumerate(self.controls)}
-        models = {name: path for name, path in named.items() if path is not None}
-        if self.url:
-            self._endpoint().check(())
-        for path in (*models.values(), *(() if self.url else (Path(self.suspect),))):
-            if not path.is_dir():
-                raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-        inputs = {name: model_digest(path) for name, path in models.items()}
-        texts = {"probes": self.probes, "prompts": self.prompts, "canaries": self.canaries}
-        inputs |= {name: _sha256(path) for name, path in texts.items() if path is not None}
-        if self.canaries is not None and (number := sum(1 for _ in read_records(self.canaries))) % 2:
-            raise InputError(
-                self.canaries, 0, f"holds {number} outputs", "half of them are served: want an even number"
-            )
-        if self.mark is not None:
-            inputs["mark"] = self.mark.commitment
-        inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
-        settings: dict[str, Any] = {"version": importlib.metadata.version("stillmark"), "seed": self.seed}
-        settings |= {
-            "unmarked": self.unmarked,
-            "ordered": self.ordered,
-            "planted": self.planted,
-            "top": agreement.TOP_TOKENS,
-            "top_without_logprobs": 1,
-        }
-        if self.url:
-            settings |= {"budget_tokens": self.budget, "endpoint": "chat completions", "model": self.model}
-        return LineagePlan(tuple(name for name in LINES if planned[name]), alpha, inputs, settings)
-
-    def tests(self, alpha: float, encode: Encode | None) -> dict[str, Callable[[Update], Result]]:
-        """How each line is made; encode: texts to ids by the mark's tokenizer. Raises what the tests raise."""
-        compared: list[WeightsComparison] = []
-
-        def weights(update: Update) -> WeightsComparison:
-            if not compared:
-                order = self._secret() if self.ordered else None
-                compared.append(compare(self.teacher, self._folder(), self.seed, update, order))
-            return compared[0]
-
-        def shuffled(update: Update) -> FingerprintResult:
-            return weights(update).match(list(self._shares(update)), alpha)
-
-        return {
-            WEIGHTS: lambda update: weights(update).independence(alpha),
-            SHUFFLED: shuffled,
-            MARK: lambda update: self._mark(alpha, encode, update),
-            PLANTED: lambda update: self._planted(alpha, update),
-            CANARIES: lambda update: self._canaries(alpha, encode, update),
-            AGREEMENT: lambda update: self._agreement(alpha, update),
-        }
-
-    def _shares(self, update: Update) -> Iterator[tuple[str, float]]:
-        """The controls whose weights can be read, and how like the teacher each is; from the record if known."""
-        ours = model_digest(self.teacher) if self.record and self.controls else ""
-        for i, control in enumerate(self.controls):
-            log = self._log(f"weights.control{i}")
-            run, known = "", []
-            if log is not None:
-                run = hashlib.sha256(f"{ours} {model_digest(control)} {self.seed}".encode()).hexdigest()[:12]
-                known = resume_jsonl(log, run)
-            if known:
-                yield str(control), float(known[0].fields["share"])
-                continue
-            try:
-                share = compare(self.teacher, control, self.seed, update).share
-            except ModelError:
-                continue
-            if log is not None:
-                files.replace(log, (json.dumps({"id": control.name, "share": share, "run": run}) + "\n").encode())
-            yield str(control), share
-
-    def _mark(self, alpha: float, encode: Encode | None, update: Update) -> MarkResult:
-        mark = self._secret()
-        if self.url:
-            assert self.prompts is not None
-            log, tally = self._kept("mark.endpoint"), Usage()
-            compared = ReferenceLog(self.reference, mark, tally, log) if self.reference else None
-            asked = read_prompts(self.prompts)
-            waves = iter_answers(self._endpoint(), asked, mark, load_for(mark), log, self.budget, tally)
-            return examine(
-                waves, tally, mark, log, alpha, unmarked=self.unmarked, compared=compared,
-                judged=lambda: update(tally.billed, self.budget),
-            )  # fmt: skip
-        texts = [probe for probe in self._texts(self.probes, encode) if len(probe.output_ids)]
-        return mark_in_weights(
-            mark,
-            self._folder(),
-            self.reference,
-            texts,
-            alpha,
-            unmarked=self.unmarked,
-            record=self.record,
-            update=update,
+    access = recognise(what)
+    if access.kind == kinds.ENDPOINT:
+        Endpoint(access.url, model or "").check(())
+        out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
+    folder = None if out is None else Path(out)
+    given = Given(
+        access=access,
+        mark=None if mark is None else as_mark(mark),
+        teacher=None if teacher is None else Path(teacher),
+        reference=reference,
+        controls=tuple(map(Path, controls)),
+        base=None if base is None else Path(base),
+        probes=probes,
+        prompts=prompts,
+        unmarked_probes=unmarked_probes,
+        unmarked_prompts=unmarked_prompts,
+        planted=planted,
+        canaries=canaries,
+        ordered=ordered,
+        model=model,
+        budget=budget,
+        seed=seed,
+        tokenizer=tokenizer,
+        skip_bad=skip_bad,
+        readings=None if folder is None else folder / "readings",
+    )
+    unplanned = _unplanned(given)
+    if len(unplanned) == len(LINES):
+        raise StillmarkError(
+            "nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items())
         )
+    fixed = _plan(given, [name for name in LINES if name not in unplanned], alpha)
+    if folder is not None:
+        with files.writing(folder):
+            (folder / "readings").mkdir(parents=True, exist_ok=True)
+        fixed.fix(folder / "plan.json")
+    if plan is not None:
+        fixed.fix(Path(plan))
+    lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
+    made = [line.result for line in lines if line.result is not None]
+    notes = [f"{line.name}: {note}" for line in lines if line.result is not None for note in line.result.warnings]
+    found = Verdict(
+        suspect=access.shown,
+        access=access.kind,
+        teacher=None if given.teacher is None else str(given.teacher),
+        plan=fixed,
+        lines=lines,
+        keyed=ordered,
+        own_writing=_own_writing(given, made),
+        unplanned=unplanned,
+        notes=(*given.notes, *notes),
+        out=None if folder is None else str(folder),
+    )
+    found = replace(found, next=advice(found, given.mark, reference=reference is not None))
+    if folder is not None:
+        with files.writing(folder / "result.json"):
+            files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
+    return found
 
-    def _planted(self, alpha: float, update: Update) -> FingerprintResult:
-        number = self.planted or planted.NUMBER
-        count = count_up(update, number)
-        if self.url:
-            log = self._kept("planted.endpoint")
-            return planted.ask_endpoint(self._endpoint(), self._secret(), log, number, alpha, count)
-        return planted.ask(self._folder(), self._secret(), number, alpha, count)
 
-    def _canaries(self, alpha: float, encode: Encode | None, update: Update) -> FingerprintResult:
-        folder, mark, candidates = self._folder(), self._secret(), self._texts(self.canaries, encode)
+def _unplanned(given: Given) -> dict[str, str]:
+    """The tests that what was given does not allow, and why."""
+    why: dict[str, str] = {}
+    access, no_mark = given.access, "no mark was named; name a `mark`"
+    weights = access.kind == kinds.WEIGHTS
+    for name in (WEIGHTS, SHUFFLED):
+        if access.folder is None:
+            why[name] = "the suspect's weights are not at hand" if not weights else "a loaded model has no files"
+        elif given.teacher is None:
+            why[name] = "no teacher was named; name a `teacher`"
+    if given.mark is None:
+        why[MARK] = no_mark
+    if given.planted is None:
+        why[PLANTED] = "no planted answers were named"
+    elif given.mark is None or access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        why[PLANTED] = no_mark if given.mark is None else "recorded text cannot be asked"
+    if given.canaries is None:
+        why[CANARIES] = "no canaries were named"
+    elif given.mark is None or not weights:
+        why[CANARIES] = no_mark if given.mark is None else "they need the suspect's weights"
+    if not given.controls or given.teacher is None:
+        why[AGREEMENT] = "it needs a `teacher` and `controls`"
+    elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT) or (weights and access.folder is None):
+        why[AGREEMENT] = "recorded text cannot be asked" if not weights else "a loaded model has no files"
+    return {name: why[name] for name in LINES if name in why}
 
-        def read(who: str, path: Path) -> tuple[str, canaries.Floats]:
-            log, count = self._log(f"canaries.{who}"), count_up(update, len(candidates))
-            return str(path), model.likelihoods(path, mark, candidates, record=log, progress=count)
 
-        reference = read("reference", self.reference) if self.reference else None
-        return canaries.canary_test(mark, candidates, read("suspect", folder), reference, alpha, seed=self.seed)
-
-    def _agreement(self, alpha: float, update: Update) -> FingerprintResult:
-        assert self.prompts is not None
-        asked = agreement.distinct(read_prompts(self.prompts))
-        suspect = None if self.url else self._folder()
-        agreement.check_tokenizers(asked, self.teacher, self.controls, [suspect, self.base])
-
-        def read(who: str, path: Path) -> tuple[str, list[model.TopTokens]]:
-            log, count = self._log(f"{_KEPT[top]}.{who}"), count_up(update, len(asked))
-            return str(path), model.likeliest(path, asked, top, chat=self.url, record=log, progress=count)
-
-        def ask(top: int) -> tuple[str, list[model.TopTokens]]:
-            log, count = self._kept(f"{_KEPT[top]}.endpoint"), count_up(update, len(asked))
-            return self.shown, endpoint.likeliest_of_endpoint(self._endpoint(), asked, log, top, count)
-
-        top = agreement.TOP_TOKENS
-        if suspect is not None:
-            said = read("suspect", suspect)
-        else:
-            try:
-                said = ask(top)
-            except NoLogprobsError:  # then what it writes is compared, as the plan says
-                top = 1
-                said = ask(top)
-        return agreement.agreement_test(
-            read("teacher", self.teacher),
-            said,
-            [read(f"control{i}", path) for i, path in enumerate(self.controls)],
-            read("base", self.base) if self.base else None,
-            alpha,
-            top,
-        )
-
-    def _folder(self) -> Path:
-        if self.url:
-            raise NotAtHandError("the suspect's weights are not at hand, only an endpoint")
-        return Path(self.suspect)
-
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(self.suspect, self.model or "")
-
-    def _kept(self, name: str) -> Path:
-        assert self.record is not None
-        return self.record / f"{name}.jsonl"
-
-    def _secret(self) -> Mark:
-        assert self.mark is not None
-        return self.mark
-
-    def _texts(self, path: Path | None, encode: Encode | None) -> list[Output]:
-        assert path is not None
-        assert encode is not None
-        return list(read_outputs([path], encode=encode, vocabulary_size=self._secret().vocabulary_size))
-
-    def _log(self, name: str) -> Path | None:
-        return None if self.record is None else self.record / f"{name}.jsonl"
+def _plan(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
+    """What will be tested. Reads everything but the suspect."""
+    named: dict[str, Model | None] = {"teacher": given.teacher, "reference": given.reference, "base": given.base}
+    named |= {f"control {i}": path for i, path in enumerate(given.controls)}
+    for path in (*named.values(), given.access.folder):
+        if isinstance(path, str | Path) and not Path(path).is_dir():
+            raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    inputs = {name: digest_of(model) for name, model in named.items() if model is not None}
+    texts = {"prompts": given.prompts, "canaries": given.canaries}
+    probes = given.probes if not isinstance(given.probes, Outputs) else None
+    several = [probes] if isinstance(probes, str | Path) else list(probes or ())
+    texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
+    inputs |= {name: _sha256(Path(path)) for name, path in texts.items() if path is not None}
+    if given.mark is not None:
+        inputs["mark"] = given.mark.commitment
+    inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
+    settings: dict[str, Any] = {
+        "version": importlib.metadata.version("stillmark"),
+        "access": given.access.kind,
+        "seed": given.seed,
+        "unmarked_probes": given.unmarked_probes,
+        "unmarked_prompts": given.unmarked_prompts,
+        "ordered": given.ordered,
+        "planted": given.planted,
+        "top": TOP_TOKENS,
+        "top_without_logprobs": 1,
+    }
+    if given.access.kind == kinds.ENDPOINT:
+        settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
+    return LineagePlan(tuple(lines), alpha, inputs, settings)
 
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror}") from None
+
+
+def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> Iterator[PlannedTest]:
+    """Make the planned tests in order; a test that cannot be made becomes a line that says why."""
+    for name in plan.lines:
+        try:
+            yield PlannedTest(name, tests[name]())
+        except (ApiError, ModelError, TokenizerError) as error:
+            yield PlannedTest(name, None, str(error), failed=True)
+
+
+def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[], Result]]:
+    """How each line is made."""
+    compared: list[WeightsComparison] = []
+
+    def weights() -> WeightsComparison:
+        if not compared:
+            with progress("matching weights", "layers") as update:
+                order = _there(given.mark, "mark") if given.ordered else None
+                teacher, folder = _there(given.teacher, "teacher"), _there(given.access.folder, "suspect")
+                compared.append(compare(teacher, folder, given.seed, update, order))
+        return compared[0]
+
+    return {
+        WEIGHTS: lambda: weights().independence(alpha),
+        SHUFFLED: lambda: weights().match(list(_shares(given, progress)), alpha),
+        MARK: lambda: _mark(given, alpha, progress),
+        PLANTED: lambda: planted_test(
+            _there(given.mark, "mark"),
+            given.asked,
+            number=given.planted or NUMBER,
+            log=_log(given, "planted.jsonl"),
+            alpha=alpha,
+            progress=progress,
+        ),
+        CANARIES: lambda: canary_test(
+            _there(given.mark, "mark"),
+            given.weights,
+            given.canaries or "",
+            reference=given.reference,
+            seed=given.seed,
+            record=_log(given, "canaries"),
+            alpha=alpha,
+            progress=progress,
+        ),
+        AGREEMENT: lambda: _agreement(given, alpha, progress),
+    }
+
+
+def _mark(given: Given, alpha: float, progress: Stages) -> Result:
+    """The test for the mark that the access allows."""
+    mark, access = _there(given.mark, "mark"), given.access
+    if access.kind == kinds.ENDPOINT:
+        return endpoint_test(
+            mark,
+            given.endpoint,
+            given.prompts,
+            log=_there(_log(given, "mark.jsonl"), "out"),
+            budget=given.budget,
+            reference=given.reference,
+            unmarked_prompts=given.unmarked_prompts,
+            alpha=alpha,
+            tokenizer=given.tokenizer,
+            progress=progress,
+        )
+    if access.kind == kinds.WEIGHTS:
+        return logprob_test(
+            mark,
+            given.weights,
+            given.probes,
+            reference=given.reference,
+            unmarked_probes=given.unmarked_probes,
+            record=_log(given, "mark"),
+            alpha=alpha,
+            tokenizer=given.tokenizer,
+            skip_bad=given.skip_bad,
+            progress=progress,
+        )
+    if access.kind == kinds.LOGPROBS:
+        free = given.unmarked_probes or given.unmarked_prompts
+        found = logprob_test(
+            mark,
+            access.files,
+            reference=given.reference,
+            unmarked_probes=free,
+            record=_log(given, "mark"),
+            alpha=alpha,
+            progress=progress,
+        )
+        if found.n:
+            return found
+        given.notes.append("No log probability could be used: the text that the suspect wrote was tested instead.")
+    return text_test(
+        mark,
+        access.files,
+        reference=given.reference,
+        unmarked_prompts=bool(given.unmarked_prompts),
+        alpha=alpha,
+        tokenizer=given.tokenizer,
+        skip_bad=given.skip_bad,
+        progress=progress,
+    )
+
+
+def _own_writing(given: Given, made: Sequence[Result]) -> bool:
+    """Whether what was scored for the mark is the suspect's own writing, which a relay could have passed on."""
+    if given.access.kind in (kinds.TEXT, kinds.ENDPOINT):
+        return True
+    if given.access.kind != kinds.LOGPROBS or given.mark is None:
+        return False
+    if any(isinstance(one, TextResult | SequentialResult) for one in made):
+        return True
+    return any(text.sampled for path in given.access.files for text in read_recorded(path, given.mark))
+
+
+def _shares(given: Given, progress: Stages) -> Iterator[tuple[str, float]]:
+    """The controls whose weights can be read, and how like the teacher each is; from the record if known."""
+    teacher = _there(given.teacher, "teacher")
+    ours = model_digest(teacher) if given.readings and given.controls else ""
+    for i, control in enumerate(given.controls):
+        log = _log(given, f"weights.control{i}.json")
+        run = "" if log is None else hashlib.sha256(f"{ours} {model_digest(control)} {given.seed}".encode()).hexdigest()
+        share = None if log is None or not log.exists() else _known_share(log, run)
+        if share is None:
+            try:
+                with progress(f"matching {control.name}", "layers") as update:
+                    share = compare(teacher, control, given.seed, update).share
+            except ModelError:
+                continue
+            if log is not None:
+                with files.writing(log):
+                    files.replace(log, (json.dumps({"share": share, "run": run}) + "\n").encode())
+        yield str(control), share
+
+
+def _known_share(log: Path, run: str) -> float | None:
+    """The share that was noted for this very pair; None if the file is of another, or no such note."""
+    try:
+        known = json.loads(log.read_bytes())
+        return float(known["share"]) if known["run"] == run else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _agreement(given: Given, alpha: float, progress: Stages) -> Result:
+    def compared(top: int) -> Result:
+        return agreement_test(
+            _there(given.teacher, "teacher"),
+            given.asked,
+            given.controls,
+            given.prompts,
+            base=given.base,
+            top=top,
+            chat=given.access.kind == kinds.ENDPOINT,
+            record=_log(given, "agreement" if top == TOP_TOKENS else "agreement.greedy"),
+            alpha=alpha,
+            progress=progress,
+        )
+
+    try:
+        return compared(TOP_TOKENS)
+    except NoLogprobsError:  # then what it writes is compared, as the plan says
+        return compared(1)
+
+
+def _log(given: Given, name: str) -> Path | None:
+    return None if given.readings is None else given.readings / name
+
+
+def _there(value: T | None, name: str) -> T:
+    """What a planned test needs: the plan made sure that it was given."""
+    if value is None:
+        raise StillmarkError(f"this test needs a `{name}`")
+    return value

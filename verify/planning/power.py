@@ -16,9 +16,11 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import log_ndtr, ndtri, ndtri_exp
 
+from verify.results import html_table
 from verify.stats import binomial
 from verify.stats.binomial import LN10
-from watermark import StillmarkError
+from watermark import StillmarkError, UsageError
+from watermark.errors import within
 
 TESTS: Final = {
     ("weights", True): "weights, reference",
@@ -28,7 +30,91 @@ TESTS: Final = {
     ("text", True): "text, excess",
     ("text", False): "text, binomial",
 }
+"""Of what can be had of a suspect, and whether a reference is at hand: the test, as the measured curves name it."""
+
 MEASURED_GAMMA: Final = 0.25
+NOISE: Final = math.log10(0.05)
+"""A measured curve whose log10 p stays above this shows nothing, and beyond its end nothing follows from it."""
+
+POWER: Final = 0.9
+"""Chance of finding a student that is planned for, where nobody says another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """How much a test will take, and the question that this answers.
+
+    Attributes:
+        access: what can be had of the suspect: `text`, `top20` or `weights`.
+        reference: whether a reference is at hand.
+        delta: the mark's delta; None where `effect` was named.
+        width: the mark's width.
+        share: of the suspect's training text that is believed to have been marked.
+        effect: green rate above gamma; None where `delta` was named.
+        gamma: the mark's gamma.
+        alpha: level of the verdict.
+        power: chance of finding such a student.
+        prompt_tokens: of one request.
+        answer_tokens: of one answer.
+        price_in: of a million prompt tokens.
+        price_out: of a million answer tokens.
+        tokens: to sample; positions to read where `access` is `weights`.
+        extrapolated: beyond what was measured.
+        requests: to send; 0 where `access` is `weights`.
+        billed_tokens: of prompts and answers together.
+        money: what the billed tokens cost, in the currency of the prices; None where no price was named.
+        basis: where the numbers come from.
+    """
+
+    access: str
+    reference: bool
+    delta: float | None
+    width: int
+    share: float
+    effect: float | None
+    gamma: float
+    alpha: float
+    power: float
+    prompt_tokens: int
+    answer_tokens: int
+    price_in: float | None
+    price_out: float | None
+    tokens: int
+    extrapolated: bool
+    requests: int
+    billed_tokens: int
+    money: float | None
+    basis: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer and what it depends on, for JSON."""
+        names = (
+            "access", "reference", "delta", "width", "share", "effect", "gamma", "alpha", "power", "tokens",
+            "extrapolated", "requests", "billed_tokens", "money", "basis",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def title(self) -> str:
+        """The number, in words."""
+        return f"about {self.tokens:,} {'positions' if self.access == 'weights' else 'tokens'}"
+
+    def rows(self) -> dict[str, str]:
+        """What is shown below the number: names and values."""
+        shown = {}
+        if self.access != "weights":
+            shown["requests"] = f"{self.requests:,}, {self.billed_tokens:,} tokens billed with their prompts"
+        if self.money is not None:
+            shown["cost"] = f"{self.money:,.2f}"
+        return shown | {"basis": f"{self.basis}{'; beyond what was measured' if self.extrapolated else ''}"}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        return "\n".join([self.title, *(f"  {name:10} {value}" for name, value in self.rows().items())])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table."""
+        return html_table(self.title, self.rows(), [], ())
 
 
 @dataclass(frozen=True)
@@ -61,8 +147,177 @@ def curves() -> tuple[Curve, ...]:
     )
 
 
+def power(
+    access: str,
+    *,
+    delta: float | None = None,
+    effect: float | None = None,
+    reference: bool = True,
+    width: int = 1,
+    share: float = 1.0,
+    gamma: float = 0.25,
+    alpha: float = 1e-3,
+    power: float = POWER,
+    prompt_tokens: int = 30,
+    answer_tokens: int = 128,
+    price_in: float | None = None,
+    price_out: float | None = None,
+) -> Power:
+    """How many tokens (or positions) a test will take, and what they cost.
+
+    With `delta` the answer comes from students that were trained and measured: the order of magnitude for a student
+    like these. With `effect` it is exact, for the binomial test of text.
+
+    Args:
+        access: what can be had of the suspect: `text`, `top20` (the 20 largest log probabilities) or `weights`.
+        delta: the mark's delta. Either this or `effect`.
+        effect: for text: the suspect's green rate above gamma.
+        reference: whether a reference is at hand: the suspect's parent, say.
+        width: the mark's width.
+        share: of the suspect's training text that is believed to have been marked.
+        gamma: the mark's gamma.
+        alpha: level of the verdict.
+        power: chance of finding such a student.
+        prompt_tokens: of one request.
+        answer_tokens: of one answer.
+        price_in: of a million prompt tokens.
+        price_out: of a million answer tokens.
+
+    Raises:
+        UsageError: an argument lies outside its range, or neither or both of `delta` and `effect` are named.
+        StillmarkError: no student was measured near this delta and width, or no green rate lies so high.
+
+    Example:
+        >>> found = power("text", effect=0.01, price_out=10)
+        >>> print(found)
+        about 36,365 tokens
+          requests   285, 44,915 tokens billed with their prompts
+          cost       0.36
+          basis      exact binomial test, distinct pairs: tokens that repeat a pair come on top
+    """
+    if (delta is None) == (effect is None):
+        raise UsageError("name either `delta` or `effect`")
+    if effect is not None and access != "text":
+        raise UsageError("`effect` is a green rate of text: it goes with `access=text`")
+    test = _test(access, reference)
+    within("delta", delta, 0, math.inf)
+    within("gamma", gamma, 0, 1)
+    within("alpha", alpha, 0, 1)
+    within("power", power, 0, 1)
+    within("share", share, 0, 1, last=True)
+    within("prompt_tokens", prompt_tokens, 0, math.inf, first=True)
+    within("answer_tokens", answer_tokens, 1, math.inf, first=True)
+    within("price_in", price_in, 0, math.inf, first=True)
+    within("price_out", price_out, 0, math.inf, first=True)
+    if effect is not None:
+        pairs = pairs_for_effect(effect, gamma, alpha, power)
+        basis = "exact binomial test, distinct pairs: tokens that repeat a pair come on top"
+        need = TokenBudget(pairs, False, basis)
+    else:
+        assert delta is not None
+        need = tokens_needed(test, delta, width, gamma=gamma, alpha=alpha, power=power, share=share)
+    asked = access != "weights"  # weights are at hand: nothing is sent, nothing is billed
+    requests = math.ceil(need.tokens / answer_tokens) if asked else 0
+    prompts, answers = requests * prompt_tokens, need.tokens if asked else 0
+    priced = price_in is not None or price_out is not None
+    return Power(
+        access=access,
+        reference=reference,
+        delta=delta,
+        width=width,
+        share=share,
+        effect=effect,
+        gamma=gamma,
+        alpha=alpha,
+        power=power,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        price_in=price_in,
+        price_out=price_out,
+        tokens=need.tokens,
+        extrapolated=need.extrapolated,
+        requests=requests,
+        billed_tokens=prompts + answers,
+        money=(prompts * (price_in or 0) + answers * (price_out or 0)) / 1e6 if priced else None,
+        basis=need.basis,
+    )
+
+
+def more_needed(
+    access: str,
+    *,
+    have: int,
+    delta: float,
+    width: int = 1,
+    gamma: float = 0.25,
+    reference: bool = False,
+    alpha: float = 1e-3,
+) -> float | None:
+    """How many times as much evidence as there is a test needs to find a student of a mark, by the measured students.
+
+    Args:
+        access: what can be had of the suspect, as for `power`.
+        have: tokens that were sampled, or positions that were read; not pairs.
+        delta: the mark's delta.
+        width: the mark's width.
+        gamma: the mark's gamma.
+        reference: whether a reference is at hand.
+        alpha: level of the verdict.
+
+    Returns:
+        What is needed divided by `have`; 1 or less: there is enough; infinite where there is none. Beyond the measured
+        positions it is extrapolated: an order of magnitude. None where no student was measured near this delta and
+        width, or nothing was found in it.
+
+    Raises:
+        UsageError: there is no such access.
+    """
+    need = _needed(_test(access, reference), delta, width, gamma, alpha)
+    if need is None:
+        return None
+    return need / have if have > 0 else math.inf
+
+
+def reference_gain(
+    access: str, *, delta: float, width: int = 1, gamma: float = 0.25, alpha: float = 1e-3
+) -> float | None:
+    """How many times fewer tokens or positions a test needs with a reference than without, by the measured students.
+
+    Arguments and errors as for `more_needed`. Below 1: it needs more with a reference.
+    """
+    alone = _needed(_test(access, False), delta, width, gamma, alpha)
+    beside = _needed(_test(access, True), delta, width, gamma, alpha)
+    return None if alone is None or beside is None else alone / beside
+
+
+def _test(access: str, reference: bool) -> str:
+    kinds = sorted({kind for kind, _ in TESTS})
+    if access not in kinds:
+        raise UsageError(f"no access '{access}'", f"one of {', '.join(kinds)}")
+    return TESTS[access, reference]
+
+
+def _needed(test: str, delta: float, width: int, gamma: float, alpha: float) -> int | None:
+    known = _measured(test, width)
+    deltas = [c.delta for c in known]
+    if not known or not deltas[0] <= delta <= deltas[-1]:
+        return None
+    if any(min(c.log10_pvalue) > NOISE for c in known if _beside(c.delta, delta, deltas)):
+        return None
+    return tokens_needed(test, delta, width, gamma=gamma, alpha=alpha, power=POWER).tokens
+
+
+def _measured(test: str, width: int) -> list[Curve]:
+    """The curves of a test at a width, by delta."""
+    return sorted((c for c in curves() if c.test == test and c.width == width), key=lambda c: c.delta)
+
+
 def pairs_for_effect(effect: float, gamma: float, alpha: float, power: float) -> int:
-    """Distinct pairs that the exact binomial test needs to find a green rate of gamma + effect with this power."""
+    """Distinct pairs that the exact binomial test needs to find a green rate of gamma + effect with this power.
+
+    Raises:
+        StillmarkError: no green rate lies so high, or so low.
+    """
 
     def enough(n: int) -> bool:
         rate = binomial.detectable_rate(n, gamma, alpha, power)
@@ -91,7 +346,7 @@ def tokens_needed(
     Raises:
         StillmarkError: nothing near was measured.
     """
-    known = sorted((c for c in curves() if c.test == test and c.width == width), key=lambda c: c.delta)
+    known = _measured(test, width)
     deltas = [c.delta for c in known]
     if not known or not deltas[0] <= delta <= deltas[-1]:
         kinds = sorted({(c.width, c.delta) for c in curves()})

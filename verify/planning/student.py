@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,13 @@ import numpy as np
 
 from verify.data.outputs import parse, read_records
 from watermark import InputError, ModelError, StillmarkError
+from watermark.errors import within
+from watermark.extras import require
 from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
 from watermark.models import fast_bfloat16, load_model
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a student. batch_size in records, max_length in tokens of prompt + output."""
+    """How to train a student. batch_size in records, max_length in tokens of prompt + output.
+
+    Raises:
+        UsageError: a number lies outside its range.
+    """
 
     epochs: float = 1.0
     learning_rate: float = 2e-4
     batch_size: int = 4
     max_length: int = 1024
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("epochs", self.epochs, 0, math.inf)
+        within("learning_rate", self.learning_rate, 0, math.inf)
+        within("batch_size", self.batch_size, 1, math.inf, first=True)
+        within("max_length", self.max_length, 2, math.inf, first=True)
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,14 @@ class TrainingReport:
     records: int
     tokens: int
     loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self) | {"out": str(self.out)}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        return f"trained {self.out} on {self.records:,} records, {self.tokens:,} tokens; mean loss {self.loss:.3f}"
 
 
 @dataclass(frozen=True)
@@ -96,42 +117,45 @@ def read_examples(
         if output_ids:
             examples.append(Example(prompt_ids, output_ids))
     if not examples:
-        raise StillmarkError("no record leaves a token to learn from", "is max_length longer than the prompts?")
+        raise StillmarkError("no record leaves a token to learn from", "is `max_length` more than the longest prompt?")
     return examples
 
 
 def train_student(
-    base: Path,
-    outputs: Iterable[Path],
-    out: Path,
+    base: str | Path,
+    outputs: str | Path | Iterable[str | Path],
+    out: str | Path,
     training: Training = Training(),
-    progress: Callable[[int, int], None] = lambda _step, _steps: None,
+    progress: Progress = silent,
     secret: Sequence[Record] = (),
 ) -> TrainingReport:
-    """Train `base` further on outputs, all weights, by transformers' Trainer; write the student to `out`.
+    """Train a model further on outputs, as somebody who distils a teacher would: a positive control.
 
-    With `secret` records to learn besides, nothing about the training is noted in `out`, and they are in no file.
+    All weights are trained, by transformers' Trainer. They are kept in float32 and multiplied in bfloat16 where the
+    machine is fast at it; the student is saved in bfloat16, whole or not at all.
 
-    Weights are kept in float32 and multiplied in bfloat16 where the machine is fast at it; the student is
-    saved in bfloat16, whole or not at all.
+    Args:
+        base: folder of the model to start from.
+        outputs: files of outputs (see `verify.read_outputs`), one or several.
+        out: folder for the student; must not exist, or be empty.
+        training: how to train.
+        progress: called with steps done and in all.
+        secret: records to learn besides: they are written to no file, and `out` says nothing about the training.
 
     Raises:
-        ModelError: `out` exists, cannot be written, or `base` cannot be loaded.
-        InputError: the outputs cannot be used.
+        ModelError: `out` exists, or `base` cannot be loaded.
+        InputError: the outputs cannot be used, or `out` cannot be written.
     """
+    base, out = Path(base), Path(out)
+    sources = [outputs] if isinstance(outputs, str | Path) else list(outputs)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise ModelError(f"{out}: exists already", "choose another --out, or remove it")
-    try:
-        with files.new_folder(out) as scratch:
-            records = chain(secret, *map(read_records, outputs))
-            trained = _train(base, records, scratch, training, progress)
-            if not secret:
-                about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
-                (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
-    except OSError as error:
-        raise ModelError(
-            f"{out}: cannot write: {error.strerror}", "is the folder writable, and the disk not full?"
-        ) from error
+        raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
+    with files.writing(out), files.new_folder(out) as scratch:
+        records = chain(secret, *(read_records(Path(path)) for path in sources))
+        trained = _train(base, records, scratch, training, progress)
+        if not secret:
+            about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
+            (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
     return TrainingReport(out, *trained)
 
 
@@ -140,8 +164,9 @@ def _train(
     records: Iterable[Record | InputError],
     folder: Path,
     training: Training,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[int, int, float]:
+    require("torch", "transformers", "accelerate")
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.pairs import Pairs
-from verify.radioactivity.result import POWER
-from verify.radioactivity.text import text_warnings
+from verify.radioactivity.result import MarkResult
+from verify.radioactivity.text import rate_statement, text_warnings
+from verify.results import NO_VERDICT, POWER, scientific
 from verify.stats import binomial, multiple
-from watermark import InputError, Mark
+from watermark import InputError, Mark, MarkError
+from watermark.keyfile import check_label
+from watermark.progress import Progress, silent
 from watermark.schemes.greenlist import count_green
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ATTRIBUTED: Final = "attributed"
 NONE: Final = "none"
@@ -41,95 +47,50 @@ class NamedLabel:
     green_rate: float
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, kw_only=True)
+class Attribution(MarkResult):
     """The exact test of every label's child mark on one evidence.
 
+    n: distinct pairs; statistic: green pairs under the label of the smallest p-value; the p-value: that label's,
+    adjusted over all labels by Holm's method. mark: the parent.
+
     Attributes:
-        mark: the parent.
-        alpha: level of the verdict, fixed before looking.
         labels: whose marks were tried.
         pairs: the evidence.
         green: int64 [labels], green pairs under each label's key.
-        parent_green: green pairs under the parent's own key.
+        found: the labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named.
+        log10_pvalue_joint: that the text carries any of the labels' marks: the greens of all keys together, exact.
+        log10_pvalue_parent: the parent's own mark, by the same test.
+        detectable_rate: the green rate at which a label would have been found with 90 % power; None: no rate.
     """
 
-    mark: Mark
-    alpha: float
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = field(repr=False)
     pairs: Pairs = field(repr=False)
     green: npt.NDArray[np.int64] = field(repr=False)
-    parent_green: int
-
-    @property
-    def n(self) -> int:
-        """Number of distinct pairs."""
-        return len(self.pairs.tokens)
-
-    @cached_property
-    def log10_pvalues(self) -> npt.NDArray[np.float64]:
-        """Each label's exact binomial p-value, float64 [labels]."""
-        tail = cache(lambda green: binomial.binomial_log10_sf(green, self.n, self.mark.gamma))
-        return np.array([tail(green) for green in self.green.tolist()], np.float64)
-
-    @cached_property
-    def found(self) -> list[NamedLabel]:
-        """The labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named."""
-        single = self.log10_pvalues
-        adjusted = multiple.holm(single)
-        chosen = np.flatnonzero(adjusted <= math.log10(self.alpha))
-        return [
-            NamedLabel(self.labels[i], float(single[i]), float(adjusted[i]), int(self.green[i]) / self.n)
-            for i in chosen[np.argsort(single[chosen], kind="stable")].tolist()
-        ]
-
-    @property
-    def log10_pvalue_joint(self) -> float:
-        """That the text carries any of the labels' marks at all: the greens of all keys together, exact.
-
-        Pairs times labels independent coins. It sees many accounts of which each gave too little to be named.
-        """
-        coins = self.n * len(self.labels)
-        return binomial.binomial_log10_sf(int(self.green.sum()), coins, self.mark.gamma)
-
-    @property
-    def log10_pvalue_parent(self) -> float:
-        """The parent's own mark, by the same test."""
-        return binomial.binomial_log10_sf(self.parent_green, self.n, self.mark.gamma)
+    found: tuple[NamedLabel, ...]
+    log10_pvalue_joint: float
+    log10_pvalue_parent: float
+    detectable_rate: float | None
+    positive_verdict: str = ATTRIBUTED
+    randomness: str = field(default=RANDOMNESS, repr=False)
 
     @property
     def verdict(self) -> str:
         """`attributed`: somebody is found. `ambiguous`: nobody, yet all labels together are. `none`: neither."""
         if self.found:
             return ATTRIBUTED
+        if not self.n:
+            return NO_VERDICT
         return AMBIGUOUS if self.log10_pvalue_joint <= math.log10(self.alpha) else NONE
 
     @property
-    def detectable_rate(self) -> float | None:
-        """The green rate under its key at which a label would have been found with 90 % power; None: no rate."""
-        return binomial.detectable_rate(self.n, self.mark.gamma, self.alpha / len(self.labels), POWER)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        seen = self.pairs
-        found = text_warnings(self.n, seen.positions, seen.discarded, seen.prompts, seen.records)
-        if self.verdict == AMBIGUOUS:
-            found.append(
-                "Somebody's mark is there, by all labels together, and no single label can be told: this names nobody."
-            )
-        return found
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs, {len(self.labels):,} labels"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never a secret."""
-        return {
-            "verdict": self.verdict,
+        return super().to_dict() | {
             "found": [vars(one) for one in self.found],
             "labels": len(self.labels),
-            "alpha": self.alpha,
-            "test": "exact binomial for each label, one-sided; Holm over labels",
-            "n": self.n,
-            "gamma": self.mark.gamma,
             "log10_pvalue_joint": self.log10_pvalue_joint,
             "log10_pvalue_parent": self.log10_pvalue_parent,
             "detectable_rate": self.detectable_rate,
@@ -137,20 +98,41 @@ class Attribution:
             "positions": self.pairs.positions,
             "records": self.pairs.records,
             "prompts": self.pairs.prompts,
-            "discarded": dict(self.pairs.discarded),
             "unmarked_prompts": self.pairs.unmarked,
-            "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
-            "randomness": RANDOMNESS,
-            "warnings": self.warnings,
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        found = {
+            one.label: f"adjusted p {scientific(one.log10_pvalue_adjusted)}   "
+            f"(log10 p {one.log10_pvalue:.2f}; green rate {one.green_rate:.4f})"
+            for one in self.found
+        }
+        found |= {
+            "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
+            "pairs scored": f"{self.n:,} distinct, of {self.pairs.positions:,} positions",
+            "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
+            "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
+            "could be seen": self.power_statement,
+        }
+        return found | {name: rows[name] for name in ("left out", "mark") if name in rows}
 
-def attribute(
+    def _draw(self, ax: Axes) -> None:
+        rates = self.green / max(1, self.n)
+        ax.hist(rates, bins=50, color="C7", label=f"{len(self.labels):,} labels")
+        for one in self.found:
+            ax.axvline(one.green_rate, color="C3", label=one.label)
+        ax.axvline(self.mark.gamma, color="k", linestyle="--", label="chance")
+        ax.set_xlabel("green rate under a label's key")
+        ax.legend()
+
+
+def attribution(
     mark: Mark,
     labels: Sequence[str],
     pairs: Pairs,
     alpha: float = 1e-3,
-    progress: Callable[[int], None] = lambda _labels: None,
+    progress: Progress = silent,
 ) -> Attribution:
     """Try the child marks of many labels on one evidence.
 
@@ -159,7 +141,7 @@ def attribute(
         labels: as the children were derived, at least one, no two alike.
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: the chance that one wrong label or more is named, fixed before looking.
-        progress: called with the number of labels that were tried since.
+        progress: called with the number of labels tried, and of how many.
 
     Raises:
         ValueError: alpha is no probability, or there are no labels, or some twice.
@@ -167,19 +149,53 @@ def attribute(
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
     keys = [mark.child(label).prf_key for label in labels]
-    parts = []
+    parts, done = [], 0
     for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
         parts.append(part)
-        progress(len(part))
-    parent = int(mark.green(pairs.contexts, pairs.tokens).sum())
-    return Attribution(mark, alpha, tuple(labels), pairs, np.concatenate(parts), parent)
+        done += len(part)
+        progress(done, len(labels))
+    green, n = np.concatenate(parts), len(pairs.tokens)
+    tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.gamma))
+    single = np.array([tail(number) for number in green.tolist()], np.float64)
+    adjusted = multiple.holm(single)
+    chosen = np.flatnonzero(adjusted <= math.log10(alpha))
+    found = tuple(
+        NamedLabel(labels[i], float(single[i]), float(adjusted[i]), int(green[i]) / n)
+        for i in chosen[np.argsort(single[chosen], kind="stable")].tolist()
+    )
+    joint = binomial.binomial_log10_sf(int(green.sum()), n * len(labels), mark.gamma)
+    warnings = list(text_warnings(n, pairs.positions, pairs.discarded, pairs.prompts, pairs.records))
+    if not found and joint <= math.log10(alpha):
+        warnings.append(
+            "Somebody's mark is there, by all labels together, and no single label can be told: this names nobody."
+        )
+    least = binomial.detectable_rate(n, mark.gamma, alpha / len(labels), POWER)
+    return Attribution(
+        test="exact binomial for each label, one-sided; Holm over labels",
+        alpha=alpha,
+        n=n,
+        statistic=int(green[single.argmin()]),
+        log10_pvalue=float(adjusted.min()),
+        warnings=tuple(warnings),
+        discarded=pairs.discarded,
+        conclusive=n > 0,
+        power_statement=rate_statement(least),
+        mark=mark,
+        labels=tuple(labels),
+        pairs=pairs,
+        green=green,
+        found=found,
+        log10_pvalue_joint=joint,
+        log10_pvalue_parent=tail(int(mark.green(pairs.contexts, pairs.tokens).sum())),
+        detectable_rate=least,
+    )
 
 
 def read_labels(path: Path) -> list[str]:
-    """Labels from a text file, one a line, as they were derived, white space and all; blank lines are left out.
+    """Labels from a text file, one a line, as they were derived; blank lines are left out.
 
     Raises:
-        InputError: the file cannot be read, is no UTF-8, holds no label, or one twice.
+        InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -193,7 +209,11 @@ def read_labels(path: Path) -> list[str]:
         if label in lines:
             raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
         if label.strip():
+            try:
+                check_label(label)
+            except MarkError as error:
+                raise InputError(path, number, str(error), error.hint) from None
             lines[label] = number
     if not lines:
-        raise InputError(path, 0, "holds no labels", "one a line, as in: mark derive --label")
+        raise InputError(path, 0, "holds no labels", "want one label a line")
     return list(lines)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,14 @@ from verify.data.context_counts import ContextCounts
 from verify.data.dedup import find
 from verify.data.logprobs import MIN_PROBABILITY, LogprobTable
 from verify.data.pairs import WeightedPairs, weigh
-from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, MarkResult, draw_decoys, score
+from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
+from verify.results import LEVEL, POWER, scientific
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CLIP: Final = 3.0
 """Largest weight, in nats, that one token gets from one position."""
@@ -27,16 +30,21 @@ CLIP: Final = 3.0
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightedResult(MarkResult):
     """The weighted test on a suspect's next-token probabilities: T = sum a (G - gamma).
 
+    n: distinct pairs with a weight; statistic: T. The p-value is a guaranteed bound, at least the true P(T >= T seen):
+    Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins: unless
+    it cannot carry the mark, the bound is the mixture e-value's, which lets weights depend on coins seen before.
+
     Attributes:
         pairs: distinct pairs and their weights a, from the suspect and a reference alone.
-        statistic: T.
         positions: positions read.
-        discarded: positions left out, by reason.
         weights: how the weights were made, in words.
+        z: T over its exact null standard deviation.
+        log10_pvalue_estimate: the saddlepoint estimate of the same probability: close, not guaranteed.
+        log10_pvalue_if_unmarked: the p-value if the probes cannot carry the mark; None where that was said.
         decoys: the test under decoy keys; None if none were asked for.
         comparisons: log10 p-values of the field's other tests on the same readings.
         counts_marked: the weights used counts of contexts, and these may come from marked text; None: no counts.
@@ -44,89 +52,40 @@ class WeightedResult(MarkResult):
     """
 
     pairs: WeightedPairs = field(repr=False)
-    statistic: float
     positions: int
-    discarded: dict[str, int]
     weights: str
-    decoys: Decoys | None = field(repr=False)
-    comparisons: dict[str, float]
+    z: float
+    log10_pvalue_estimate: float
+    log10_pvalue_if_unmarked: float | None = None
+    decoys: Decoys | None = field(default=None, repr=False)
+    comparisons: dict[str, float] = field(default_factory=dict)
     counts_marked: bool | None = None
     unmarked: bool = True
-
-    @property
-    def n(self) -> int:
-        """Number of distinct pairs with a weight."""
-        return len(self.pairs.tokens)
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        bound = "Chernoff bound" if self.unmarked else "mixture e-value"
-        return f"weighted sum, {bound}; weights: {self.weights}"
-
-    @property
-    def z(self) -> float:
-        """T over its exact null standard deviation."""
-        return weighted.z_score(self.pairs.weights, self.statistic, self.mark.gamma)
-
-    @cached_property
-    def log10_pvalue(self) -> float:
-        """A guaranteed bound, so at least the true log10 P(T >= statistic).
-
-        Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins:
-        unless that was unmarked, the bound is the mixture e-value's, which lets weights depend on coins seen before.
-        """
-        bound = weighted.chernoff_log10_sf if self.unmarked else weighted.mixture_log10_sf
-        return bound(self.pairs.weights, self.statistic, self.mark.gamma)
-
-    @cached_property
-    def log10_pvalue_estimate(self) -> float:
-        """The saddlepoint estimate of the same probability: close, not guaranteed."""
-        return weighted.saddlepoint_log10_sf(self.pairs.weights, self.statistic, self.mark.gamma)
 
     @property
     def effect(self) -> float:
         """By how much green tokens weigh more than red ones, in the weights' unit; 0 in expectation without a mark."""
         return self.statistic / (self.n * self.mark.gamma * (1 - self.mark.gamma)) if self.n else 0.0
 
-    @property
-    def _standard_error(self) -> float:
-        variance = self.mark.gamma * (1 - self.mark.gamma)
-        return math.sqrt(float(self.pairs.weights @ self.pairs.weights) / variance) / self.n if self.n else math.inf
-
     def confidence_interval(self, level: float = LEVEL) -> Interval:
         """An interval for the effect, by the normal approximation with the null standard error."""
-        half = float(ndtri((1 + level) / 2)) * self._standard_error
+        half = float(ndtri((1 + level) / 2)) * standard_error(self.pairs, self.mark.gamma)
         return Interval(self.effect - half, self.effect + half)
 
     @property
     def detectable_effect(self) -> float:
         """The effect that this evidence would have found with 90 % power, by the normal approximation."""
-        return float(ndtri(POWER) - ndtri(self.alpha)) * self._standard_error
+        return detectable_effect(self.pairs, self.mark.gamma, self.alpha)
 
     @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = [] if self.n else [NO_EVIDENCE]
-        if not self.unmarked:
-            found.append(
-                "The probes may carry the mark: the p-value is sound only if every record holds all that the suspect "
-                "was shown. Text that cannot carry the mark (--unmarked-probes) is the better probe."
-            )
-        if self.counts_marked:
-            found.append(
-                "Contexts were counted in marked text, or in text that does not say. Such counts depend on the key, "
-                "above all where text loops: do not rest a verdict on this p-value. Count unmarked generations instead."
-            )
-        return found
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs at {self.positions:,} positions"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
             "log10_pvalue_estimate": self.log10_pvalue_estimate,
-            "n": self.n,
+            "log10_pvalue_if_unmarked": self.log10_pvalue_if_unmarked,
             "positions": self.positions,
-            "statistic": self.statistic,
             "z": self.z,
             "effect": self.effect,
             "interval": list(self.confidence_interval()) if self.n else None,
@@ -137,11 +96,45 @@ class WeightedResult(MarkResult):
             "comparisons": self.comparisons,
             "counts_marked": self.counts_marked,
             "unmarked_probes": self.unmarked,
-            "discarded": self.discarded,
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        low, high = self.confidence_interval()
+        near = scientific(self.log10_pvalue_estimate)
+        found = {
+            "p-value": rows["p-value"],
+            "estimate": f"{near}   (saddlepoint; the p-value is a guaranteed bound)",
+            "effect": f"{self.effect:+.4f}   (green less red; 95 % interval {low:+.4f} to {high:+.4f}; z {self.z:.1f})",
+            "pairs scored": f"{self.n:,} distinct, at {self.positions:,} positions",
+            "weights": self.weights,
+            "other tests": log10_words(self.comparisons),
+        }
+        if self.decoys:
+            found["decoy keys"] = str(self.decoys)
+        if not self.significant and self.n:
+            found["could be seen"] = self.power_statement
+        return found | {name: rows[name] for name in ("left out", "mark") if name in rows}
 
-def logprob_test(
+    def _draw(self, ax: Axes) -> None:
+        if self.decoys:
+            self.decoys.draw(ax, self.z)
+        else:
+            super()._draw(ax)
+
+
+def standard_error(pairs: WeightedPairs, gamma: float) -> float:
+    """Of the effect under the null; infinite without a pair."""
+    squares = float(pairs.weights @ pairs.weights)
+    return math.sqrt(squares / (gamma * (1 - gamma))) / len(pairs.weights) if len(pairs.weights) else math.inf
+
+
+def detectable_effect(pairs: WeightedPairs, gamma: float, alpha: float) -> float:
+    """The effect that such evidence finds at level alpha with 90 % power, by the normal approximation."""
+    return float(ndtri(POWER) - ndtri(alpha)) * standard_error(pairs, gamma)
+
+
+def logprob_result(
     mark: Mark,
     suspect: LogprobTable,
     reference: LogprobTable | None = None,
@@ -166,28 +159,79 @@ def logprob_test(
     Raises:
         ValueError: alpha is no probability, or the two were not read at the same positions.
     """
-    pairs, name = logprob_weights(suspect, reference, mark.exempt)
-    if context_counts is not None:
-        pairs, name = context_counts.scale(pairs), f"{name}, times the root of the context's count"
+    pairs, name = _weights_of(mark, suspect, reference, context_counts)
+    statistic, n = score(mark, pairs), len(pairs.tokens)
+    bound = "Chernoff bound" if suspect.unmarked else "mixture e-value"
+    if n:
+        effect = detectable_effect(pairs, mark.gamma, alpha)
+        could = f"an effect of {effect:.4f} or more (green less red, in the weights' unit), with 90 % power"
+    else:
+        could = "nothing: the suspect does not differ from the reference, or no position could be scored"
+    counted = None if context_counts is None else context_counts.marked is not False
     return WeightedResult(
-        mark=mark,
+        test=f"weighted sum, {bound}; weights: {name}",
         alpha=alpha,
-        pairs=pairs,
-        statistic=score(mark, pairs),
-        positions=len(suspect),
+        n=n,
+        statistic=statistic,
+        log10_pvalue=log10_bound(mark, pairs, unmarked=suspect.unmarked),
+        warnings=_warnings(n, counted, unmarked=suspect.unmarked),
         discarded=suspect.discarded,
+        conclusive=n > 0,
+        power_statement=could,
+        mark=mark,
+        pairs=pairs,
+        positions=len(suspect),
         weights=name,
+        z=weighted.z_score(pairs.weights, statistic, mark.gamma),
+        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.gamma),
         decoys=draw_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
-        counts_marked=None if context_counts is None else context_counts.marked is not False,
+        counts_marked=counted,
         unmarked=suspect.unmarked,
     )
+
+
+def log10_if_unmarked(
+    mark: Mark, suspect: LogprobTable, reference: LogprobTable | None, context_counts: ContextCounts | None = None
+) -> float:
+    """log10 p of `logprob_result` on tables that were made of unmarked probes, without the rest of a result."""
+    return log10_bound(mark, _weights_of(mark, suspect, reference, context_counts)[0], unmarked=True)
+
+
+def log10_bound(mark: Mark, pairs: WeightedPairs, *, unmarked: bool) -> float:
+    """log10 of the guaranteed p-value of weighted pairs; unmarked: the weights do not depend on any coin."""
+    bound = weighted.chernoff_log10_sf if unmarked else weighted.mixture_log10_sf
+    return bound(pairs.weights, score(mark, pairs), mark.gamma)
+
+
+def _weights_of(
+    mark: Mark, suspect: LogprobTable, reference: LogprobTable | None, context_counts: ContextCounts | None
+) -> tuple[WeightedPairs, str]:
+    pairs, name = logprob_weights(suspect, reference, mark.exempt)
+    if context_counts is None:
+        return pairs, name
+    return context_counts.scale(pairs), f"{name}, times the root of the context's count"
+
+
+def _warnings(n: int, counts_marked: bool | None, *, unmarked: bool) -> tuple[str, ...]:
+    found = [] if n else [NO_EVIDENCE]
+    if not unmarked:
+        found.append(
+            "The probes are taken for text that may carry the mark: the p-value is sound only if every record holds "
+            "all that the suspect was shown."
+        )
+    if counts_marked:
+        found.append(
+            "Contexts were counted in marked text, or in text that does not say. Such counts depend on the key, "
+            "above all where text loops: do not rest a verdict on this p-value. Count unmarked generations instead."
+        )
+    return tuple(found)
 
 
 def logprob_weights(
     suspect: LogprobTable, reference: LogprobTable | None, exempt: tuple[int, ...] = ()
 ) -> tuple[WeightedPairs, str]:
-    """What each pair weighs in `logprob_test`, and how that was made, in words."""
+    """What each pair weighs in `logprob_result`, and how that was made, in words."""
     if reference is not None:
         return weigh(*difference(suspect, reference, exempt), exempt), "log probability less the reference's, clipped"
     weights = np.exp(0.5 * suspect.logprobs.astype(np.float64))

@@ -2,60 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.pairs import WeightedPairs
-from verify.results import CARRIES, Result
+from verify.results import CARRIES, Result, left_out
 from verify.stats import weighted
 from watermark import Mark
-from watermark.keyfile import new_secret
 
-LEVEL: Final = 0.95
-
-
-POWER: Final = 0.9
-
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RANDOMNESS: Final = (
     "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on the secret, "
-    "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are. "
-    "That takes prompts, probes and a reference that do not depend on the secret either, or rule 2 for those that do."
+    "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are."
 )
-
-
+ASSUMPTIONS: Final = (
+    "Wrong if suspect, reference, prompts or probes depend on the secret by another way than the teacher's outputs, "
+    "or if text that others published carried the mark to the suspect. Prompts and probes that may carry the mark are "
+    "allowed for by leaving positions out (rule 2), as far as the records hold all that the suspect was shown."
+)
+EVASIONS: Final = "Hidden by paraphrase, by other training data in excess, or by distillation that takes the mark out."
 NO_EVIDENCE: Final = "No position could be scored: there is no evidence either way."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MarkResult(Result):
     """What every test for a mark answers. mark: the mark tested."""
 
     mark: Mark
-
-    @property
-    def positive(self) -> str:
-        """The verdict where p <= alpha."""
-        return CARRIES
-
-    @property
-    def randomness(self) -> str:
-        """Where the p-value's randomness comes from, in words."""
-        return RANDOMNESS
+    positive_verdict: str = CARRIES
+    randomness: str = field(default=RANDOMNESS, repr=False)
+    assumptions: str = field(default=ASSUMPTIONS, repr=False)
+    evasions: str = field(default=EVASIONS, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
             "gamma": self.mark.gamma,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        if self.discarded:
+            rows["left out"] = left_out(self.discarded)
+        label = self.mark.label or "(no label)"
+        return rows | {"mark": f"{label}, commitment {self.mark.commitment[:16]}..."}
+
 
 @dataclass(frozen=True)
 class Decoys:
-    """The test's z under keys drawn as the true one was, never used: what an innocent mark looks like here."""
+    """The test's z under keys drawn as the true one was, never used: what an innocent mark looks like here.
+
+    Attributes:
+        z: of each decoy key.
+        above: decoy keys that reach as far as the true key.
+    """
 
     z: tuple[float, ...]
     above: int
@@ -64,6 +68,16 @@ class Decoys:
     def pvalue(self) -> float:
         """Rank of the true key among them, (1 + above) / (1 + decoys): exact too, but never below that."""
         return (1 + self.above) / (1 + len(self.z))
+
+    def __str__(self) -> str:
+        return f"{self.above} of {len(self.z)} reach as far; the farthest z {max(self.z):.1f}"
+
+    def draw(self, ax: Axes, z: float) -> None:
+        """A histogram of the decoys, with the true key's z as a line."""
+        ax.hist(self.z, bins=30, color="C7", label=f"{len(self.z)} decoy keys")
+        ax.axvline(z, color="C3", label="the mark's key")
+        ax.set_xlabel("z")
+        ax.legend()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,6 +101,11 @@ def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
     if not number:
         return None
     statistic = score(mark, pairs)
-    others = [score(Mark(new_secret(), mark.gamma, mark.delta, mark.width), pairs) for _ in range(number)]
+    others = [score(Mark.new(gamma=mark.gamma, delta=mark.delta, width=mark.width), pairs) for _ in range(number)]
     z = tuple(weighted.z_score(pairs.weights, other, mark.gamma) for other in others)
     return Decoys(z, sum(other >= statistic for other in others))
+
+
+def log10_words(tests: dict[str, float]) -> str:
+    """Several tests' log10 p-values in one line."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in tests.items()) + "   (log10 p)"

@@ -1,92 +1,356 @@
-"""One call a test: from files, folders and endpoints to a result."""
+"""One call a test for a mark: from files, folders and endpoints to a result. The guards against invalid use are here.
+
+Paths may be `str` or `Path`; a mark may be a `Mark` or its file; a model may be a folder or a loaded
+`(model, tokenizer)`. Whatever a command does, one of these functions does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from verify.data import logprobs
-from verify.data.logprobs import TextLogprobs
-from verify.data.outputs import Output
-from verify.progress import Update, count_up
-from verify.radioactivity.logprobs import WeightedResult, logprob_test
-from verify.radioactivity.sequential import MIN_TILT, SequentialResult, SequentialTest
-from verify.suspects import model
-from verify.suspects.interview import ReferenceLog, Usage
-from watermark import ApiError, Mark
+from verify.data import context_counts as counting
+from verify.data.context_counts import ContextCounts
+from verify.data.logprobs import (
+    as_output,
+    as_text,
+    check_same_positions,
+    keep_top_of_text,
+    logprobs_at_positions,
+    most_named,
+)
+from verify.data.outputs import Outputs
+from verify.data.pairs import distinct, extract, scorable_batch
+from verify.planning.builtin import builtin_prompts
+from verify.progress import Stages, silent
+from verify.radioactivity.attribution import Attribution, attribution, read_labels
+from verify.radioactivity.inputs import (
+    Evidence,
+    PathLike,
+    Recorded,
+    all_sequential,
+    is_model,
+    named,
+    notes_on,
+    outputs_of,
+    probes_of,
+    prompts_of,
+    read_along,
+    recorded,
+    replayed,
+    tables,
+    unmarked_by,
+    with_cost,
+)
+from verify.radioactivity.logprobs import WeightedResult, log10_if_unmarked, logprob_result
+from verify.radioactivity.sequential import (
+    BUDGET,
+    MIN_TILT,
+    PROMPTS,
+    EndpointResult,
+    SequentialResult,
+    SequentialTest,
+)
+from verify.radioactivity.text import BINOMIAL, EXCESS, METHODS, TextResult, cost_of_marked, excess, text_result
+from verify.suspects.endpoint import Endpoint, resolved
+from verify.suspects.interview import ReferenceLog, Usage, iter_answers
+from verify.suspects.model import Model
+from watermark import ApiError, Mark, UsageError
+from watermark.io.prompts import Prompt
+from watermark.mark import as_mark
+from watermark.tokenizers import load_transformers_for
+
+DECOYS: Final = 200
+"""Decoy keys that are drawn where a test is weighted and nobody said how many."""
 
 
-def examine(
-    waves: Iterable[list[TextLogprobs]],
-    tally: Usage,
-    mark: Mark,
-    log: Path,
-    alpha: float,
+def text_test(
+    mark: Mark | PathLike,
+    outputs: Evidence | Outputs,
     *,
-    unmarked: bool,
-    access: str = "auto",
-    least: float = MIN_TILT,
-    compared: ReferenceLog | None = None,
-    judged: Callable[[], None] = lambda: None,
-) -> SequentialResult:
-    """Look at a suspect's answers wave by wave, until the evidence suffices, nothing is to be hoped for, or they end.
+    reference: Model | None = None,
+    method: str = "auto",
+    unmarked_prompts: bool = False,
+    alpha: float = 1e-3,
+    decoys: int | None = None,
+    tokenizer: PathLike | None = None,
+    skip_bad: bool = False,
+    batch_size: int = 8,
+    progress: Stages = silent,
+) -> TextResult | SequentialResult:
+    """Test what a suspect wrote for the mark.
 
     Args:
-        waves: from `iter_answers`, with this tally and log.
-        tally: what was counted so far.
-        mark: the mark.
-        log: where the answers lie, for the errors.
+        mark: the mark, or its file.
+        outputs: what the suspect wrote: files as for `verify.read_outputs`, or what that returned.
+        reference: a model that does not depend on the secret, the suspect's parent, say: much less text is needed.
+        method: the test that decides, chosen before looking: `binomial` (a distinct pair is one coin), `counts` (it
+            weighs as often as it was written) or `excess` (as often as it was written less what the reference
+            expected); `auto`: `excess` with a reference, else `binomial`.
+        unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdict, fixed before looking.
-        unmarked: the prompts cannot carry the mark.
+        decoys: number of decoy keys; None: 200 with a reference, else none.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        skip_bad: count malformed records instead of stopping at the first.
+        batch_size: texts that the reference reads in one forward pass.
+        progress: opened around each piece of work.
+
+    Returns:
+        The result; a `SequentialResult` where all outputs are answers of a sequential run.
+
+    Raises:
+        StillmarkError: a file, the mark or the reference cannot be used, or sequential and other answers are mixed.
+
+    Example:
+        >>> import verify
+        >>> result = verify.text_test("teacher.mark", "outputs.jsonl")  # doctest: +SKIP
+    """
+    mark = as_mark(mark)
+    if method not in ("auto", *METHODS):
+        raise UsageError(f"no method '{method}'", f"one of auto, {', '.join(METHODS)}")
+    if method == EXCESS and reference is None:
+        raise UsageError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
+    need = reference is not None or not unmarked_prompts
+    read = outputs_of(mark, outputs, tokenizer, need_prompts=need, skip_bad=skip_bad, progress=progress)
+    if all_sequential([output.sequential for output in read]):
+        if method != "auto" or decoys is not None:
+            raise UsageError(
+                "these are answers of a sequential run, which have a test of their own",
+                "leave `method` and `decoys` out",
+            )
+        kept = [output for output in read if len(output.output_ids)]
+        along = None if reference is None else read_along("reference", reference, mark, kept, 1, None, progress)
+        found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
+        return replace(found, inputs=_inputs(read, reference))
+    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+    weights = None
+    along = []
+    if reference is not None and len(read):
+        along = read_along("reference", reference, mark, read, batch_size, None, progress)
+        weights = excess(positions, logprobs_at_positions(along, positions), mark.exempt)
+    chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
+    number = (DECOYS if reference is not None else 0) if decoys is None else decoys
+    result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
+    if not unmarked_prompts and result.pairs.prompts:
+        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
+        if weights is not None:
+            weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
+        other = text_result(mark, distinct(free), alpha, method=chosen, excess=weights).log10_pvalue
+        cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
+        result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
+    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
+
+
+def logprob_test(
+    mark: Mark | PathLike,
+    suspect: Model | Recorded,
+    probes: Evidence | Outputs | None = None,
+    *,
+    reference: Model | Recorded | None = None,
+    context_counts: ContextCounts | PathLike | None = None,
+    unmarked_probes: bool | None = None,
+    record: PathLike | None = None,
+    alpha: float = 1e-3,
+    decoys: int | None = None,
+    tokenizer: PathLike | None = None,
+    skip_bad: bool = False,
+    batch_size: int = 8,
+    progress: Stages = silent,
+) -> WeightedResult | SequentialResult:
+    """Test a suspect's next-token probabilities for the mark: read from its weights, or recorded.
+
+    Args:
+        mark: the mark, or its file.
+        suspect: a model, which is read along the probes; or recorded log probabilities (files, or what
+            `verify.data.logprobs.read_recorded` gave).
+        probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
+            cannot carry any mark. Not with recorded log probabilities.
+        reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
+            are needed. A model reads along whatever the suspect read or wrote.
+        context_counts: how often the teacher emitted each context (or the file): weighs by the root of the counts.
+        unmarked_probes: nobody who wrote the probes knew the secret or copied marked text. None: as the probes say,
+            which is what `stillmark generate` and `stillmark probes` write into them; what does not say may be marked.
+        record: folder to keep what was read in, and to resume from.
+        alpha: level of the verdict, fixed before looking.
+        decoys: number of decoy keys; None: 200.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        skip_bad: count malformed probes instead of stopping at the first.
+        batch_size: texts in one forward pass.
+        progress: opened around each piece of work.
+
+    Returns:
+        The result; a `SequentialResult` where the records are answers of a sequential run.
+
+    Raises:
+        StillmarkError: a file, the mark or a model cannot be used, the probes are answers of a sequential run, or
+            `unmarked_probes` contradicts what they say.
+    """
+    mark = as_mark(mark)
+    counts = counting.load(Path(context_counts), mark.width) if isinstance(context_counts, PathLike) else context_counts
+    if is_model(suspect):
+        ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
+        texts, unmarked, notes = ready.texts, ready.unmarked, ready.notes
+        inputs = {"suspect": named(suspect)} | ready.inputs
+        said = read_along("suspect", suspect, mark, texts, batch_size, record, progress)
+        few = None
+    else:
+        if probes is not None:
+            raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
+        said, inputs = recorded(suspect, mark)
+        texts, notes, few = [as_output(text) for text in said], (), most_named(said)
+        unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+    compared = None
+    inputs["reference"] = None if reference is None else named(reference)
+    if reference is not None:
+        if is_model(reference):
+            compared = read_along("reference", reference, mark, texts, batch_size, record, progress)
+            # where the suspect names a few tokens at each place, a reference that names more would differ for that
+            compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
+        else:
+            compared = recorded(reference, mark)[0]
+    if all_sequential([text.sequential for text in said]):
+        if counts is not None or decoys is not None:
+            raise UsageError(
+                "these are answers of a sequential run, which have a test of their own",
+                "leave `context_counts` and `decoys` out",
+            )
+        found = replayed(mark, "logprobs", alpha, said, compared, unmarked=bool(unmarked_probes))
+        return replace(found, inputs=inputs)
+    scored, beside = tables(mark, said, compared, unmarked=unmarked)
+    if beside is not None:
+        check_same_positions(scored, beside, named(suspect), inputs["reference"])
+    result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+    if not unmarked:
+        other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
+        cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
+        result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
+    return replace(result, inputs=inputs, warnings=result.warnings + notes)
+
+
+def endpoint_test(
+    mark: Mark | PathLike,
+    endpoint: Endpoint,
+    prompts: PathLike | Sequence[Prompt] | None = None,
+    *,
+    log: PathLike,
+    budget: int = 50_000,
+    reference: Model | None = None,
+    access: str = "auto",
+    unmarked_prompts: bool | None = None,
+    alpha: float = 1e-3,
+    least: float = MIN_TILT,
+    tokenizer: PathLike | None = None,
+    progress: Stages = silent,
+) -> EndpointResult:
+    """Test a suspect behind an OpenAI-compatible endpoint, with as few tokens as the evidence takes.
+
+    Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest effect
+    of interest would have shown by now (futility), at the budget, or after the last prompt. The p-value holds however
+    it stopped.
+
+    Args:
+        mark: the mark, or its file.
+        endpoint: where and how to ask; its key is read from the environment.
+        prompts: JSONL of prompts, or prompts; None: those that come with the package, which cannot carry any mark.
+        log: JSONL to append every answer to; a killed run goes on from here.
+        budget: stop when so many tokens were billed.
+        reference: a model that does not depend on the secret.
         access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
-        least: the smallest tilt of interest.
-        compared: a reference.
-        judged: called after each wave.
+        unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text; None: only where they come
+            with the package.
+        alpha: level of the verdict, fixed before looking.
+        least: the smallest effect of interest, in log odds of green for a unit of weight.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        progress: opened around the asking; counts billed tokens.
 
     Raises:
         ApiError: no answer could be used, log probabilities were asked for and not given, or the endpoint fails.
+        StillmarkError: the mark, the prompts or the reference cannot be used.
     """
-    test: SequentialTest | None = None
-    for wave in waves:
-        if test is None and tally.answers:
-            if access == "logprobs" and not tally.logprobs:
-                raise ApiError("the endpoint gives no log probabilities", "--access text tests what it writes")
-            test = SequentialTest(mark, "logprobs" if tally.logprobs else "text", alpha, unmarked=unmarked, least=least)
-        for answer in wave:
-            if test is not None and len(answer.ids) > answer.start:
-                test.add(answer, None if compared is None else compared.along(answer))
-        if compared is not None:
-            compared.keep()
-        judged()
-        if test is not None and test.stopped:
-            break
+    mark, log = as_mark(mark), Path(log)
+    if access not in ("auto", "logprobs", "text"):
+        raise UsageError(f"no access '{access}'", "one of auto, logprobs, text")
+    unmarked = prompts is None if unmarked_prompts is None else unmarked_prompts
+    asked = builtin_prompts() if prompts is None else prompts_of(prompts)
+    usage, test, twin = Usage(), None, None
+    compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
+    endpoint = resolved(endpoint)
+    where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
+    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
+    with progress("asking", "billed tokens") as update, closing(waves):
+        for wave in waves:
+            if test is None and usage.answers:
+                if access == "logprobs" and not usage.logprobs:
+                    raise ApiError(
+                        "the endpoint gives no log probabilities", "`access=text` tests what it writes instead"
+                    )
+                kind = "logprobs" if usage.logprobs else "text"
+                test = SequentialTest(mark, kind, alpha, unmarked=unmarked, least=least)
+                twin = None if unmarked else SequentialTest(mark, kind, alpha, unmarked=True, least=least)
+            for answer in wave:
+                if test is not None and len(answer.ids) > answer.start:
+                    beside = None if compared is None else compared.along(answer)
+                    test.add(answer, beside)
+                    if twin is not None:
+                        twin.add(answer, beside)
+            if compared is not None:
+                compared.keep()
+            update(usage.billed, budget)
+            if test is not None and test.stopped:
+                break
     if test is None:
-        raise ApiError(f"no answer could be used; the last error: {tally.last_error}", f"the log is {log}")
-    return test.result()
+        raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
+    found = test.result() if twin is None else with_cost(test.result(), twin.result())
+    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    fields["stopped"] = found.stopped or (BUDGET if usage.billed >= budget else PROMPTS)
+    return EndpointResult(
+        **fields,
+        billed_tokens=usage.billed,
+        failed_requests=usage.failed,
+        unknown_tokens=usage.unknown_tokens,
+        served_model=usage.served,
+        log=str(log),
+    )
 
 
-def mark_in_weights(
-    mark: Mark,
-    suspect: Path,
-    reference: Path | None,
-    probes: Sequence[Output],
-    alpha: float,
+def attribute(
+    mark: Mark | PathLike,
+    labels: PathLike | Sequence[str],
+    outputs: Evidence | Outputs,
     *,
-    unmarked: bool,
-    record: Path | None = None,
-    update: Update = lambda _done, _all: None,
-) -> WeightedResult:
-    """The mark line where the weights are at hand: `verify.radioactivity.logprobs.logprob_test` along the probes.
+    unmarked_prompts: bool = False,
+    alpha: float = 1e-3,
+    tokenizer: PathLike | None = None,
+    skip_bad: bool = False,
+    progress: Stages = silent,
+) -> Attribution:
+    """Find the customers (months, ...) whose marked outputs a suspect's text shows.
+
+    Args:
+        mark: the parent, or its file, of which each label's mark was derived.
+        labels: as the children were derived, no two alike; or a text file of one label a line.
+        outputs: what the suspect wrote: files as for `verify.read_outputs`, or what that returned.
+        unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
+        alpha: the chance that one wrong label or more is named, fixed before looking.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        skip_bad: count malformed records instead of stopping at the first.
+        progress: opened around each piece of work.
 
     Raises:
-        ModelError, TokenizerError: a model cannot be loaded, or is not for the mark's tokenizer.
-        InputError: `record`, a folder, cannot be written, or is of another run.
+        StillmarkError: a file or the mark cannot be used, or the outputs are answers of a sequential run.
     """
+    mark = as_mark(mark)
+    names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+    read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
+    pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+    with progress("trying labels", "labels") as update:
+        found = attribution(mark, names, pairs, alpha, update)
+    return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
 
-    def read(who: str, path: Path) -> logprobs.LogprobTable:
-        log = record / f"mark.{who}.jsonl" if record else None
-        texts = model.read_weights(path, mark, probes, record=log, progress=count_up(update, len(probes)))
-        return logprobs.scorable_logprobs(texts, mark.width, unmarked=unmarked)
 
-    suspected = read("suspect", suspect)
-    return logprob_test(mark, suspected, None if reference is None else read("reference", reference), alpha)
+def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
+    compared = None if reference is None else named(reference)
+    return {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}

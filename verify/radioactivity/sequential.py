@@ -9,24 +9,31 @@ weight a of a coin is fixed when the coin is first counted: a coin that has been
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.logprobs import TextLogprobs, logprobs_at
-from verify.data.pairs import SeenPairs, WeightedPairs, contexts_before, scorable_in_order, weigh
+from verify.data.pairs import SPECIAL_TOKEN, SeenPairs, WeightedPairs, contexts_before, scorable_in_order, weigh
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult
 from verify.radioactivity.text import MAX_COUNT, without_prompts
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Floats = npt.NDArray[np.float64]
 
+
+COUNTED_PAIR: Final = "counted_pair"
+"""Reason to leave a pair out: an earlier answer had it, and a pair counts once."""
 
 MIN_TILT: Final = 0.05
 """The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2596."""
@@ -35,18 +42,27 @@ MAX_FUTILE: Final = 0.05
 
 EVIDENCE: Final = "evidence"
 FUTILE: Final = "futility"
+BUDGET: Final = "budget"
+PROMPTS: Final = "prompts"
+STOPPED: Final = {
+    EVIDENCE: "enough evidence",
+    FUTILE: "the smallest effect of interest would have shown by now",
+    BUDGET: "at the budget",
+    PROMPTS: "after the last prompt",
+}
+"""Why a run ended, in words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SequentialResult(MarkResult):
     """A test that was looked at after every record.
+
+    n: distinct pairs counted; statistic: the most evidence there ever was, as log10 of the e-value. The p-value is one
+    over that: it holds however one stops.
 
     Attributes:
         access: what was scored, `text` or `logprobs`.
         unmarked: the prompts cannot depend on the key.
-        prompts: records that had a prompt.
-        weights: how the weights were made, in words.
-        n: distinct pairs counted.
         records: records looked at.
         tokens: output tokens in them.
         log10_e: the evidence after each record, as log10 of the e-value.
@@ -56,9 +72,6 @@ class SequentialResult(MarkResult):
 
     access: str
     unmarked: bool
-    prompts: int
-    weights: str
-    n: int
     records: int
     tokens: int
     log10_e: tuple[float, ...] = field(repr=False)
@@ -66,35 +79,71 @@ class SequentialResult(MarkResult):
     least: float
 
     @property
-    def log10_pvalue(self) -> float:
-        """The anytime-valid p-value, one over the most evidence there ever was: it holds however one stops."""
-        return -max((0.0, *self.log10_e))
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return f"sequential: mixture e-process, valid at every look; weights: {self.weights}"
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = [] if self.n else [NO_EVIDENCE]
-        if self.prompts < self.records and not self.unmarked:
-            found.append(without_prompts(self.records - self.prompts, self.records))
-        return found
+    def evidence(self) -> str:
+        return f"{self.records:,} answers, {self.tokens:,} tokens"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
             "access": self.access,
             "unmarked_prompts": self.unmarked,
-            "n": self.n,
             "records": self.records,
             "tokens": self.tokens,
             "stopped": self.stopped,
             "least": self.least,
             "log10_e": list(self.log10_e),
         }
+
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        found = {
+            "p-value": rows["p-value"],
+            "looked at": f"{self.records:,} answers, {self.tokens:,} tokens",
+            "stopped": STOPPED.get(self.stopped or "", "neither for evidence nor for futility"),
+            "pairs scored": f"{self.n:,} distinct, of the {'text' if self.access == 'text' else 'log probabilities'}",
+        }
+        return found | rows
+
+    def _draw(self, ax: Axes) -> None:
+        ax.plot(range(1, len(self.log10_e) + 1), self.log10_e, label="evidence so far")
+        ax.axhline(-math.log10(self.alpha), color="C3", linestyle="--", label=f"alpha {self.alpha:g}")
+        ax.set_xlabel("answers")
+        ax.set_ylabel("log10 of the e-value")
+        ax.legend()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointResult(SequentialResult):
+    """The sequential test on an endpoint, and what asking it took.
+
+    Attributes:
+        billed_tokens: prompt and completion tokens, by the server's count where it gives one.
+        failed_requests: requests without a usable answer.
+        unknown_tokens: tokens whose names could not be told.
+        served_model: the name under which the server answered, if it gave one.
+        log: the file that holds every answer.
+    """
+
+    billed_tokens: int
+    failed_requests: int
+    unknown_tokens: int
+    served_model: str | None
+    log: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {
+            "billed_tokens": self.billed_tokens,
+            "failed_requests": self.failed_requests,
+            "unknown_tokens": self.unknown_tokens,
+            "served_model": self.served_model,
+            "log": self.log,
+        }
+
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        rows["looked at"] += f", {self.billed_tokens:,} tokens billed"
+        if self.failed_requests or self.unknown_tokens:
+            rows["not used"] = f"{self.failed_requests} failed requests, {self.unknown_tokens} tokens of unknown name"
+        return rows | {"log": self.log}
 
 
 class SequentialTest:
@@ -105,7 +154,7 @@ class SequentialTest:
         access: `text`, which scores what was written, or `logprobs`, which scores what was said of each next token.
         alpha: level of the verdict, fixed before looking.
         unmarked: the prompts cannot carry the mark.
-        least: the smallest tilt of interest, for stopping because nothing is to be hoped for.
+        least: the smallest tilt of interest, for stopping where no such tilt is there (futility).
     """
 
     def __init__(
@@ -118,6 +167,7 @@ class SequentialTest:
         self._path: list[float] = []
         self._tokens = self._prompts = 0
         self._weights = ""
+        self._discarded: Counter[str] = Counter()
 
     def add(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
@@ -130,7 +180,9 @@ class SequentialTest:
     def fresh(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> WeightedPairs:
         """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then."""
         self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
-        return self._tape.fresh(pairs)
+        fresh = self._tape.fresh(pairs)
+        self._discarded[COUNTED_PAIR] += len(pairs.tokens) - len(fresh.tokens)
+        return fresh
 
     @property
     def stopped(self) -> str | None:
@@ -141,32 +193,46 @@ class SequentialTest:
 
     def result(self) -> SequentialResult:
         """What the answers so far show."""
+        n, records, stopped, least = self._process.coins, len(self._path), self.stopped, self._process.least
+        warnings = [] if n else [NO_EVIDENCE]
+        if self._prompts < records and not self.unmarked:
+            warnings.append(without_prompts(records - self._prompts, records))
+        most = max((0.0, *self._path))
         return SequentialResult(
-            mark=self.mark,
+            test=f"sequential: mixture e-process, valid at every look; weights: {self._weights}",
             alpha=self.alpha,
+            n=n,
+            statistic=most,
+            log10_pvalue=0.0 - most,
+            warnings=tuple(warnings),
+            discarded=dict(self._discarded),
+            conclusive=stopped is not None,
+            power_statement=f"after {self._tokens:,} tokens a tilt of {least:g} "
+            + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
+            mark=self.mark,
             access=self.access,
             unmarked=self.unmarked,
-            prompts=self._prompts,
-            weights=self._weights,
-            n=self._process.coins,
-            records=len(self._path),
+            records=records,
             tokens=self._tokens,
             log10_e=tuple(self._path),
-            stopped=self.stopped,
-            least=self._process.least,
+            stopped=stopped,
+            least=least,
         )
 
     def _where(self, answer: TextLogprobs) -> npt.NDArray[np.int64]:
-        """The positions of one answer that may be scored, given all prompts up to its own."""
+        """The positions of one answer that may be scored, given all prompts up to its own; the others are counted."""
         width, unmarked = self.mark.width, self.unmarked
-        return scorable_in_order(
+        where, discarded = scorable_in_order(
             answer.ids, answer.start, width, unmarked=unmarked, sampled=True, seen=self._shown, once=False
-        )[0]
+        )
+        self._discarded.update(discarded)
+        return where
 
     def _written(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
         """The pairs of one answer, weighing as often as they occur in it, the more the less one expected them."""
         where = self._where(answer)
         tokens = answer.ids[where].astype(np.uint32)
+        self._discarded[SPECIAL_TOKEN] += int(np.isin(tokens, self.mark.exempt).sum())
         weights, name = np.ones(len(where)), "occurrences in the answer"
         if reference is not None:
             name += ", less the reference's probability"
@@ -177,7 +243,7 @@ class SequentialTest:
         return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=MAX_COUNT))
 
     def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
-        """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprobs.logprob_test`."""
+        """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprobs.logprob_result`."""
         where = [self._where(answer)]
         said = logprobs_at([answer], where, self.mark.width)
         compared = None if reference is None else logprobs_at([reference], where, self.mark.width)

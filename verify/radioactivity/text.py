@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.logprobs import LogprobTable
 from verify.data.pairs import PROMPT_CONTEXT, Pairs, Positions, WeightedPairs, weigh
-from verify.radioactivity.result import LEVEL, NO_EVIDENCE, POWER, Decoys, MarkResult, draw_decoys, score
+from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
+from verify.results import LEVEL, POWER
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+
 MAX_COUNT: Final = 20
 """Most that one pair of a suspect's text can weigh, in occurrences: a loop must not drown the rest."""
 
-
+NOTABLE: Final = 0.5
+"""Decades of p-value that a cautious default may cost before a result says so."""
 BINOMIAL: Final = "binomial"
-
-
 COUNTS: Final = "counts"
-
-
 EXCESS: Final = "excess"
 
 
@@ -35,73 +38,44 @@ METHODS: Final = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextResult(MarkResult):
-    """A test on what a suspect wrote.
+    """A test on what a suspect wrote. n: distinct pairs; statistic: green ones among them.
 
     Attributes:
         pairs: the evidence: distinct pairs, how often each occurred, and what was discarded.
         green: number of green pairs.
         method: the test that gives the p-value, one of `tests`.
         tests: log10 p-values of every test that was made on this evidence.
+        detectable_rate: the green rate that this many pairs would have found with 90 % power; None: no rate.
         decoys: the test under decoy keys; None if none were asked for.
+        log10_pvalue_if_unmarked: what the p-value would be if the prompts cannot carry the mark; None where that was
+            said, or where no prompt was named.
     """
 
     pairs: Pairs = field(repr=False)
     green: int
     method: str
     tests: dict[str, float]
-    decoys: Decoys | None = field(repr=False)
-
-    @property
-    def n(self) -> int:
-        """Number of distinct pairs that the suspect wrote and that may be scored."""
-        return len(self.pairs.tokens)
-
-    @property
-    def statistic(self) -> int:
-        """The number of green pairs."""
-        return self.green
-
-    @property
-    def test(self) -> str:
-        """The test's name, in words."""
-        return METHODS[self.method]
-
-    @property
-    def log10_pvalue(self) -> float:
-        """log10 of the method's p-value; finite however small it is."""
-        return self.tests[self.method]
+    detectable_rate: float | None
+    decoys: Decoys | None = field(default=None, repr=False)
+    log10_pvalue_if_unmarked: float | None = None
 
     @property
     def green_rate(self) -> float | None:
         """green / n; None without a pair."""
         return self.green / self.n if self.n else None
 
-    @property
-    def discarded(self) -> dict[str, int]:
-        """Positions left out, by reason."""
-        return self.pairs.discarded
-
     def confidence_interval(self, level: float = LEVEL) -> Interval:
         """Clopper and Pearson's interval for the rate at which the suspect's pairs are green."""
         return binomial.binomial_interval(self.green, self.n, level)
 
-    @cached_property
-    def detectable_rate(self) -> float | None:
-        """The green rate that this many pairs would have found with 90 % power; None: no rate."""
-        return binomial.detectable_rate(self.n, self.mark.gamma, self.alpha, POWER)
-
     @property
-    def warnings(self) -> list[str]:
-        """What a reader of this result should know, one sentence each."""
-        found = self.pairs
-        return text_warnings(self.n, found.positions, found.discarded, found.prompts, found.records)
+    def evidence(self) -> str:
+        return f"{self.n:,} pairs of {self.pairs.positions:,} tokens"
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: numbers, strings, lists and objects of them. Never the secret."""
         return super().to_dict() | {
-            "n": self.n,
             "green": self.green,
             "green_rate": self.green_rate,
             "interval": list(self.confidence_interval()),
@@ -110,26 +84,59 @@ class TextResult(MarkResult):
             "detectable_rate": self.detectable_rate,
             "detectable_power": POWER,
             "positions": self.pairs.positions,
-            "discarded": dict(self.discarded),
             "records": self.pairs.records,
             "unmarked_prompts": self.pairs.unmarked,
+            "log10_pvalue_if_unmarked": self.log10_pvalue_if_unmarked,
             "method": self.method,
             "tests": self.tests,
             "decoys": self.decoys.to_dict() if self.decoys else None,
         }
 
+    def rows(self) -> dict[str, str]:
+        rows = super().rows()
+        first, last = {"p-value": rows.pop("p-value")}, {"mark": rows.pop("mark")}
+        low, high = self.confidence_interval()
+        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
+        scored = f"{self.n:,} distinct, of {self.pairs.positions:,} positions in {self.pairs.records:,} records"
+        first["green rate"] = f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})"
+        rows = first | {"pairs scored": scored} | rows
+        rows["other tests"] = log10_words({name: p for name, p in self.tests.items() if name != self.method})
+        if self.decoys:
+            rows["decoy keys"] = str(self.decoys)
+        if not self.significant:
+            rows["could be seen"] = self.power_statement
+        return rows | last
 
-def text_warnings(n: int, positions: int, discarded: dict[str, int], prompts: int, records: int) -> list[str]:
+    def _draw(self, ax: Axes) -> None:
+        if self.decoys:
+            scored = self.pairs.counts.clip(max=MAX_COUNT) if self.method == COUNTS else np.ones(self.n)
+            if self.method != EXCESS:
+                spread = math.sqrt(self.mark.gamma * (1 - self.mark.gamma) * float(scored @ scored)) or 1.0
+                green = self.mark.green(self.pairs.contexts, self.pairs.tokens)
+                self.decoys.draw(ax, float(scored @ (green - self.mark.gamma)) / spread)
+                return
+        low, high = self.confidence_interval()
+        rate = self.green_rate or 0.0
+        ax.errorbar(
+            [rate], [0], xerr=[[rate - low], [high - rate]], fmt="o", capsize=4, label="green rate, 95 % interval"
+        )
+        ax.axvline(self.mark.gamma, color="C7", linestyle="--", label="chance")
+        ax.set_yticks([])
+        ax.set_xlabel(f"green rate of {self.n:,} distinct pairs")
+        ax.legend()
+
+
+def text_warnings(n: int, positions: int, discarded: Mapping[str, int], prompts: int, records: int) -> tuple[str, ...]:
     """What a reader of a test on text should know, by the counts in its `Pairs`."""
     found = [] if n else [NO_EVIDENCE]
     if discarded[PROMPT_CONTEXT] > positions / 2:
         found.append(
-            "More than half of the positions were left out because their context occurs in the prompt; "
-            "if the prompts cannot carry the mark, say so with --unmarked-prompts."
+            "More than half of the positions were left out because their context occurs in a prompt. If the prompts "
+            "cannot carry the mark, say so with `unmarked_prompts=True`."
         )
     if prompts < records:
         found.append(without_prompts(records - prompts, records))
-    return found
+    return tuple(found)
 
 
 def without_prompts(number: int, records: int) -> str:
@@ -140,7 +147,25 @@ def without_prompts(number: int, records: int) -> str:
     )
 
 
-def text_test(
+def cost_of_marked(option: str, log10_pvalue: float, if_unmarked: float | None) -> tuple[str, ...]:
+    """The warning where leaving positions out for what was shown costs power: by how much, and which option to name."""
+    if if_unmarked is None or if_unmarked > log10_pvalue - NOTABLE:
+        return ()
+    what = option.removeprefix("unmarked_")
+    return (
+        f"The {what} are taken for text that may carry the mark, which costs power: if nobody who wrote them knew the "
+        f"secret or copied marked text, `{option}=True` gives log10 p {if_unmarked:.2f} on this evidence.",
+    )
+
+
+def rate_statement(least: float | None) -> str:
+    """What a negative answer of a test on text rules out."""
+    if least is None:
+        return "nothing: too few pairs for this alpha, with 90 % power"
+    return f"a green rate of {least:.4f} or more, with 90 % power"
+
+
+def text_result(
     mark: Mark,
     pairs: Pairs,
     alpha: float = 1e-3,
@@ -149,7 +174,7 @@ def text_test(
     excess: WeightedPairs | None = None,
     decoys: int = 0,
 ) -> TextResult:
-    """Test what a suspect wrote for the mark.
+    """Test distinct pairs that a suspect wrote for the mark.
 
     Args:
         mark: the mark; `pairs` must have been extracted with its width and exempt ids.
@@ -168,23 +193,34 @@ def text_test(
         raise ValueError(f"no method '{method}'{'' if method != EXCESS else ' without its weights'}")
     counts = pairs.counts.clip(max=MAX_COUNT)
     green = mark.green(pairs.contexts, pairs.tokens)
+    number, n = int(green.sum()), len(green)
     tests = {
-        BINOMIAL: binomial.binomial_log10_sf(int(green.sum()), len(green), mark.gamma),
+        BINOMIAL: binomial.binomial_log10_sf(number, n, mark.gamma),
         COUNTS: weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma),
     }
     if excess is not None:
         t = score(mark, excess)
         tests[EXCESS] = weighted.chernoff_log10_sf(excess.weights, t, mark.gamma)
-    weights = np.ones(len(green)) if method == BINOMIAL else counts.astype(np.float64)
+    weights = np.ones(n) if method == BINOMIAL else counts.astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
+    least = binomial.detectable_rate(n, mark.gamma, alpha, POWER)
     return TextResult(
-        mark=mark,
+        test=METHODS[method],
         alpha=alpha,
+        n=n,
+        statistic=number,
+        log10_pvalue=tests[method],
+        warnings=text_warnings(n, pairs.positions, pairs.discarded, pairs.prompts, pairs.records),
+        discarded=pairs.discarded,
+        conclusive=least is not None,
+        power_statement=rate_statement(least),
+        mark=mark,
         pairs=pairs,
-        green=int(green.sum()),
+        green=number,
         method=method,
         tests=tests,
+        detectable_rate=least,
         decoys=draw_decoys(mark, scored, decoys),
     )
 

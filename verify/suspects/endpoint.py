@@ -7,8 +7,7 @@ does not know the key. What cannot be understood is left out, logged, and counte
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,8 +18,10 @@ from urllib.parse import unquote, urlsplit
 from verify.data.logprobs import is_logprob
 from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
+from watermark.extras import require
 from watermark.io.prompts import Prompt
-from watermark.io.records import appending, resume_jsonl
+from watermark.io.records import Append, Record, resuming, run_digest
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -80,15 +81,38 @@ class Endpoint:
         if not valid:
             raise ApiError("the endpoint's address is no http(s):// URL", "such as http://127.0.0.1:8000/v1")
         if self.chat and any(prompt.ids is not None for prompt in prompts):
-            raise ApiError("prompts of token ids need --endpoint completions", "or give the prompts as text")
+            raise ApiError("prompts of token ids need completions (`chat=False`)", "or give the prompts as text")
 
     def digest(self, prompts: Sequence[Prompt], *more: str) -> str:
         """Twelve hex digits for all that shapes the answers; the address may change, and so may patience."""
         how = asdict(self)
         for name in ("base_url", "timeout", "retries", "concurrency"):
             del how[name]
-        whole = [how, [asdict(prompt) for prompt in prompts], *more]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+        return run_digest(how, prompts, *more)
+
+
+def resolved(endpoint: Endpoint) -> Endpoint:
+    """The endpoint under the name of the one model that it serves, if no name was given.
+
+    Raises:
+        ApiError: it cannot be asked, or serves no model or several.
+    """
+    if endpoint.model:
+        return endpoint
+    client = _client(endpoint)
+    import openai
+
+    try:
+        names = [str(one.id) for one in client.models.list().data]
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ApiError(
+            f"the endpoint does not say which models it serves: {type(error).__name__}", "name the `model`"
+        ) from None
+    shown = ["".join(c for c in name if c.isprintable())[:100] for name in names]
+    if len(names) != 1:
+        listed = f": {', '.join(shown[:10])}" if names else ""
+        raise ApiError(f"the endpoint serves {len(names)} models{listed}", "name the `model`")
+    return replace(endpoint, model=names[0])
 
 
 @dataclass(frozen=True)
@@ -103,7 +127,7 @@ def ask_all(
     endpoint: Endpoint,
     prompts: Sequence[Prompt],
     log: Path,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[Completion | None]:
     """Ask every prompt once; None where no answer came. Those of an earlier run are taken from the log.
 
@@ -114,12 +138,12 @@ def ask_all(
         endpoint: where and how to ask.
         prompts: what to ask.
         log: the file.
-        progress: called with the number of prompts answered.
+        progress: called with the number of prompts asked, and of how many.
 
     Raises:
         ApiError: the endpoint refuses, fails again and again, answers nothing at all, or is not one model throughout.
         NoLogprobsError: it gives no log probabilities, and some were asked for.
-        InputError: the log cannot be written, or is of another run.
+        InputError: the log cannot be written, is of another run, or another run writes it.
     """
     endpoint.check(prompts)
     run = endpoint.digest(prompts)
@@ -135,41 +159,68 @@ def ask_all(
             return
         answer = _said(line.get("answer"), endpoint.chat)
         if endpoint.top_logprobs and not answer.top and not said:
-            raise NoLogprobsError("the endpoint gives no log probabilities", "--top 1 compares what it writes")
+            raise NoLogprobsError("the endpoint gives no log probabilities", "`top=1` compares what it writes")
         said[line["id"]] = answer
-
-    for record in resume_jsonl(log, run):
-        take(record.fields)
-    progress(len(said))
-    waiting = [prompt for prompt in prompts if prompt.id not in said]
-    waiting.sort(key=lambda prompt: prompt.id in failed)  # a prompt that a server chokes on comes last
 
     def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
         if fields["error"] is None and text_of(fields["answer"], endpoint.chat) is None:
             fields["error"] = "the answer holds no text"
-        return {"id": prompt.id, "prompt": prompt.text, **fields, "run": run}
+        return {"id": prompt.id, "prompt": prompt.text, **fields}
 
     def most() -> int:
         return endpoint.concurrency if said else 1  # one answer first, to learn whether there are log probabilities
 
-    try:
-        for lines in request_in_waves(
-            endpoint, waiting, log, line_of, most, lambda: endpoint.top_logprobs > 0, bool(said)
-        ):
-            for line in lines:
-                take(line)
-            progress(len(lines))
-    except TooManyFailuresError:
-        if not said or any(prompt.id not in said and prompt.id not in failed for prompt in prompts):
-            raise  # some were never asked
+    with resuming(log, run) as (earlier, append):
+        waiting = unanswered(prompts, earlier)
+        for record in earlier:
+            take(record.fields)
+        done = len(said)
+        progress(done, len(prompts))
+        try:
+            for lines in request_in_waves(
+                endpoint, waiting, append, log, line_of, most, lambda: endpoint.top_logprobs > 0, bool(said)
+            ):
+                for line in lines:
+                    take(line)
+                done += len(lines)
+                progress(done, len(prompts))
+        except TooManyFailuresError:
+            if not said or any(prompt.id not in said and prompt.id not in failed for prompt in prompts):
+                raise  # some were never asked
     if not said:
         raise ApiError("the endpoint answered no prompt", f"the log is {log}")
     return [said.get(prompt.id) for prompt in prompts]
 
 
+def unanswered(prompts: Sequence[Prompt], earlier: Sequence[Record]) -> list[Prompt]:
+    """The prompts to ask, in order; those that failed in an earlier run come last, in case a server chokes on them.
+
+    Raises:
+        InputError: a record of the earlier run is of no prompt, or comes after the prompt's answer.
+    """
+    known = {prompt.id for prompt in prompts}
+    answered: dict[str, int] = {}
+    failed: set[str] = set()
+    for record in earlier:
+        name = record.fields["id"]
+        hint = "did two runs write to it? choose another file, or remove this one"
+        if name not in known:
+            raise InputError(record.path, record.line, f"record '{name}' is of no prompt", hint)
+        if name in answered:
+            message = f"prompt '{name}' was answered before, in line {answered[name]}"
+            raise InputError(record.path, record.line, message, hint)
+        if record.fields.get("error") is None:
+            answered[name] = record.line
+        else:
+            failed.add(name)
+    waiting = [prompt for prompt in prompts if prompt.id not in answered]
+    return sorted(waiting, key=lambda prompt: prompt.id in failed)
+
+
 def request_in_waves(
     endpoint: Endpoint,
     waiting: Sequence[Prompt],
+    append: Append,
     log: Path,
     line_of: Callable[[Prompt, dict[str, Any]], dict[str, Any]],
     most: Callable[[], int],
@@ -181,7 +232,8 @@ def request_in_waves(
     Args:
         endpoint: where and how to ask.
         waiting: what to ask.
-        log: JSONL to append to.
+        append: adds lines to the log.
+        log: where it is, for the errors.
         line_of: a line for the log, from a prompt and the fields `request`, `answer` and `error`, which it may set.
         most: how many requests the next wave may have; 0 ends the asking.
         logprobs: whether the next wave asks for log probabilities.
@@ -195,7 +247,7 @@ def request_in_waves(
     client = _client(endpoint)
     secrets = _secrets(endpoint, client.api_key)
     in_a_row = 0
-    with appending(log) as file, ThreadPoolExecutor(endpoint.concurrency) as pool:
+    with ThreadPoolExecutor(endpoint.concurrency) as pool:
         while waiting and (size := most()) > 0:
             wave, waiting = waiting[:size], waiting[size:]
             lines, refusals = [], []
@@ -207,11 +259,7 @@ def request_in_waves(
                 refusals += [refusal] if refusal else []
                 in_a_row = in_a_row + 1 if line["error"] is not None else 0
                 answered = answered or line["error"] is None
-            try:
-                file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
-                file.flush()
-            except OSError as error:
-                raise InputError(log, 0, f"cannot write: {error.strerror}", "is the disk full?") from None
+            append(lines)
             if refusals and not answered:
                 raise refusals[0]
             yield lines
@@ -286,12 +334,16 @@ def _plain_entries(choice: Any) -> list[tuple[Any, list[tuple[Any, float]]]]:
 
 
 def _client(endpoint: Endpoint) -> OpenAI:
+    require("openai")
+    import openai
+
+    # a server on this machine wants no key, and the client insists on one
+    local = urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1")
+    key = "none" if local and not os.environ.get("OPENAI_API_KEY") else None
     try:
-        import openai
-    except ImportError:
-        raise ApiError("the openai client is not installed", "pip install 'stillmark[api]'") from None
-    try:
-        return openai.OpenAI(base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries)
+        return openai.OpenAI(
+            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.retries
+        )
     except openai.OpenAIError:
         raise ApiError(
             "no API key in the environment", "set OPENAI_API_KEY; a local server takes any value, such as 'none'"
@@ -369,7 +421,7 @@ def likeliest_of_endpoint(
     prompts: Sequence[Prompt],
     log: Path,
     top: int = 1,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[TopTokens]:
     """The same of a suspect behind an endpoint: what it writes first, or the top of what it might have written.
 
@@ -378,7 +430,7 @@ def likeliest_of_endpoint(
         prompts: what to ask.
         log: JSONL of all answers; a killed run goes on from there.
         top: how many tokens.
-        progress: called with the number of prompts asked.
+        progress: called with the number of prompts asked, and of how many.
 
     Raises:
         ApiError: what `verify.suspects.endpoint.ask_all` raises, or there are no log probabilities and top is not 1.

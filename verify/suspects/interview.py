@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, to_record
-from verify.suspects.endpoint import Endpoint, dig, entries_of, request_in_waves, same_model, text_of
-from verify.suspects.model import read_batch
+from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
+from verify.suspects.endpoint import Endpoint, dig, entries_of, request_in_waves, same_model, text_of, unanswered
+from verify.suspects.model import Model, opened, read_batch
 from watermark import ApiError, Mark
 from watermark.io import files
+from watermark.io.fields import is_int, is_null, is_text
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import Record, resume_jsonl
-from watermark.models import load_model
+from watermark.io.records import Record, resuming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,12 +70,13 @@ def iter_answers(
     log: Path,
     budget: int,
     tally: Usage,
-) -> Iterator[list[TextLogprobs]]:
+) -> Generator[list[TextLogprobs], None, None]:
     """Ask the prompts in order and yield the answers, wave by wave; those of an earlier run come first.
 
     The log is JSONL, appended and flushed before the answers are yielded: `prompt`, `prompt_ids`, `output`,
     `output_ids`, `top_logprobs` if there were any, and the server's `answer` as it came. A failed request has an
-    `error` and an empty output, and is asked anew by the next run. Stop iterating to stop asking.
+    `error` and an empty output, and is asked anew by the next run. Close the generator to stop asking: until then no
+    other run can write to the log.
 
     Args:
         endpoint: where and how to ask.
@@ -88,7 +89,7 @@ def iter_answers(
 
     Raises:
         ApiError: the endpoint refuses, fails again and again, or is not one model throughout.
-        InputError: the log cannot be written, or is of another run.
+        InputError: the log cannot be written, is of another run, or another run writes it.
     """
     endpoint.check(prompts)
     vocabulary = Vocabulary(tokenizer, mark.vocabulary_size or len(tokenizer))
@@ -96,18 +97,10 @@ def iter_answers(
         if max(prompt.ids or (0,)) >= vocabulary.size:
             raise ApiError(f"prompt '{prompt.id}' holds an id outside the vocabulary of {vocabulary.size}")
     run = endpoint.digest(prompts, mark.commitment)
-    earlier = resume_jsonl(log, run)
-    if earlier:
-        yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]
-    answered = {record.fields["id"] for record in earlier if record.fields.get("error") is None}
-    failed = {record.fields["id"] for record in earlier} - answered
-    waiting = [prompt for prompt in prompts if prompt.id not in answered]
-    waiting.sort(key=lambda prompt: prompt.id in failed)  # a prompt that a server chokes on comes last
-    number = len(earlier)
 
     def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
         said = _understand(fields, prompt, vocabulary, mark, endpoint)
-        return {"id": prompt.id, **said, "sampled": True, "sequential": True, **fields, "run": run}
+        return {"id": prompt.id, **said, "sampled": True, "sequential": True, **fields}
 
     def most() -> int:
         if tally.billed >= budget:
@@ -119,21 +112,26 @@ def iter_answers(
     def logprobs() -> bool:
         return tally.logprobs and endpoint.top_logprobs > 0
 
-    for lines in request_in_waves(endpoint, waiting, log, line_of, most, logprobs, bool(answered)):
-        records = [Record(log, number + i, line) for i, line in enumerate(lines, 1)]
-        number += len(lines)
-        yield [_count(record, tally, vocabulary.size, endpoint) for record in records]
+    with resuming(log, run) as (earlier, append):
+        waiting = unanswered(prompts, earlier)
+        if earlier:
+            yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]
+        number = len(earlier)
+        for lines in request_in_waves(endpoint, waiting, append, log, line_of, most, logprobs, tally.answers > 0):
+            records = [Record(log, number + i, line) for i, line in enumerate(lines, 1)]
+            number += len(lines)
+            yield [_count(record, tally, vocabulary.size, endpoint) for record in records]
 
 
 class ReferenceLog:
     """What a reference says along a suspect's answers, kept beside their log in `LOG.reference.jsonl`.
 
     Raises:
-        ModelError, TokenizerError: `path` holds no model, or one for another tokenizer than the mark's.
+        ModelError, TokenizerError: `model` holds no model, or one for another tokenizer than the mark's.
     """
 
-    def __init__(self, path: Path, mark: Mark, tally: Usage, log: Path) -> None:
-        self._model = load_model(path, mark)[0]
+    def __init__(self, model: Model, mark: Mark, tally: Usage, log: Path) -> None:
+        self._model = opened(model, mark)[0]
         self._tally = tally
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
@@ -141,8 +139,8 @@ class ReferenceLog:
     def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
         read = read_batch(self._model, [as_output(answer)])[0]
-        if self._tally.logprobs:
-            read = replace(keep_top_of_text(read, REFERENCE_TOP), sampled=True)
+        if self._tally.logprobs:  # a reference that names more tokens than the suspect would differ for that alone
+            read = replace(keep_top_of_text(read, most_named([answer])), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
         return read
 
@@ -185,25 +183,25 @@ def _understand(
 def _count(record: Record, tally: Usage, vocabulary: int, endpoint: Endpoint) -> TextLogprobs:
     """Takes one logged answer into the tally, and gives what it says."""
     fields, answer = record.fields, record.fields.get("answer")
-    if fields.get("error") is None and tally.answers == 0:
+    read = from_record(record, vocabulary)
+    error, unknown = fields.get("error"), fields.get("unknown_tokens", 0)
+    if not (is_null(error) or is_text(error)) or not is_int(unknown):
+        raise record.error("'error' must be a string or null, and 'unknown_tokens' an integer")
+    if error is None and tally.answers == 0:
         tally.logprobs = "top_logprobs" in fields
-    if fields.get("error") is not None:
+    if error is not None:
         tally.failed += 1
-        tally.last_error = fields["error"]
+        tally.last_error = error
     else:
         tally.answers += 1
     tally.served = same_model(tally.served, answer)
     if answer is not None:
         # the server's count, within reason: neither none for what was written nor more than was asked for
         for name, own, most in (
-            ("prompt_tokens", len(fields["prompt_ids"]), 10 * len(fields["prompt_ids"]) + 1000),
-            ("completion_tokens", len(fields["output_ids"]), 2 * endpoint.max_tokens + 1000),
+            ("prompt_tokens", read.start, 10 * read.start + 1000),
+            ("completion_tokens", len(read.ids) - read.start, 2 * endpoint.max_tokens + 1000),
         ):
             count = dig(answer, "usage", name)
-            tally.billed += min(max(count, own), most) if isinstance(count, int) else own
-    tally.unknown_tokens += fields.get("unknown_tokens", 0)
-    return from_record(record, vocabulary)
-
-
-REFERENCE_TOP: Final = 20
-"""Log probabilities of a reference that stand against an endpoint's."""
+            tally.billed += min(max(count, own), most) if is_int(count) else own
+    tally.unknown_tokens += unknown
+    return read

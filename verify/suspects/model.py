@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.logprobs import _NOWHERE, F32, I64, MIN_PROBABILITY, U32, TextLogprobs, _limit, from_record, to_record
 from verify.data.outputs import Output, digest
-from watermark import Mark, ModelError
+from watermark import Mark, ModelError, tokenizers
+from watermark.io.fields import is_number, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import appending, resume_jsonl
+from watermark.io.records import Record, resumable, run_digest
 from watermark.models import load_model, model_digest
+from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 MAX_PIECE: Final = 2048
@@ -31,51 +31,88 @@ MAX_PIECE: Final = 2048
 
 Floats = npt.NDArray[np.float64]
 
+Model = str | Path | tuple[Any, Any]
+"""A causal LM: its folder, or the loaded (model, tokenizer)."""
+
+
+def opened(model: Model, mark: Mark | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, loaded if it is a folder; mark: the tokenizer must be its own.
+
+    Raises:
+        ModelError, TokenizerError: the folder cannot be loaded, or it is not for the mark.
+    """
+    if isinstance(model, str | Path):
+        return load_model(Path(model), mark)
+    if mark is not None:
+        tokenizers.check(mark, model[1], name_of(model))
+    return model
+
+
+def name_of(model: Model) -> str:
+    """The folder's path, or the name of a loaded model."""
+    return str(model) if isinstance(model, str | Path) else str(model[0].name_or_path or "a model in memory")
+
+
+def digest_of(model: Model) -> str:
+    """SHA-256 in hex over a model folder (`watermark.models.model_digest`), or over a loaded model's parameters."""
+    if isinstance(model, str | Path):
+        return model_digest(Path(model))
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model[0].state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
 
 def read_weights(
-    path: Path,
+    path: Model,
     mark: Mark,
     probes: Sequence[Output],
     *,
     likely: float = MIN_PROBABILITY,
     batch_size: int = 8,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _probes: None,
+    progress: Progress = silent,
 ) -> list[TextLogprobs]:
     """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
 
     What is kept is a few dozen likely tokens a position, not the vocabulary, to four decimals.
 
     Args:
-        path: the model's folder.
+        path: the model, a folder or loaded.
         mark: the model's tokenizer must be the mark's.
         probes: texts; what is read are the predictions of the output tokens, after the prompt.
         likely: the probability above which a token is kept.
         batch_size: probes in one forward pass.
         record: JSONL to which every text read is appended, and from which a killed run goes on;
-            `verify logprobs` reads it too.
-        progress: called with the number of probes read.
+            `stillmark test logprobs` reads it too.
+        progress: called with the number of probes read, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or was written for other probes or another model.
+        ModelError: the model cannot be loaded, or its outputs are not numbers.
+        InputError: `record` cannot be written, was written for other probes or another model, or another run writes it.
     """
-    run = "" if record is None else _digest(path, probes, likely)
-    done = [] if record is None else [from_record(line, _limit(mark)) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(probes):
-        return done
-    model, _ = load_model(path, mark)
-    longest = max(len(probe.ids) for probe in probes[len(done) :])
-    batch_size = max(1, min(batch_size, MAX_PIECE * 8 // min(longest, MAX_PIECE)))
-    with nullcontext() if record is None else appending(record) as log:
-        for first in range(len(done), len(probes), batch_size):
-            for read in read_batch(model, probes[first : first + batch_size], likely):
-                done.append(read)
-                if log is not None:
-                    log.write(json.dumps(to_record(read) | {"model": path.name, "run": run}).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return done
+
+    def work(done: int) -> Iterator[TextLogprobs]:
+        model, _ = opened(path, mark)
+        longest = max(len(probe.ids) for probe in probes[done:])
+        size = max(1, min(batch_size, MAX_PIECE * 8 // max(1, min(longest, MAX_PIECE))))
+        for first in range(done, len(probes), size):
+            yield from read_batch(model, probes[first : first + size], likely)
+
+    return list(
+        resumable(
+            record,
+            "" if record is None else run_digest(digest_of(path), likely, digest(probes)),
+            [probe.id for probe in probes],
+            work,
+            to_fields=lambda read: to_record(read) | {"model": Path(name_of(path)).name},
+            from_record=lambda line: from_record(line, _limit(mark)),
+            progress=progress,
+        )
+    )
 
 
 def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY) -> list[TextLogprobs]:
@@ -94,7 +131,7 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
     done = []
     for probe, ids, parts in zip(probes, texts, entries, strict=True):
         place, tokens, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        done.append(TextLogprobs(probe.id, ids, probe.start, place, tokens, logprobs))
+        done.append(TextLogprobs(probe.id, ids, probe.start, place, tokens, logprobs, marked=probe.marked))
     return done
 
 
@@ -110,12 +147,6 @@ def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> lis
     return read
 
 
-def _digest(path: Path, probes: Sequence[Output], likely: float) -> str:
-    """Twelve hex digits for the model, the probes and what is kept of them."""
-    texts = [[probe.id, probe.ids[: probe.start].tolist(), probe.output_ids.tolist()] for probe in probes]
-    return hashlib.sha256(f"{model_digest(path)} {likely} {json.dumps(texts)}".encode()).hexdigest()[:12]
-
-
 def longest_text(model: PreTrainedModel) -> int | None:
     """The most tokens that a model reads at once, by its configuration; None if that does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -126,20 +157,27 @@ def forward_logits(model: PreTrainedModel, texts: Sequence[Sequence[int] | npt.N
     """A causal model's logits [B, longest, V] along some token sequences, padded on the right, where it does not look.
 
     Raises:
-        ModelError: a text is longer than the model reads.
+        ModelError: a text is longer than the model reads, or the model's outputs are not numbers. (A token may have the
+            logit -infinity, which is a probability of 0.)
     """
     import torch
 
     longest = max(1, *map(len, texts))
     limit = longest_text(model)
+    name = model.name_or_path or "the model"
     if limit is not None and longest > limit:
-        name = model.name_or_path or "the model"
         raise ModelError(f"{name}: reads {limit} tokens at once, and a text has {longest}", "leave longer texts out")
     padded = torch.zeros(len(texts), longest, dtype=torch.int64)
     for row, ids in enumerate(texts):
         padded[row, : len(ids)] = torch.as_tensor(ids)
     with torch.inference_mode():
         logits: Tensor = model(input_ids=padded.to(model.device)).logits
+        # the largest logit of a position is NaN or infinite if one is, or if all are -infinity
+        finite = logits.amax(dim=-1).isfinite().cpu()
+    if not all(bool(finite[row, : len(ids)].all()) for row, ids in enumerate(texts)):
+        raise ModelError(
+            f"{name}: the model's outputs are not numbers", "try it in float32; else its weights are damaged"
+        )
     return logits
 
 
@@ -148,55 +186,64 @@ TopTokens = frozenset[str]
 
 
 def likeliest(
-    path: Path,
+    path: Model,
     prompts: Sequence[Prompt],
     top: int = 1,
     *,
     chat: bool = False,
     batch_size: int = 16,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _prompts: None,
+    progress: Progress = silent,
 ) -> list[TopTokens]:
     """A model's likeliest next tokens after each prompt, as text.
 
     Args:
-        path: the model's folder.
+        path: the model, a folder or loaded.
         prompts: texts for its own tokenizer, or ids.
         top: how many tokens.
         chat: put texts through the model's chat template, if it has one.
         batch_size: in one forward pass.
         record: JSONL to keep the answers in, and to go on from.
-        progress: called with the number of prompts asked.
+        progress: called with the number of prompts asked, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or is of another run.
+        InputError: `record` cannot be written, is of another run, or another run writes it.
         ModelError: a prompt is empty or longer than the model reads, or holds an id that the model does not know.
     """
-    run = "" if record is None else _digest_of_prompts(path, prompts, top, chat)
-    done = [] if record is None else [frozenset(line.fields["top"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(prompts):
-        return done
-    model, tokenizer = load_model(path)
-    limit = model.config.get_text_config().vocab_size
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(prompts), batch_size):
+
+    def work(done: int) -> Iterator[list[str]]:
+        model, tokenizer = opened(path)
+        limit = model.config.get_text_config().vocab_size
+        for start in range(done, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             rows = [encode_prompt(tokenizer, one, chat=chat) for one in batch]
             for one, row in zip(batch, rows, strict=True):
                 if not row or max(row) >= limit:
-                    raise ModelError(f"{path}: prompt '{one.id}' is empty or holds an id outside its vocabulary")
+                    raise ModelError(
+                        f"{name_of(path)}: prompt '{one.id}' is empty or holds an id outside its vocabulary"
+                    )
             logits = forward_logits(model, rows)
-            for i, (one, row) in enumerate(zip(batch, rows, strict=True)):
+            for i, row in enumerate(rows):
                 ids = logits[i, len(row) - 1].topk(top).indices.tolist()
-                said = [str(tokenizer.decode([token])) for token in ids]
-                done.append(frozenset(said))
-                if log is not None:
-                    line = {"id": one.id, "output": said[0], "top": said, "model": path.name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return done
+                yield [str(tokenizer.decode([token])) for token in ids]
+
+    said = resumable(
+        record,
+        "" if record is None else run_digest(prompts, top, chat, digest_of(path)),
+        [one.id for one in prompts],
+        work,
+        to_fields=lambda said: {"output": said[0], "top": said, "model": Path(name_of(path)).name},
+        from_record=_top_of,
+        progress=progress,
+    )
+    return [frozenset(one) for one in said]
+
+
+def _top_of(record: Record) -> list[str]:
+    top: Any = record.fields.get("top")
+    if not list_of(is_text)(top):
+        raise record.error("'top' must be a list of tokens as text")
+    return list(top)
 
 
 MIN_LOGPROB: Final = -20.0
@@ -204,56 +251,53 @@ MIN_LOGPROB: Final = -20.0
 
 
 def likelihoods(
-    path: Path,
+    path: Model,
     mark: Mark,
     candidates: Sequence[Output],
     batch_size: int = 8,
     record: Path | None = None,
-    progress: Callable[[int], None] = lambda _texts: None,
+    progress: Progress = silent,
 ) -> Floats:
     """A model's mean log likelihood a token of each output after its prompt, in nats: float64 [2m].
 
     Args:
-        path: the model's folder; its tokenizer must be the mark's.
+        path: the model, a folder or loaded; its tokenizer must be the mark's.
         mark: the mark.
         candidates: the outputs.
         batch_size: in one forward pass.
         record: JSONL to keep what was read in, and to go on from.
-        progress: called with the number of texts read.
+        progress: called with the number of texts read, and of how many.
 
     Raises:
-        InputError: `record` cannot be written, or is of another run.
+        InputError: `record` cannot be written, is of another run, or another run writes it.
     """
     import torch
 
-    run = "" if record is None else hashlib.sha256((digest(candidates) + model_digest(path)).encode()).hexdigest()[:12]
-    done = [] if record is None else [float(line.fields["loglikelihood"]) for line in resume_jsonl(record, run)]
-    progress(len(done))
-    if len(done) == len(candidates):
-        return np.array(done)
-    model, _ = load_model(path, mark)
-    with nullcontext() if record is None else appending(record) as log:
-        for start in range(len(done), len(candidates), batch_size):
+    def work(done: int) -> Iterator[float]:
+        model, _ = opened(path, mark)
+        for start in range(done, len(candidates), batch_size):
             batch = candidates[start : start + batch_size]
             logits = forward_logits(model, [one.ids for one in batch])
             for i, one in enumerate(batch):
                 first = max(1, one.start)
                 rows = logits[i, first - 1 : len(one.ids) - 1].float().log_softmax(-1).cpu()
-                said = (
-                    rows.gather(-1, torch.from_numpy(one.ids[first:, None]))
-                    .nan_to_num(MIN_LOGPROB)
-                    .clamp(min=MIN_LOGPROB)
-                )
-                done.append(round(float(said.mean()), 6) if len(said) else 0.0)
-                if log is not None:
-                    line = {"id": one.id, "loglikelihood": done[-1], "model": path.name, "run": run}
-                    log.write(json.dumps(line).encode() + b"\n")
-                    log.flush()
-                progress(1)
-    return np.array(done)
+                said = rows.gather(-1, torch.from_numpy(one.ids[first:, None])).clamp(min=MIN_LOGPROB)
+                yield round(float(said.mean()), 6) if len(said) else 0.0
+
+    found = resumable(
+        record,
+        "" if record is None else run_digest(digest(candidates), digest_of(path)),
+        [one.id for one in candidates],
+        work,
+        to_fields=lambda mean: {"loglikelihood": mean, "model": Path(name_of(path)).name},
+        from_record=_likelihood_of,
+        progress=progress,
+    )
+    return np.array(list(found), np.float64)
 
 
-def _digest_of_prompts(path: Path, prompts: Sequence[Prompt], top: int, chat: bool) -> str:
-    """Twelve hex digits for the model, the prompts and how they are asked."""
-    asked = [[one.id, one.text, one.ids] for one in prompts]
-    return hashlib.sha256((json.dumps([asked, top, chat]) + model_digest(path)).encode()).hexdigest()[:12]
+def _likelihood_of(record: Record) -> float:
+    mean: Any = record.fields.get("loglikelihood")
+    if not is_number(mean):
+        raise record.error("'loglikelihood' must be a number")
+    return float(mean)

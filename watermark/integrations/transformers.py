@@ -5,18 +5,24 @@
 
 puts the bias after temperature, top-k and top-p, where `delta` means what the mark says. A processor in
 `logits_processor=` runs before them: a temperature T then turns `delta` into `delta / T`.
+
+Continuous batching (`generate_batch`, `cache_implementation="paged"`) shows processors the last token only, so that it
+cannot carry a mark: there a mark is a MarkError before a token is generated. One way stays silent, since transformers
+never looks at the argument: `generate(logits_processor=..., cache_implementation="paged")` ignores every processor.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
+from watermark.errors import MarkError
 from watermark.mark import Mark, Marks
 from watermark.schemes.greenlist import contexts_at_end
 
@@ -29,8 +35,6 @@ class MarkLogitsProcessor(LogitsProcessor):
         pad_token_id: the id that pads prompts on the left. A row's leading run of it is no context.
     """
 
-    supports_continuous_batching = False  # it shows processors the last token only
-
     def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
         self.mark = mark
         self.pad_token_id = pad_token_id
@@ -39,13 +43,37 @@ class MarkLogitsProcessor(LogitsProcessor):
         """input_ids: integers [B, T], prompt + output so far; scores: floats [B, V]."""
         return self.mark.bias_(scores, contexts_at_end(input_ids, self.mark.width, self.pad_token_id))
 
+    @property
+    def supports_continuous_batching(self) -> bool:  # type: ignore[override]
+        """Asked by continuous batching alone, as it starts. A plain False would make it drop the mark, and go on.
+
+        Raises:
+            MarkError: always.
+        """
+        raise _refusal()
+
 
 class MarkConfig(BaseWatermarkingConfig):
-    """What `model.generate(watermarking_config=...)` takes. Serialized, it is the card, or cards: no secret."""
+    """What `model.generate(watermarking_config=...)` takes.
+
+    Serialized by itself it is the card, or cards: no secret. A generation config that holds it is saved without it,
+    since transformers would read any saved `watermarking_config` as its own watermark, and fail.
+
+    Args:
+        mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
+        pad_token_id: the id that pads prompts on the left.
+    """
 
     def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
         self.mark = mark
         self.pad_token_id = pad_token_id
+        self._to_be_saved = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MarkConfig:
+        # a GenerationConfig generates with a deep copy of itself, and saves a deep copy of its fields
+        copied = type(self)(self.mark, self.pad_token_id)
+        copied._to_be_saved = True
+        return copied
 
     def validate(self) -> None:
         """A `Mark` has checked itself when it was made."""
@@ -55,6 +83,9 @@ class MarkConfig(BaseWatermarkingConfig):
         return MarkLogitsProcessor(self.mark, self.pad_token_id)
 
     def to_dict(self) -> dict[str, Any]:
+        """The card, or `marks` with the cards, and `pad_token_id`; None in a deep copy, which is what gets saved."""
+        if self._to_be_saved:
+            return None  # type: ignore[return-value]
         if isinstance(self.mark, Mark):
             return self.mark.card() | {"pad_token_id": self.pad_token_id}
         return {"marks": [mark.card() for mark in self.mark.table], "pad_token_id": self.pad_token_id}
@@ -63,4 +94,37 @@ class MarkConfig(BaseWatermarkingConfig):
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        yield from self.to_dict().items()
+        yield from (self.to_dict() or {}).items()
+
+
+def _refusal() -> MarkError:
+    return MarkError(
+        "continuous batching (generate_batch, or a paged cache) cannot carry a mark: the text would be unmarked",
+        "use model.generate without cache_implementation='paged'",
+    )
+
+
+def _carries_mark(argument: object) -> bool:
+    parts = argument if isinstance(argument, LogitsProcessorList) else [argument]
+    held = [getattr(argument, "watermarking_config", None), *parts]
+    return any(isinstance(one, (MarkConfig, MarkLogitsProcessor)) for one in held)
+
+
+def _guard(plain: Any) -> Any:
+    """`generate_batch`, refusing the marks that it would ignore without asking them for a processor.
+
+    It ignores a `watermarking_config=` or `logits_processor=` of its own, and the generation config where an earlier
+    call left its manager (`persistent_manager=True`).
+    """
+
+    @functools.wraps(plain)
+    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(map(_carries_mark, (*args, *kwargs.values()))):
+            raise _refusal()
+        return plain(self, *args, **kwargs)
+
+    return generate_batch
+
+
+if hasattr(GenerationMixin, "generate_batch"):
+    GenerationMixin.generate_batch = _guard(GenerationMixin.generate_batch)  # type: ignore[method-assign]

@@ -9,12 +9,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from watermark.errors import InputError
+
+
+@contextmanager
+def writing(
+    path: Path, *more: type[Exception], hint: str = "does the folder exist, and is it writable?"
+) -> Iterator[None]:
+    """Errors of writing to `path` in this block as InputError, in words.
+
+    Args:
+        path: the file or folder.
+        more: errors that mean the same as OSError, of a library that writes.
+        hint: what to do about it.
+
+    Raises:
+        InputError: where the block raises OSError or one of `more`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *more)):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(path, 0, f"cannot write: {reason}", hint) from error
+
+
+def lock(descriptor: int) -> bool:
+    """Hold an open file against other processes until it is closed; False: another one holds it.
+
+    The lock belongs to the file, not to its name, and ends with its process, however that ends. A file system without
+    locks refuses nobody.
+    """
+    import filelock
+
+    try:
+        return filelock.lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return True
+
 
 def _write_temporary(path: Path, data: bytes, mode: int) -> str:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            Path(temporary).chmod(mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -35,7 +74,12 @@ def create(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file whole, replacing what was there in one step."""
-    os.replace(_write_temporary(path, data, mode), path)
+    temporary = _write_temporary(path, data, mode)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 @contextmanager

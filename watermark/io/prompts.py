@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from watermark.errors import InputError
+from watermark.io.fields import is_text
 from watermark.io.records import Record, read_jsonl
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from JSONL: `prompt` (text) or `prompt_ids`, and optionally `id` (else the line number).
+    """Prompts from JSONL: what `prompt_of` takes, and optionally `id` (else the line number).
 
     Raises:
         InputError: the file cannot be read or is empty, a line is malformed, or two share an id.
@@ -47,15 +49,50 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _prompt(record: Record) -> Prompt:
-    name = str(record.fields.get("id", record.line))
-    text, ids = record.fields.get("prompt"), record.fields.get("prompt_ids")
+    given = record.fields.get("id")
+    name = str(record.line if given is None else given)
+    ids = record.fields.get("prompt_ids")
     if ids is not None:
         if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
             raise record.error("'prompt_ids' must be a list of token ids, at least one")
         return Prompt(name, None, tuple(ids))
-    if not isinstance(text, str) or not text:
+    text = prompt_of(record)
+    if not text:
         raise record.error("the record has no 'prompt' text and no 'prompt_ids'", 'like {"prompt": "Write a story."}')
     return Prompt(name, text, None)
+
+
+ELSEWHERE: Final = ("messages", "conversations", "system", "history", "context", "question")
+"""Fields that hold (a part of) what a model was shown, and that we cannot put together to a prompt."""
+
+OTHER_PROMPTS: Final = ("instruction", "input", *ELSEWHERE)
+"""Fields to look at where there is no `prompt` and no `prompt_ids`."""
+
+
+def prompt_of(record: Record) -> str | None:
+    """The text that a record says a model was shown: `prompt`, or `instruction` and `input`; None if it says nothing.
+
+    As in Alpaca's data, `instruction` and `input` are joined by a line end; an empty one is left out.
+
+    Raises:
+        RecordError: what was shown lies in another field (of `ELSEWHERE`), and there is no prompt; `instruction` or
+            `input` is no string.
+    """
+    fields = record.fields
+    if fields.get("prompt"):
+        text: str = fields["prompt"]
+        return text
+    for name in ELSEWHERE:
+        held = fields.get(name)
+        if held is not None and (not isinstance(held, Sized) or len(held)):
+            message = f"there is no 'prompt', and '{name}' holds what the model was shown, or a part of it"
+            raise record.error(message, "put all that it was shown into 'prompt', or into 'prompt_ids'")
+    parts = {name: fields[name] for name in ("instruction", "input") if fields.get(name) is not None}
+    for name, part in parts.items():
+        if not is_text(part):
+            raise record.error(f"'{name}' must be a string")
+    joined = "\n".join(part for part in parts.values() if part)
+    return joined if parts else fields.get("prompt")
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> list[int]:

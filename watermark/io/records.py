@@ -1,17 +1,50 @@
-"""JSONL, one record a line: the reader that all of our inputs go through."""
+"""JSONL, one record a line: the reader of all our inputs, and the log that a killed run goes on with."""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Final, TypeVar
 
 from watermark.errors import InputError
+from watermark.io.fields import (
+    JsonError,
+    Types,
+    array_items,
+    either,
+    is_flag,
+    is_name,
+    is_null,
+    is_text,
+    list_of,
+    load_json,
+    wrong_field,
+)
+from watermark.io.files import lock, writing
+from watermark.progress import Progress, silent
+
+
+class RecordError(InputError):
+    """One record is malformed; others of its file may be good."""
+
+
+FIELDS: Final[Types] = {
+    "id": (either(is_null, is_name), "a string or an integer"),
+    "prompt": (either(is_null, is_text), "a string"),
+    "output": (either(is_null, is_text), "a string"),
+    "ended": (either(is_null, is_flag), "true or false"),
+    "marked": (either(is_null, is_flag), "true or false"),
+    "sampled": (either(is_null, is_flag), "true or false"),
+    "sequential": (either(is_null, is_flag), "true or false"),
+    "mark": (either(is_null, is_text, list_of(is_text)), "a commitment, a list of them, or null"),
+}
+"""Fields that every reader of records takes in the same way. null, as in Parquet, says nothing."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +55,27 @@ class Record:
     line: int
     fields: dict[str, Any]
 
-    def error(self, message: str, hint: str | None = None) -> InputError:
-        return InputError(self.path, self.line, message, hint)
+    @property
+    def name(self) -> str:
+        """Its id, or else the file's name and the line."""
+        given = self.fields.get("id")
+        return f"{self.path.name}:{self.line}" if given is None else str(given)
+
+    def error(self, message: str, hint: str | None = None) -> RecordError:
+        """What is wrong with it."""
+        return RecordError(self.path, self.line, message, hint)
 
 
-def read_jsonl(path: Path, first: int = 1, start: int = 0, stop: int | None = None) -> Iterator[Record | InputError]:
-    """The records of a JSONL file in order, blank lines left out; a malformed line comes as an InputError.
+def checked(record: Record) -> Record | RecordError:
+    """The record, or what is wrong with it: a field of `FIELDS` that is of another type."""
+    wrong = wrong_field(record.fields, FIELDS)
+    return record if wrong is None else record.error(wrong)
+
+
+def read_jsonl(path: Path, first: int = 1, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
+    """The records of a JSONL file in order, blank lines left out; a malformed one comes as a RecordError.
+
+    A file that is one JSON array, however it is printed, is read as its elements.
 
     Args:
         path: the file.
@@ -39,95 +87,234 @@ def read_jsonl(path: Path, first: int = 1, start: int = 0, stop: int | None = No
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        file.seek(start)
+        if start:
+            file.seek(start)
+        elif begins_array(file.peek(_HEAD)):
+            yield from _read_array(path, file.read())
+            return
         for number, line in enumerate(file, first):
             if stop is not None and start >= stop:
                 return
             start += len(line)
             if not line.strip():
                 continue
+            if number == 1 and line.removeprefix(_BOM).strip() == b"{":
+                hint = "write one object a line (JSONL), or one array of objects"
+                yield RecordError(path, 1, "the file is an object over several lines, and no record", hint)
+                return
             try:
-                fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if b"\\ud" in line.lower():  # half a surrogate pair is valid JSON and no text
-                    json.dumps(fields, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:
-                reason = "no valid UTF-8" if isinstance(error, UnicodeError) else "no valid JSON"
+                fields = load_json(line)
+            except JsonError as error:
                 cut = "" if line.endswith(b"\n") else ", and the file ends within the line: was its writer killed?"
-                yield InputError(path, number, reason + cut, "mend the line, or leave bad records out with --skip-bad")
+                yield RecordError(path, number, f"{error}{cut}")
                 continue
-            if isinstance(fields, dict):
-                yield Record(path, number, fields)
-            else:
-                yield InputError(path, number, "a record must be a JSON object", "one object a line (JSONL)")
+            yield _as_record(path, number, fields)
+
+
+_HEAD: Final = 4096
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def begins_array(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a JSON array, which no line of JSONL is."""
+    return head.removeprefix(_BOM).lstrip().startswith(b"[")
+
+
+def _read_array(path: Path, data: bytes) -> Iterator[Record | RecordError]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield RecordError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
+        return
+    line, seen = 1, 0
+    try:
+        for at, value in array_items(text):
+            line, seen = line + text.count("\n", seen, at), at
+            yield _as_record(path, line, value)
+    except JsonError as error:
+        line = text.count("\n", 0, error.at) + 1
+        yield RecordError(path, line, f"{error}, in a file that begins as an array of records")
+
+
+def _as_record(path: Path, line: int, value: Any) -> Record | RecordError:
+    if isinstance(value, dict):
+        return checked(Record(path, line, value))
+    return RecordError(path, line, "a record must be a JSON object", "one object a line (JSONL)")
 
 
 def line_ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    """A file in runs of whole lines, of `size` bytes or a little more: number of the first line, start, stop.
+    """A JSONL file in runs of whole lines, of `size` bytes or a little more: number of the first line, start, stop.
+
+    An array comes in one piece: its records are not known by their lines.
 
     Raises:
         OSError: the file cannot be read.
     """
     number, start = 1, 0
     with path.open("rb") as file:
+        if begins_array(file.peek(_HEAD)):
+            yield 1, 0, os.fstat(file.fileno()).st_size
+            return
         while block := file.read(size):
             block += file.readline()
             yield number, start, start + len(block)
             number, start = number + block.count(b"\n"), start + len(block)
 
 
-@contextmanager
-def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file to append records to, held against other runs that would write to it.
+def run_digest(*parts: Any) -> str:
+    """Twelve hex digits for all that shapes a run's records: another value, another run.
 
-    Raises:
-        InputError: it cannot be opened for writing, or another run is writing to it.
+    Args:
+        parts: what JSON can hold, and dataclasses and mappings of it.
     """
-    try:
-        file = path.open("ab+")
-    except OSError as error:
-        raise InputError(
-            path, 0, f"cannot write: {error.strerror}", "does the folder exist, and is it writable?"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file") from None
-        except OSError:
-            pass  # a file system without locks
-        yield file
+
+    def plain(value: Any) -> Any:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)
+
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain).encode()).hexdigest()[:12]
 
 
-def resume_jsonl(path: Path, run: str) -> list[Record]:
-    """The records that a run wrote to a file before it was killed; a last line without its end is cut off.
+Append = Callable[[Iterable[Mapping[str, Any]]], None]
+"""Adds records to a log; they are with the operating system when it returns."""
 
-    Every record has `id` and `run`, a digest of everything that shaped it. The file is made if it is not there.
+
+@contextmanager
+def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
+    """A log that one run writes, held against all others from the first read to the last write.
+
+    Yields the records that the run wrote before it was killed, and a function that appends more. Each has `id`, a
+    string, and `run`. The file is made if it is not there. A last line without its end is cut off, or ended if all of
+    it is there.
+
+    Args:
+        path: JSONL.
+        run: from `run_digest`.
 
     Raises:
         InputError: the file is not one that this run was writing, another run is writing to it, or nobody can.
     """
+    with writing(path):
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise InputError(path, 0, "cannot write: it is no regular file", "choose a file")
+        if not lock(file):
+            raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
+
+        def append(records: Iterable[Mapping[str, Any]]) -> None:
+            lines = (json.dumps({**record, "run": run}, ensure_ascii=False) + "\n" for record in records)
+            _write(file, path, "".join(lines).encode())
+
+        records, end, whole = _read_log(file, path, run)
+        if end < os.fstat(file).st_size:
+            with writing(path):
+                os.ftruncate(file, end)
+        if not whole:
+            _write(file, path, b"\n")
+        yield records, append
+    finally:
+        os.close(file)
+
+
+def _write(file: int, path: Path, data: bytes) -> None:
+    rest = memoryview(data)
+    with writing(path):
+        while rest:
+            rest = rest[os.write(file, rest) :]
+
+
+def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]:
+    """A log's records, where the last of them ends, and whether a line end stands there."""
     records: list[Record] = []
-    head = b'{"id": '
-    with appending(path) as file:
-        file.seek(0)
-        end = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line)):
-                break  # killed while it wrote this one
+    end, whole = 0, True
+    with os.fdopen(file, "rb", closefd=False) as lines:
+        for number, line in enumerate(lines, 1):
             try:
-                fields = json.loads(line)
-                same = fields["run"] == run and isinstance(fields["id"], str)
-            except (ValueError, KeyError, TypeError):
-                raise InputError(path, number, "not a record of this command's", "choose another file") from None
-            if not same:
+                fields = load_json(line)
+            except JsonError:
+                # a run writes whole lines: one without an end is the beginning of the line that it was writing
+                if not line.endswith(b"\n") and b'{"'.startswith(line[:2]):
+                    break
+                fields = None
+            if not isinstance(fields, dict) or not isinstance(fields.get("id"), str) or "run" not in fields:
+                raise InputError(path, number, "not a record of this command's", "choose another file")
+            if fields["run"] != run:
                 raise InputError(
                     path,
                     number,
                     "was written with another model, mark, prompts or settings",
                     "choose another file, or remove this one",
                 )
-            records.append(Record(path, number, fields))
-            end += len(line)
-        if end < file.seek(0, os.SEEK_END):
-            file.truncate(end)
-    return records
+            record = checked(Record(path, number, fields))
+            if isinstance(record, InputError):
+                raise record
+            records.append(record)
+            end, whole = end + len(line), line.endswith(b"\n")
+    return records, end, whole
+
+
+Value = TypeVar("Value")
+
+
+def resumable(
+    path: Path | None,
+    run: str,
+    ids: Sequence[str],
+    work: Callable[[int], Iterable[Value]],
+    *,
+    to_fields: Callable[[Value], Mapping[str, Any]],
+    from_record: Callable[[Record], Value],
+    progress: Progress = silent,
+) -> Iterator[Value]:
+    """A value for each of some ids, in order: from a log as far as an earlier run came, the rest by `work`.
+
+    Each new value is in the log before it is yielded. The log is held against other runs until the last value is.
+
+    Args:
+        path: the log, JSONL; None: keep none.
+        run: from `run_digest`, for all that shapes the values.
+        ids: of the values; two may be alike.
+        work: makes the values from an index on, in order; not called if none is missing.
+        to_fields: a value as a record, without `id` and `run`.
+        from_record: a value from its record. May raise InputError.
+        progress: called with the values so far, and of how many.
+
+    Raises:
+        InputError: the log cannot be written, is of another run or in use by one, or does not hold one record an id in
+            the order of the ids.
+    """
+    with _no_log() if path is None else resuming(path, run) as (earlier, append):
+        _check_order(earlier, ids)
+        done = len(earlier)
+        progress(done, len(ids))
+        for record in earlier:
+            yield from_record(record)
+        for value in work(done) if done < len(ids) else ():
+            if path is not None:
+                append([{"id": ids[done], **to_fields(value)}])
+            done += 1
+            progress(done, len(ids))
+            yield value
+        assert done == len(ids), "one value an id"
+
+
+@contextmanager
+def _no_log() -> Iterator[tuple[list[Record], Append]]:
+    yield [], lambda _records: None
+
+
+def _check_order(records: Sequence[Record], ids: Sequence[str]) -> None:
+    hint = "did two runs write to it? choose another file, or remove this one"
+    lines: dict[str, int] = {}
+    for number, record in enumerate(records):
+        name = record.fields["id"]
+        if number >= len(ids):
+            message = f"holds {len(records)} records, more than the {len(ids)} asked for"
+        elif name == ids[number]:
+            lines[name] = record.line
+            continue
+        elif name in lines:
+            message = f"record '{name}' was there before, in line {lines[name]}"
+        else:
+            message = f"holds record '{name}' where '{ids[number]}' should be"
+        raise InputError(record.path, record.line, message, hint)

@@ -16,6 +16,8 @@ from watermark.kernels import Kernel, Tables, native
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Ids = Tensor | npt.NDArray[np.integer] | Sequence[Sequence[int]]  # rows; engines give lists and tuples too
+
 
 _AT_ONCE: Final = 1 << 26  # pairs times keys between two signs of life
 _WORTH_A_GPU: Final = 1 << 30
@@ -82,7 +84,7 @@ def _counter(
 
 
 def bias_(
-    tables: Tables, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None
+    tables: Tables, logits: Tensor, contexts: Ids, *, first_token: int = 0, kernel: Kernel | None = None
 ) -> Tensor:
     """Add each mark's `delta` in place to its green tokens' logits, in one pass.
 
@@ -90,8 +92,9 @@ def bias_(
         tables: of the marks, and which rows carry which.
         logits: float32, bfloat16 or float16 [B, V]; V may exceed the marks' vocabulary (padding columns
             are left alone), and `-inf` stays `-inf`.
-        contexts: integers [B, width], the last `width` tokens of prompt + output, oldest first. A row with a
-            negative id, for a token that does not exist, is left alone.
+        contexts: integers [B, width], the last `width` tokens of prompt + output, oldest first. Lists and tuples of
+            rows are copied to the logits' device. A row with a negative id, for a token that does not exist, is left
+            alone.
         first_token: the token of column 0, in a shard of the vocabulary; shards need no communication.
         kernel: which implementation; None: `triton` on a GPU, `native` on a CPU, `torch` where these are not
             available. All give the same bits.
@@ -105,14 +108,17 @@ def bias_(
     """
     import torch
 
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"want logits [B, V] as a tensor, got {type(logits).__name__}")
+    if not isinstance(contexts, torch.Tensor):
+        contexts = _as_tensor(contexts, "contexts").to(logits.device)
     batch, columns = logits.shape if logits.ndim == 2 else (-1, -1)
     if batch < 0 or contexts.shape != (batch, tables.width):
         shapes = f"{tuple(logits.shape)} and {tuple(contexts.shape)}"
         raise ValueError(f"want logits [B, V] and contexts [B, {tables.width}], got {shapes}")
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"want float32, bfloat16 or float16 logits, got {logits.dtype}")
-    if contexts.is_floating_point():
-        raise ValueError(f"want integer contexts, got {contexts.dtype}")
+    _check_integers(contexts, "contexts")
     if contexts.device != logits.device:
         raise ValueError(f"logits lie on '{logits.device}', contexts on '{contexts.device}'")
     if logits.requires_grad and torch.is_grad_enabled():
@@ -129,13 +135,32 @@ def bias_(
     return logits
 
 
-def contexts_at_end(input_ids: Tensor, width: int, pad_token_id: int | None = None) -> Tensor:
-    """The last `width` tokens of each row, integers [B, width], -1 where there is none.
+def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None) -> Tensor:
+    """The last `width` tokens of each row, integers [B, width], oldest first, -1 where there is none.
 
-    input_ids: integers [B, T]. A row's leading run of `pad_token_id` is left padding, no tokens.
+    Args:
+        input_ids: integers [B, T], prompt + output so far. In a list or a tuple rows may differ in length.
+        width: the mark's.
+        pad_token_id: a row's leading run of it is left padding, no tokens.
+
+    Raises:
+        ValueError: `input_ids` are not rows of integers.
+
+    >>> contexts_at_end([[7, 8, 9], (5,)], 2).tolist()
+    [[8, 9], [-1, 5]]
     """
+    import torch
     from torch.nn.functional import pad
 
+    if isinstance(input_ids, (list, tuple)) and not input_ids:
+        input_ids = torch.empty((0, 0), dtype=torch.int64)
+    elif isinstance(input_ids, (list, tuple)):
+        input_ids = _left_padded(input_ids, -1 if pad_token_id is None else pad_token_id)
+    if not isinstance(input_ids, torch.Tensor):
+        input_ids = _as_tensor(input_ids, "input_ids")
+    if input_ids.ndim != 2:
+        raise ValueError(f"want input_ids [B, T], got {tuple(input_ids.shape)}")
+    _check_integers(input_ids, "input_ids")
     batch, length = input_ids.shape
     if width == 0 or batch == 0:
         return input_ids[:, :0] if width == 0 else input_ids.new_empty((0, width))
@@ -144,3 +169,34 @@ def contexts_at_end(input_ids: Tensor, width: int, pad_token_id: int | None = No
         real = (input_ids != pad_token_id).cumsum(dim=1)[:, -width:] > 0
         tail = tail.masked_fill(~real, -1)
     return pad(tail, (max(width - length, 0), 0), value=-1)
+
+
+def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
+    """Rows of one length. Raises ValueError if there is a row that is none."""
+    try:
+        lists = [row.tolist() if hasattr(row, "tolist") else list(row) for row in rows]
+        longest = max(map(len, lists), default=0)
+    except TypeError as error:  # a number, not a row
+        raise ValueError("want input_ids [B, T]: a row of token ids for each text") from error
+    return [[fill] * (longest - len(row)) + row for row in lists]
+
+
+def _as_tensor(ids: object, name: str) -> Tensor:
+    """Ids that are no tensor, as int64. Raises ValueError if they are no integers, or rows of several lengths."""
+    import torch
+
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"want integer {name} in rows of one length") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"want integer {name}, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _check_integers(ids: Tensor, name: str) -> None:
+    """Raises ValueError for floats, complex numbers and booleans."""
+    import torch
+
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"want integer {name}, got {ids.dtype}")

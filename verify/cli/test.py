@@ -1,0 +1,252 @@
+"""stillmark test: single tests for a mark, by what can be had of the suspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from verify.cli.common import (
+    FILE,
+    alpha_option,
+    batch_size_option,
+    command,
+    fail_on_option,
+    json_option,
+    load_mark,
+    mark_option,
+    progress,
+    reference_option,
+    show,
+    skip_bad_option,
+    tokenizer_option,
+    unmarked_probes_option,
+    unmarked_prompts_option,
+)
+
+_OURS: Final = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
+
+_decoys = click.option(
+    "--decoys", type=click.IntRange(0), help="Number of decoy keys [default: 200; 0 for text without a reference]."
+)
+_counts = click.option(
+    "--context-counts", type=FILE, help="What `stillmark count-contexts` counted: weigh by the root of the counts."
+)
+
+
+@command("text", example="test text --mark demo/demo.mark demo/marked_teacher.jsonl")
+@mark_option()
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@reference_option
+@click.option(
+    "--method", type=click.Choice(["auto", "binomial", "counts", "excess"]), default="auto", help="See below."
+)
+@unmarked_prompts_option
+@tokenizer_option
+@batch_size_option
+@_decoys
+@alpha_option
+@skip_bad_option
+@fail_on_option()
+@json_option
+def text(
+    mark_path: Path,
+    allow_readable: bool,
+    outputs: tuple[Path, ...],
+    fail_on: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Test what a suspect wrote.
+
+    OUTPUTS are JSONL or Parquet files, a record a row (`output_ids` or `output`, and `prompt_ids` or `prompt`
+    if there was one), or .txt files, an output each.
+
+    The --method that decides is `binomial`, in which a distinct pair is one coin, however often it was written. In
+    `counts` a pair weighs as often as it was written. With a --reference the method is `excess`: a pair weighs as
+    often as it was written less what the reference expected, which takes far fewer tokens. All are exact or
+    bounds; choose before you look. The others are shown beside.
+    """
+    from verify import text_test
+
+    mark = load_mark(mark_path, allow_readable)
+    show(text_test(mark, outputs, **options, progress=progress), as_json=as_json, fail_on=fail_on)
+
+
+@command("logprobs", example="test logprobs --mark demo/demo.mark readings/suspect.jsonl")
+@mark_option()
+@click.argument("records", type=FILE, nargs=-1, required=True)
+@click.option("--reference", type=FILE, help="Records of another model at the same positions, or its folder.")
+@unmarked_probes_option
+@_counts
+@_decoys
+@batch_size_option
+@alpha_option
+@fail_on_option()
+@json_option
+def logprobs(
+    mark_path: Path,
+    allow_readable: bool,
+    records: tuple[Path, ...],
+    unmarked_probes: bool,
+    fail_on: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Test recorded log probabilities, from JSONL.
+
+    A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
+    log probability]; the top 20 are plenty. Or it is a text: `output_ids`, `prompt_ids`, and `top_logprobs` with
+    such a list (or null) for each output token, as `stillmark test model --record` writes it.
+    """
+    from verify import logprob_test
+
+    mark = load_mark(mark_path, allow_readable)
+    result = logprob_test(mark, records, unmarked_probes=unmarked_probes or None, progress=progress, **options)
+    show(result, as_json=as_json, fail_on=fail_on)
+
+
+@command("model", example="test model --mark demo/demo.mark --suspect demo/marked_student --reference MODEL")
+@mark_option()
+@click.option("--suspect", type=FILE, required=True, help="Folder of the suspect's weights.")
+@reference_option
+@click.option("--probes", type=FILE, multiple=True, help="Texts to read along; repeat [default: those of the package].")
+@unmarked_probes_option
+@_counts
+@click.option(
+    "--record", type=FILE, help="Folder to keep what was read in, for `stillmark test logprobs`, and to resume from."
+)
+@tokenizer_option
+@batch_size_option
+@_decoys
+@alpha_option
+@skip_bad_option
+@fail_on_option()
+@json_option
+def model(
+    mark_path: Path,
+    allow_readable: bool,
+    suspect: Path,
+    probes: tuple[Path, ...],
+    unmarked_probes: bool,
+    fail_on: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Test a suspect whose weights you have, by its probabilities along probe texts.
+
+    A probe is a record as in `stillmark test text`; the positions of its output are read. Best are texts that cannot
+    carry the mark (see `stillmark probes`): then say --unmarked-probes. With a --reference much less is needed; it
+    may be any model that does not depend on the secret, and a bad one costs power, not validity. With --record
+    a killed run goes on where it was.
+    """
+    from verify import logprob_test
+
+    mark = load_mark(mark_path, allow_readable)
+    result = logprob_test(
+        mark, suspect, probes or None, unmarked_probes=unmarked_probes or None, progress=progress, **options
+    )
+    show(result, as_json=as_json, fail_on=fail_on)
+
+
+def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise click.BadParameter("want a JSON object")
+    if ours := _OURS & fields.keys():
+        raise click.BadParameter(f"{', '.join(sorted(ours))}: not to be set here, the test relies on it")
+    return fields
+
+
+@command(
+    "endpoint",
+    example="test endpoint --mark demo/demo.mark --suspect http://127.0.0.1:8000/v1 --log answers.jsonl",
+)
+@mark_option()
+@click.option("--suspect", "url", required=True, help="The endpoint, such as http://127.0.0.1:8000/v1.")
+@click.option("--model", help="The name that the endpoint knows the suspect by [default: the one that it serves].")
+@click.option("--prompts", type=FILE, help='JSONL: {"id": ..., "prompt": "..."} [default: those of the package].')
+@click.option(
+    "--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True, help="To be billed at most."
+)
+@click.option(
+    "--log", type=FILE, required=True, help="JSONL to append every answer to; a killed run goes on from here."
+)
+@click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
+@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@reference_option
+@unmarked_prompts_option
+@tokenizer_option
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
+@click.option("--top-logprobs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--extra", callback=_extra, help='More fields of each request, as JSON: {"seed": 1}.')
+@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
+@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of one request.")
+@click.option(
+    "--least", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
+    help="Smallest effect of interest: log odds of green for a unit of weight.",
+)  # fmt: skip
+@alpha_option
+@fail_on_option()
+@json_option
+def endpoint(
+    mark_path: Path,
+    allow_readable: bool,
+    url: str,
+    model: str | None,
+    api: str,
+    max_tokens: int,
+    temperature: float,
+    top_logprobs: int,
+    extra: dict[str, Any],
+    concurrency: int,
+    timeout: float,
+    retries: int,
+    unmarked_prompts: bool,
+    fail_on: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Test a suspect behind an OpenAI-compatible endpoint, with as few tokens as the evidence takes.
+
+    Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest
+    effect of interest would have shown by now, at the budget, or after the last prompt. The p-value holds however it
+    stopped. With --access auto log probabilities are scored if the first answer brings some, else the text.
+
+    The key is read from OPENAI_API_KEY. `stillmark test logprobs` or `test text` on the log give the same number.
+    """
+    from verify import Endpoint, endpoint_test
+
+    mark = load_mark(mark_path, allow_readable)
+    where = Endpoint(
+        url,
+        model or "",
+        chat=api == "chat",
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_logprobs=top_logprobs,
+        extra=extra,
+        timeout=timeout,
+        retries=retries,
+        concurrency=concurrency,
+    )
+    result = endpoint_test(mark, where, unmarked_prompts=unmarked_prompts or None, progress=progress, **options)
+    show(result, as_json=as_json, fail_on=fail_on)
+
+
+@click.group()
+def test() -> None:
+    """Make one test. (`stillmark verify` chooses the tests by what you have, and judges all together.)"""
+
+
+for one in (text, logprobs, model, endpoint):
+    test.add_command(one)

@@ -1,0 +1,116 @@
+"""What was named as the suspect: recorded outputs or log probabilities, a folder of weights, or an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from verify.data.outputs import read_records
+from verify.suspects.model import Model, name_of
+from watermark import InputError, ModelError, StillmarkError
+
+WEIGHTS: Final = "weights"
+ENDPOINT: Final = "endpoint"
+TEXT: Final = "text"
+LOGPROBS: Final = "log probabilities"
+
+WANTED: Final = "name files of outputs or log probabilities, a folder of weights, or an http(s):// address"
+RECORDS: Final = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".txt")
+"""Suffixes of files that can hold what a suspect said."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """A suspect, and what can be had of it.
+
+    Attributes:
+        kind: one of WEIGHTS, ENDPOINT, TEXT, LOGPROBS.
+        model: the weights: a folder or a loaded model; None where there are none.
+        files: the recorded files.
+        url: the endpoint's address, with whatever login it holds; never shown.
+    """
+
+    kind: str
+    model: Model | None = None
+    files: tuple[Path, ...] = ()
+    url: str = ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of weights, if there is one."""
+        return Path(self.model) if isinstance(self.model, str | Path) else None
+
+    @property
+    def shown(self) -> str:
+        """The suspect as it may be shown: without a name, password or query in its URL."""
+        if self.kind == ENDPOINT:
+            parts = urlsplit(self.url)
+            return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        if self.model is not None:
+            return name_of(self.model)
+        more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
+        return f"{self.files[0]}{more}"
+
+    def __str__(self) -> str:
+        return f"{self.shown} ({self.kind if self.kind != TEXT else 'recorded text'})"
+
+
+def recognise(what: Any) -> Access:
+    """What was named: a path, several, an http(s):// address, or a loaded `(model, tokenizer)`.
+
+    Raises:
+        StillmarkError: it is none of these, or files of several kinds.
+        ModelError, InputError: there is no such folder or file, or it cannot be read.
+
+    Example:
+        >>> recognise("https://me:secret@api.example.com/v1?key=1").shown
+        'https://api.example.com/v1'
+    """
+    if isinstance(what, str) and what.startswith(("http://", "https://")):
+        return Access(ENDPOINT, url=what)
+    if isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path):
+        return Access(WEIGHTS, model=what)
+    if not isinstance(what, str | Path | Sequence):
+        raise StillmarkError(f"a suspect of type {type(what).__name__}", WANTED)
+    paths = [Path(what)] if isinstance(what, str | Path) else [Path(one) for one in what]
+    if len(paths) == 1 and isinstance(what, Sequence) and not isinstance(what, str | Path):
+        return recognise(what[0])
+    if not paths:
+        raise StillmarkError("no suspect was named", WANTED)
+    if len(paths) == 1 and paths[0].is_dir() and not (found := _records_in(paths[0])):
+        return Access(WEIGHTS, model=paths[0])
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = found
+    for path in paths:
+        if path.is_dir():
+            raise StillmarkError(f"{path}: a folder among files", "one folder of weights is tested at a time")
+        if not path.exists():
+            missing = InputError if path.suffix in RECORDS else ModelError
+            raise (
+                missing(path, 0, "no such file")
+                if missing is InputError
+                else ModelError(f"{path}: no such file or folder", WANTED)
+            )
+    kinds = {path: _kind(path) for path in paths}
+    if len(set(kinds.values())) > 1:
+        listed = "; ".join(f"{path}: {kind}" for path, kind in kinds.items())
+        raise StillmarkError(f"files of several kinds: {listed}", "test them apart")
+    return Access(kinds[paths[0]], files=tuple(paths))
+
+
+def _records_in(folder: Path) -> list[Path]:
+    """The recorded files of a folder that holds no model; empty for a folder of weights."""
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or (folder / "config.json").exists():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in RECORDS and path.is_file())
+
+
+def _kind(path: Path) -> str:
+    """By the first record that can be read: log probabilities where it has some, else text."""
+    for record in read_records(path):
+        if not isinstance(record, InputError):
+            return LOGPROBS if record.fields.get("top_logprobs") is not None else TEXT
+    return TEXT

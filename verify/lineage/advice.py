@@ -1,0 +1,96 @@
+"""The next thing to do, after a verdict: what would find more, and what would make a finding firmer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from verify.lineage import access as kinds
+from verify.lineage.plan import AGREEMENT, CANARIES, MARK, SHUFFLED, WEIGHTS
+from verify.planning.power import more_needed, reference_gain
+from verify.radioactivity.logprobs import WeightedResult
+from verify.radioactivity.sequential import SequentialResult
+from verify.radioactivity.text import NOTABLE, TextResult
+
+if TYPE_CHECKING:
+    from verify.lineage.verdict import Verdict
+    from verify.results import Result
+    from watermark import Mark
+
+ACCESSES: Final = {
+    kinds.WEIGHTS: "weights",
+    kinds.LOGPROBS: "top20",
+    kinds.ENDPOINT: "top20",
+    kinds.TEXT: "text",
+}
+"""Which of the measured curves (`verify.planning.power`) speak of which access."""
+
+UNITS: Final = {"weights": "positions of probes", "top20": "tokens with log probabilities", "text": "text"}
+
+
+def advice(found: Verdict, mark: Mark | None, *, reference: bool) -> tuple[str, ...]:
+    """What to do next, one sentence each, the most useful first. reference: one was named."""
+    steps: list[str] = []
+    line = next((one for one in found.lines if one.name == MARK), None)
+    result = None if line is None else line.result
+    if MARK in found.found:
+        steps.append(
+            "Before you rely on it, run the same command on models that are surely innocent: none may carry the mark."
+        )
+    elif result is not None and mark is not None:
+        steps += _more(found.access, result, mark, reference=reference)
+    if line is not None and line.failed:
+        steps.append(f"The test for the mark could not be made ({line.unavailable}): fix that, and run it again.")
+    if mark is None:
+        steps.append("Name the `mark` that your outputs carry: only it can show that the suspect learned from them.")
+    if found.own_writing and MARK in found.found and not found.found & {WEIGHTS, SHUFFLED, CANARIES}:
+        steps.append(
+            "To tell a student from a relay, look at the suspect's weights, or compare its green rate with that of "
+            "your own marked outputs: a relay has the same, a student far less."
+        )
+    if found.access == kinds.WEIGHTS and WEIGHTS in found.unplanned and found.teacher is None:
+        steps.append("Name the `teacher`: its weights tell a copy from a student.")
+    if AGREEMENT not in found.unplanned and not found.leads and not found.found:
+        steps.append("Agreement gives a lead only with 19 `controls` or more.")
+    return tuple(steps)
+
+
+def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[str]:
+    """How to find more, where the test for the mark found nothing."""
+    kind = ACCESSES[access]
+    if isinstance(result, SequentialResult):
+        kind, have = ("text" if result.access == "text" else "top20"), result.tokens
+    elif isinstance(result, WeightedResult):
+        have = result.positions
+    elif isinstance(result, TextResult):
+        kind, have = "text", result.pairs.positions
+    else:
+        return []
+    steps = []
+    other = getattr(result, "log10_pvalue_if_unmarked", None)
+    if other is not None and other < result.log10_pvalue - NOTABLE:
+        option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
+        steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
+    if not reference:
+        gain = reference_gain(kind, delta=mark.delta, width=mark.width, gamma=mark.gamma, alpha=result.alpha)
+        less = "" if gain is None else f": it takes some {gain:,.0f} times less evidence" if gain >= 2 else ""
+        steps.append(f"Name a `reference`, such as the model that the suspect grew from{less}.")
+    times = more_needed(
+        kind,
+        have=max(1, have),
+        delta=mark.delta,
+        width=mark.width,
+        gamma=mark.gamma,
+        reference=reference,
+        alpha=result.alpha,
+    )
+    if times is not None and times > 1:
+        steps.append(
+            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {mark.delta:g} in a "
+            "student like those that were measured."
+        )
+    elif times is not None and result.n:
+        steps.append(
+            f"This much evidence finds a mark of delta {mark.delta:g} in students like those that were measured, which "
+            "trained on marked text alone: it is no proof of innocence."
+        )
+    return steps

@@ -1,0 +1,209 @@
+"""What the tests are given, made ready: outputs, probes, records and models, and the guards on how they may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeGuard, cast
+
+from verify.data.logprobs import LogprobTable, TextLogprobs, read_recorded, scorable_logprobs
+from verify.data.outputs import Output, Outputs, read_outputs
+from verify.planning.builtin import builtin_probes
+from verify.progress import Stages
+from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
+from verify.radioactivity.text import cost_of_marked
+from verify.suspects.model import Model, name_of, read_weights
+from watermark import InputError, Mark, StillmarkError, UsageError
+from watermark.io import files
+from watermark.io.prompts import Prompt, read_prompts
+
+PathLike = str | Path
+Evidence = PathLike | Sequence[PathLike]
+Recorded = Evidence | Sequence[TextLogprobs]
+
+SEQUENTIAL: Final = "answers that were collected until the evidence sufficed"
+
+
+def is_model(what: Model | Recorded | Outputs) -> TypeGuard[Model]:
+    """Whether this is a model, a folder or a loaded one, and not records."""
+    if isinstance(what, PathLike):
+        return Path(what).is_dir() or not Path(what).suffix
+    return isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path | TextLogprobs)
+
+
+def named(what: Model | Recorded | Outputs) -> str:
+    """A name for what was given, for results."""
+    if isinstance(what, PathLike):
+        return str(what)
+    if is_model(what):
+        return name_of(what)
+    return ", ".join(str(one) for one in what if isinstance(one, PathLike)) or "in memory"
+
+
+def outputs_of(
+    mark: Mark,
+    outputs: Evidence | Outputs,
+    tokenizer: PathLike | None,
+    *,
+    need_prompts: bool,
+    skip_bad: bool,
+    progress: Stages,
+) -> Outputs:
+    """Outputs from files, or as they are; arguments and errors as for `verify.data.outputs.read_outputs`."""
+    if isinstance(outputs, Outputs):
+        return outputs
+    with progress("reading the outputs", "records") as update:
+        return read_outputs(
+            outputs, mark, tokenizer=tokenizer, need_prompts=need_prompts, skip_bad=skip_bad, progress=update
+        )
+
+
+def notes_on(outputs: Outputs) -> tuple[str, ...]:
+    """What a result says of the records that were left out as malformed."""
+    if not outputs.bad:
+        return ()
+    return (f"{outputs.bad} bad records were left out; the first: {outputs.first_bad}",)
+
+
+def all_sequential(flags: Sequence[bool]) -> bool:
+    """Whether these are the answers of a sequential run, which only a sequential test may judge.
+
+    Raises:
+        StillmarkError: some are, and some are not.
+    """
+    if any(flags) and not all(flags):
+        raise StillmarkError(
+            f"{sum(flags)} records are {SEQUENTIAL}, and {len(flags) - sum(flags)} are not", "test them apart"
+        )
+    return any(flags)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Texts to read along, and whether they can carry the mark.
+
+    Attributes:
+        texts: those with something to read.
+        unmarked: nothing that they show can depend on the key.
+        inputs: for the result.
+        notes: for the result.
+    """
+
+    texts: list[Output]
+    unmarked: bool
+    inputs: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def probes_of(
+    mark: Mark,
+    probes: Evidence | Outputs | None,
+    unmarked: bool | None,
+    *,
+    tokenizer: PathLike | None = None,
+    skip_bad: bool = False,
+) -> Probes:
+    """The probes, or those that come with the package, made ready to read along.
+
+    Raises:
+        InputError: a file cannot be read, the texts are answers of a sequential run, or `unmarked` is said of text that
+            says that it carries a mark.
+    """
+    if probes is None:
+        if unmarked is False:
+            raise UsageError("the probes that come with the package cannot carry any mark")
+        return Probes(builtin_probes(mark, tokenizer), True, {"probes": ["(with the package)"]})
+    read = probes if isinstance(probes, Outputs) else read_outputs(probes, mark, tokenizer=tokenizer, skip_bad=skip_bad)
+    texts = [probe for probe in read if len(probe.output_ids)]
+    where = " ".join(map(str, read.files)) or "the probes"
+    if any(probe.sequential for probe in texts):
+        raise InputError(where, 0, f"holds {SEQUENTIAL}", "these are no probes")
+    said = unmarked_by([probe.marked for probe in texts], unmarked, where)
+    inputs = {"probes": [str(path) for path in read.files], "bad_records": read.bad}
+    return Probes(texts, said, inputs, notes_on(read))
+
+
+def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) -> bool:
+    """Whether texts cannot carry the mark: as it was said, else as they say (`marked`) themselves.
+
+    Raises:
+        InputError: it was said of text that says that it carries a mark.
+    """
+    if said and any(marked):
+        raise InputError(where, 0, "says that its text carries a mark", "leave `unmarked_probes=True` out")
+    return all(one is False for one in marked) if said is None else said
+
+
+def recorded(what: Recorded, mark: Mark) -> tuple[list[TextLogprobs], dict[str, Any]]:
+    """Recorded log probabilities, and what a result says of where they came from. Raises InputError."""
+    paths = [what] if isinstance(what, PathLike) else list(what)
+    if any(isinstance(one, TextLogprobs) for one in paths):
+        return cast("list[TextLogprobs]", paths), {"files": []}
+    files = [Path(cast("PathLike", path)) for path in paths]
+    return [text for path in files for text in read_recorded(path, mark)], {"files": [str(path) for path in files]}
+
+
+def log_of(record: PathLike | None, who: str) -> Path | None:
+    """The file `WHO.jsonl` in the folder of records, which is made if it is not there; None without a folder.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    if record is None:
+        return None
+    folder = Path(record)
+    with files.writing(folder, hint="is there a file in its place?"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{who}.jsonl"
+
+
+def read_along(
+    who: str,
+    model: Model,
+    mark: Mark,
+    texts: Sequence[Output],
+    batch_size: int,
+    record: PathLike | None,
+    progress: Stages,
+) -> list[TextLogprobs]:
+    """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
+    log = log_of(record, who)
+    with progress(f"reading the {who}", "texts") as update:
+        return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
+
+
+def tables(
+    mark: Mark, said: Sequence[TextLogprobs], compared: Sequence[TextLogprobs] | None, *, unmarked: bool
+) -> tuple[LogprobTable, LogprobTable | None]:
+    """What may be scored of the suspect's texts, and the same of the reference's."""
+    suspect = scorable_logprobs(said, mark.width, unmarked=unmarked)
+    return suspect, None if compared is None else scorable_logprobs(compared, mark.width, unmarked=unmarked)
+
+
+def prompts_of(prompts: PathLike | Sequence[Prompt]) -> list[Prompt]:
+    """Prompts from a file, or as they are. Raises InputError."""
+    return read_prompts(Path(prompts)) if isinstance(prompts, PathLike) else list(prompts)
+
+
+def replayed(
+    mark: Mark,
+    access: str,
+    alpha: float,
+    answers: Sequence[TextLogprobs],
+    along: Sequence[TextLogprobs] | None,
+    *,
+    unmarked: bool,
+) -> SequentialResult:
+    """The sequential test over recorded answers, and what it costs to take the prompts for possibly marked."""
+    test = SequentialTest(mark, access, alpha, unmarked=unmarked)
+    found = replay(test, answers, along)
+    if unmarked:
+        return found
+    return with_cost(found, replay(SequentialTest(mark, access, alpha, unmarked=True), answers, along))
+
+
+def with_cost(found: SequentialResult, free: SequentialResult) -> SequentialResult:
+    """The result with a warning where taking the prompts for possibly marked costs power; free: if they are not."""
+    cost = cost_of_marked("unmarked_prompts", found.log10_pvalue, free.log10_pvalue)
+    return replace(found, warnings=found.warnings + cost)
