@@ -165,16 +165,11 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
 
 def what_next(model: Path, out: Path) -> list[tuple[str, str]]:
     """What to try after the demo: (what for, command)."""
-    mark, student = out / "demo.mark", out / "marked_student"
+    mark = out / "demo.mark"
+    asked = ("--mark", mark, "--reference", model)
     return [
-        (
-            "Ask what happened, of the mark and the student's base alone; the probes come with the package",
-            shown("verify", student, "--mark", mark, "--reference", model),
-        ),
-        (
-            "Ask the same of a student that learned nothing marked",
-            shown("verify", out / "unmarked_student", "--mark", mark),
-        ),
+        ("Ask for a verdict; the probes come with the package", shown("verify", out / "marked_student", *asked)),
+        ("Ask the same of the innocent student", shown("verify", out / "unmarked_student", *asked)),
         ("See how much text a fainter mark takes", shown("power", "--access", "weights", "--delta", "1")),
         ("Look at the mark", shown("mark", "show", mark)),
         ("Make a mark for a model of yours", shown("mark", "new", "--out", "my.mark", "--tokenizer", model)),
