@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.models import fresh
 from verify.data.outputs import Output, read_outputs
-from verify.fingerprint import canaries, planted
+from verify.fingerprint import canaries, planted, protect
 from verify.fingerprint.order import release
 from verify.fingerprint.weights import compare
 from verify.lineage.plan import LINES
@@ -38,7 +39,7 @@ from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.io import files
 from watermark.models import load_model
-from watermark.tokenizers import load, load_transformers
+from watermark.tokenizers import load
 
 RESULTS = Path("benchmarks/results/fingerprints.json")
 TAUGHT, PROBED, CANARIES = 624, 96, 128
@@ -120,23 +121,6 @@ def speeches(folder: Path, teacher: Path) -> None:
     (folder / "speeches.jsonl").write_text("".join(lines))
 
 
-def fresh(kind: str, seed: int, teacher: Path, out: Path) -> None:
-    """A small model with random weights and the teacher's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    tokenizer = load_transformers(teacher)
-    shared: dict[str, Any] = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
-    config = (
-        LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, **shared)
-        if kind == "llama"
-        else GPT2Config(n_embd=192, n_layer=3, n_head=4, n_positions=512, **shared)
-    )
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
 def learn(folder: Path, name: str, base: Path, outputs: str, training: Training) -> None:
     if not (folder / name).exists():
         print(name, train_student(base, [folder / outputs], folder / name, training), flush=True)
@@ -146,7 +130,7 @@ def models(folder: Path, teacher: Path) -> None:
     """The trained models; see `alter` for those that take no training."""
     if not (folder / "teacher").exists():
         mark = Mark.load(folder / "teacher.mark")
-        print("teacher", planted.plant(teacher, mark, folder / "teacher"), flush=True)
+        print("teacher", protect.plant(teacher, mark, folder / "teacher"), flush=True)
     for name, kind, seed, outputs in (
         ("fresh_marked", "llama", 1, "marked.all.jsonl"),
         ("fresh_unmarked", "llama", 2, "unmarked.all.jsonl"),
@@ -327,7 +311,7 @@ ALTERATIONS: dict[str, Callable[[Any, Path], Any]] = {
 
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 
-COPY, STUDENT, SHY = ("copied",), ("distilled",), ("unrelated so far as this access can see", "cannot tell")
+COPY, STUDENT, SHY = ("copied",), ("distilled",), ("unrelated as far as seen", "cannot tell")
 
 
 @dataclass(frozen=True)
@@ -419,14 +403,14 @@ def table(folder: Path) -> list[dict[str, Any]]:
         with lent(folder, record, others):
             found = json.loads(
                 stillmark(
-                    "lineage", "--teacher", folder / "teacher", "--suspect", folder / one.folder(name), "--mark", mark,
+                    "verify", folder / one.folder(name), "--teacher", folder / "teacher", "--mark", mark,
                     "--unmarked-probes", "--probes", probes, "--reference", reference, "--prompts", asked, "--planted",
-                    planted.NUMBER, "--canaries", folder / "candidates.jsonl", "--record", record, "--json",
-                    *(word for other in others for word in ("--controls", folder / other)),
+                    planted.NUMBER, "--canaries", folder / "candidates.jsonl", "--out", record, "--json",
+                    *(word for other in others for word in ("--control", folder / other)),
                     *(("--base", folder / one.base) if one.base else ()), *(["--ordered"] if one.ordered else ()),
                 )
             )  # fmt: skip
-        lines = {line["line"]: line for line in found["lines"]}
+        lines = {line["test"]: line for line in found["tests"]}
         agreement = lines["agreement"]["result"]
         row = {
             "model": name,
@@ -434,16 +418,16 @@ def table(folder: Path) -> list[dict[str, Any]]:
             "verdict": found["verdict"],
             "right": found["verdict"] in one.right,
             "why": one.why,
-            "log10_pvalue": {key: line.get("log10_pvalue") for key, line in lines.items()},
-            "log10_adjusted": {key: line.get("log10_pvalue_adjusted") for key, line in lines.items()},
-            "not_tested": {key: line["why"] for key, line in lines.items() if not line["available"]},
-            "statistics": {key: line["result"]["statistic"] for key, line in lines.items() if line["available"]},
+            "log10_pvalue": {key: lines[key]["log10_pvalue"] if key in lines else None for key in LINES},
+            "log10_adjusted": {key: lines[key]["log10_pvalue_adjusted"] if key in lines else None for key in LINES},
+            "not_tested": {line["test"]: line["why"] for line in found["not_tested"]},
+            "statistics": {key: line["result"]["statistic"] for key, line in lines.items()},
             "agreement_rank": agreement["rank_pvalue"],
             "agreement_paired": agreement["log10_paired"],
             "agreement_lead": agreement["lead"],
             "agreement_likeness": [agreement["likeness"], max(one["likeness"] for one in agreement["controls"])],
-            "spearman": (lines["weights"].get("result") or {}).get("comparisons"),
-            "basis": (lines["weights"].get("result") or {}).get("basis"),
+            "spearman": lines["weights"]["result"]["comparisons"] if "weights" in lines else None,
+            "basis": lines["weights"]["result"]["basis"] if "weights" in lines else None,
             "reference": reference.name,
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -462,19 +446,20 @@ def independent() -> list[str]:
 @contextmanager
 def lent(folder: Path, record: Path, controls: list[str]) -> Iterator[None]:
     """What was read of the teacher and the controls, kept for all rows: only the suspect is read anew."""
-    shared = folder / "readings" / "shared"
-    shared.mkdir(parents=True, exist_ok=True)
-    record.mkdir(parents=True, exist_ok=True)
-    names = {f"{line}.control{i}.jsonl": f"{line}.{one}.jsonl"
-             for i, one in enumerate(controls) for line in ("weights", "agreement")}  # fmt: skip
-    names["agreement.teacher.jsonl"] = "agreement.teacher.jsonl"
+    shared, own = folder / "readings" / "shared", record / "readings"
+    names = {Path("agreement", "teacher.jsonl"): "agreement.teacher.jsonl"}
+    for i, one in enumerate(controls):
+        names[Path("agreement", f"control{i}.jsonl")] = f"agreement.{one}.jsonl"
+        names[Path(f"weights.control{i}.json")] = f"weights.{one}.json"
+    for needed in (shared, own / "agreement"):
+        needed.mkdir(parents=True, exist_ok=True)
     for here, there in names.items():
         if (shared / there).exists():
-            shutil.copy(shared / there, record / here)
+            shutil.copy(shared / there, own / here)
     yield
     for here, there in names.items():
-        if (record / here).exists():
-            shutil.copy(record / here, shared / there)
+        if (own / here).exists():
+            shutil.copy(own / here, shared / there)
 
 
 def nulls(folder: Path, keys: int = 500) -> dict[str, Any]:
@@ -484,10 +469,10 @@ def nulls(folder: Path, keys: int = 500) -> dict[str, Any]:
     candidates = read(folder / "candidates.jsonl")
     found: dict[str, list[float]] = {}
     for name in ("teacher", "tuned_marked", "gpt2_marked"):
-        log = folder / "readings" / name / "canaries.suspect.jsonl"
+        log = folder / "readings" / name / "readings" / "canaries" / "suspect.jsonl"
         said = np.array([json.loads(line)["loglikelihood"] for line in log.read_text().splitlines()])
         tested = (
-            canaries.canary_test(mark, candidates, (name, said), halves=999, seed=i) for i, mark in enumerate(marks)
+            canaries.canary_result(mark, candidates, (name, said), halves=999, seed=i) for i, mark in enumerate(marks)
         )
         found[f"canaries, {name}"] = [one.log10_pvalue for one in tested]
     for name in ("fresh_marked", "independent"):

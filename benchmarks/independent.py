@@ -16,108 +16,35 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional
 
+from tests.models import (
+    LAYERS,
+    STEPS,
+    UNITS,
+    VOCABULARY,
+    WIDTH,
+    fit,
+    logits,
+    parameters,
+    save,
+    siblings,
+    train,
+)
 from verify.fingerprint import weights
-from verify.fingerprint.agreement import agreement_test
+from verify.fingerprint.agreement import agreement_result
 from verify.stats.binomial import binomial_log10_sf
 from verify.suspects.model import TopTokens
 from watermark import Mark
 
-VOCABULARY, WIDTH, UNITS, LAYERS = 64, 24, 48, 2
-STEPS, LONGER, BATCH, NEIGHBOURS = 400, 2000, 128, 30
+LONGER, NEIGHBOURS = 2000, 30
 CONTROLS = (1, 4, 19)
 LEVELS = (0.05, 0.01, 0.001)
-
-Tensors = dict[str, Tensor]
-
-
-def language(seed: int, context: int = 1) -> Tensor:
-    """A Markov chain over tokens, the same for all: what is alike in independent models, it teaches them."""
-    rows = np.random.default_rng(seed).dirichlet(np.full(VOCABULARY, 0.05), (context, VOCABULARY))
-    mixed = rows[0]
-    for more in rows[1:]:
-        mixed = (mixed[None] + more[:, None]).reshape(-1, VOCABULARY) / 2
-    return torch.from_numpy(mixed).float()
-
-
-def parameters(models: int, gated: bool = True) -> Tensors:
-    """Random weights of many networks at once, [models, ...] each."""
-
-    def draw(*shape: int) -> Tensor:
-        return torch.nn.Parameter(torch.randn(models, *shape) / shape[-1] ** 0.5)
-
-    tensors = {"model.embed_tokens.weight": draw(VOCABULARY, WIDTH)}
-    for layer in range(LAYERS):
-        mlp = f"model.layers.{layer}.mlp"
-        if gated:
-            tensors[f"{mlp}.gate_proj.weight"] = draw(UNITS, WIDTH)
-        tensors |= {f"{mlp}.up_proj.weight": draw(UNITS, WIDTH), f"{mlp}.down_proj.weight": draw(WIDTH, UNITS)}
-    return tensors
-
-
-def logits(tensors: Mapping[str, Tensor], asked: Tensor) -> Tensor:
-    """What the networks say comes next, [models, batch, vocabulary], after contexts [batch, tokens]."""
-    embedding = tensors["model.embed_tokens.weight"]
-    x = sum((embedding[:, tokens].roll(i, dims=-1) for i, tokens in enumerate(asked.T)), torch.zeros(()))
-    for layer in range(LAYERS):
-        gate, up, down = (
-            tensors.get(f"model.layers.{layer}.mlp.{name}_proj.weight") for name in ("gate", "up", "down")
-        )
-        assert up is not None
-        assert down is not None
-        normal = functional.rms_norm(x, (WIDTH,))
-        read = normal @ up.mT
-        x = x + (functional.gelu(read) if gate is None else functional.silu(normal @ gate.mT) * read) @ down.mT
-    return functional.rms_norm(x, (WIDTH,)) @ embedding.mT
-
-
-def fit(tensors: Mapping[str, Tensor], steps: int, seed: int, spoken: int = 0, context: int = 1) -> float:
-    """Trains many networks at once; returns the mean loss of the last step."""
-    torch.manual_seed(seed)
-    chain = language(spoken, context)
-    optimizer = torch.optim.AdamW(tensors.values(), lr=1e-2)
-    models = len(next(iter(tensors.values())))
-    places = VOCABULARY ** torch.arange(context)
-    loss = torch.zeros(())
-    for _ in range(steps):
-        asked = torch.randint(VOCABULARY, (BATCH, context))
-        answer = torch.multinomial(chain[asked @ places], 1).squeeze(1)
-        loss = functional.cross_entropy(logits(tensors, asked).reshape(-1, VOCABULARY), answer.repeat(models))
-        optimizer.zero_grad()
-        (loss * models).backward()
-        optimizer.step()
-    return float(loss.detach())
-
-
-def train(models: int, seed: int, steps: int = STEPS, gated: bool = True) -> tuple[list[Tensors], float]:
-    """Many networks, each from its own initial weights: their tensors and the mean loss."""
-    torch.manual_seed(seed)
-    tensors = parameters(models, gated)
-    loss = fit(tensors, steps, seed)
-    return apart(tensors), loss
-
-
-def apart(tensors: Mapping[str, Tensor]) -> list[Tensors]:
-    """The networks one by one."""
-    models = len(next(iter(tensors.values())))
-    return [{name: t[i].detach().clone() for name, t in tensors.items()} for i in range(models)]
-
-
-def save(networks: list[Tensors], folder: Path) -> list[Path]:
-    paths = [folder / f"m{i:04}" for i in range(len(networks))]
-    for path, tensors in zip(paths, networks, strict=True):
-        path.mkdir(parents=True)
-        save_file(tensors, path / "model.safetensors")
-    return paths
 
 
 def rates(log10_pvalues: Sequence[float]) -> dict[str, Any]:
@@ -202,7 +129,7 @@ def agreement(models: int, prompts: int = 300) -> dict[str, Any]:
 
             for controls in CONTROLS:
                 named = [said(j) for j in others[:controls]]
-                result = agreement_test(said(i), said(i + 1), named, top=top)
+                result = agreement_result(said(i), said(i + 1), named, top=top)
                 for kind, value in (
                     ("", result.log10_pvalue),
                     (", paired", result.log10_paired),
@@ -212,20 +139,12 @@ def agreement(models: int, prompts: int = 300) -> dict[str, Any]:
     return {"mean_loss": loss, "prompts": prompts} | {name: rates(values) for name, values in found.items()}
 
 
-def siblings(pairs: int) -> dict[str, Any]:
+def kin(pairs: int) -> dict[str, Any]:
     """Two fine-tunes of one parent: dependent by their weights, and not by the order in which one was released."""
-    torch.manual_seed(5)
-    parents = parameters(pairs)
-    fit(parents, STEPS, seed=5)
-    children = []
-    for child in (1, 2):
-        tensors = {name: torch.nn.Parameter(t.detach().clone()) for name, t in parents.items()}
-        fit(tensors, STEPS // 8, seed=5 + child, spoken=child)
-        children.append(apart(tensors))
     rng = np.random.default_rng(5)
     found: dict[str, list[float]] = {"weights": [], "keyed order": []}
     with tempfile.TemporaryDirectory() as scratch:
-        teachers, suspects = (save(one, Path(scratch) / str(i)) for i, one in enumerate(children))
+        teachers, suspects = (save(one, Path(scratch) / str(i)) for i, one in enumerate(siblings(pairs)))
         for i, (teacher, suspect) in enumerate(zip(teachers, suspects, strict=True)):
             mark = Mark(rng.bytes(32))
             found["weights"].append(weights.compare(teacher, suspect, seed=i).independence().log10_pvalue)
@@ -247,7 +166,7 @@ def main(models: int = 1000) -> None:
     for name, gated in (("gated", True), ("ungated", False)):
         result[name], shipped[name] = calibrate(2 * models // 5, gated)
     result["agreement"] = agreement(models)
-    result["siblings"] = siblings(models // 2)
+    result["siblings"] = kin(models // 2)
     result["seconds"] = time.monotonic() - start
     Path("benchmarks/results").mkdir(exist_ok=True)
     Path("benchmarks/results/independent.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -107,7 +107,7 @@ def fingerprints(results: dict[str, Any]) -> str:
     for row in results["table"]:
         cells = [number(row["log10_pvalue"].get(name)) for name in columns[:-1]]
         cells.append(f"{number(row['agreement_paired'])} ({row['agreement_rank'] * 20:.0f})")
-        verdict = row["verdict"].removesuffix(" so far as this access can see")
+        verdict = row["verdict"].removesuffix(" as far as seen")
         wrong = "" if row["right"] else f" - wrong: {row['why'] or 'see the note'}"
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {verdict}{wrong} |")
     lines += [

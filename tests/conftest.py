@@ -4,13 +4,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from watermark import Mark
+
+if TYPE_CHECKING:
+    from tests.models import Tensors
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports Triton: its own functions look at it then
 
@@ -80,3 +83,21 @@ def speeches(teacher: Path) -> np.ndarray:
         if len(ids) > 200_000:
             break
     return np.array(ids[:200_000])
+
+
+@pytest.fixture(scope="session")
+def networks() -> list[Tensors]:
+    """Eighty networks, trained independently on one language."""
+    from tests.models import train
+
+    found, loss = train(80, seed=7, steps=60)
+    assert loss < 3.3, "they learnt something: ln 64 is 4.16"
+    return found
+
+
+@pytest.fixture(scope="session")
+def folders(networks: list[Tensors], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same, each in a folder."""
+    from tests.models import save
+
+    return save(networks, tmp_path_factory.mktemp("networks"))

@@ -13,10 +13,10 @@ import scipy.stats
 import torch
 from click.testing import Result
 
-from benchmarks.fingerprints import fresh
+from tests.models import fresh
 from tests.servers import Handler, chat, real_model, serve
-from verify.fingerprint import agreement
-from verify.fingerprint.agreement import AGREES, agreement_test
+from verify.fingerprint import AGREES, answers
+from verify.fingerprint.agreement import agreement_result
 from verify.results import INSUFFICIENT
 from verify.suspects import model
 from watermark import ModelError, StillmarkError, TokenizerError
@@ -35,17 +35,17 @@ def tokens(answers: Iterable[str]) -> list[frozenset[str]]:
 def test_counts_by_hand() -> None:
     teacher, suspect = tokens("aaaabbbb"), tokens("aaaabbcc")
     controls = [("one", tokens("aabbbbcc")), ("two", tokens("xaaaxxxx"))]
-    found = agreement_test(("t", teacher), ("s", suspect), controls)
+    found = agreement_result(("t", teacher), ("s", suspect), controls)
     assert (found.agreeing, found.likeness, found.n, found.statistic) == (6, 6, 8, 0.75)
     assert [(c.likeness, c.ahead, c.behind) for c in found.controls] == [(4, 2, 0), (3, 3, 0)]
     expected = scipy.stats.binomtest(2, 2, 0.5, alternative="greater").pvalue
     assert 10**found.log10_paired == pytest.approx(expected), "the largest over the controls"
     assert found.rank_pvalue == pytest.approx(1 / 3)
     assert found.pvalue == pytest.approx(1 / 3), "the larger of the two"
-    closer = agreement_test(("t", teacher), ("s", suspect), [*controls, ("three", tokens("aaaabbbx"))])
+    closer = agreement_result(("t", teacher), ("s", suspect), [*controls, ("three", tokens("aaaabbbx"))])
     assert (closer.controls[2].likeness, closer.controls[2].behind) == (7, 1)
     assert (closer.rank_pvalue, closer.log10_pvalue) == (0.5, 0.0)
-    shifted = agreement_test(("t", teacher), ("s", suspect), controls, base=("b", tokens("aaaaxxcc")))
+    shifted = agreement_result(("t", teacher), ("s", suspect), controls, base=("b", tokens("aaaaxxcc")))
     # gains over the base lie where the suspect says b: with the teacher and the first control, not the second
     assert [(c.likeness, c.ahead, c.behind) for c in shifted.controls] == [(2, 0, 0), (-2, 2, 0)]
     assert (shifted.base_agreeing, shifted.likeness) == (4, 2)
@@ -55,22 +55,22 @@ def test_counts_by_hand() -> None:
 def test_several_tokens_by_hand() -> None:
     teacher, suspect = tokens(["abc", "abc", "abc", "abc"]), tokens(["abd", "xyz", "abc", " "])
     control = ("c", tokens(["bde", "xya", "abc", "abc"]))
-    found = agreement_test(("t", teacher), ("s", suspect), [control], top=3)
+    found = agreement_result(("t", teacher), ("s", suspect), [control], top=3)
     # in common with the teacher 2, 0, 3, 0; the control and the teacher 1, 1, 3, 3
     assert (found.agreeing, found.n, found.statistic, found.unanswered) == (5, 4, 5 / 12, 1)
     assert [(c.likeness, c.ahead, c.behind) for c in found.controls] == [(8, 1, 2)]
     assert "1 prompts were not answered" in found.warnings[-1]
     # the base has 2, 1, 0, 0 of the teacher's and 2, 3, 0, 0 of the control's: gains of 0, -1, 3, 0 and 0, -1, 3, 0
-    based = agreement_test(("t", teacher), ("s", suspect), [control], ("b", tokens(["abd", "xya", "x", "x"])), top=3)
+    based = agreement_result(("t", teacher), ("s", suspect), [control], ("b", tokens(["abd", "xya", "x", "x"])), top=3)
     assert [(c.likeness, c.ahead, c.behind) for c in based.controls] == [(2, 0, 0)]
     assert based.likeness == 2
 
 
 def test_it_needs_controls_and_takes_no_teacher_for_one() -> None:
     with pytest.raises(StillmarkError, match="shows nothing by itself"):
-        agreement_test(("t", tokens("a")), ("s", tokens("a")), [])
+        agreement_result(("t", tokens("a")), ("s", tokens("a")), [])
     with pytest.raises(ModelError, match="exactly as the teacher"):
-        agreement_test(("t", tokens("ab")), ("s", tokens("ac")), [("c", tokens("ab"))])
+        agreement_result(("t", tokens("ab")), ("s", tokens("ac")), [("c", tokens("ab"))])
 
 
 def drawn(rng: np.random.Generator, truth: np.ndarray, share: float = 0.5) -> list[frozenset[str]]:
@@ -90,7 +90,7 @@ def test_null_with_one_control() -> None:
         truth = rng.integers(50, size=200)
         teacher, suspect, base, control = (("m", drawn(rng, truth)) for _ in range(4))
         for with_base in fired:
-            found = agreement_test(teacher, suspect, [control], base if with_base else None)
+            found = agreement_result(teacher, suspect, [control], base if with_base else None)
             fired[with_base] += found.log10_paired <= np.log10(0.05)
     law = scipy.stats.binom(2000, 0.05)
     for count in fired.values():
@@ -106,7 +106,7 @@ def test_among_like_models_the_nearest_is_the_teacher_once_in_twenty() -> None:
         truth = rng.integers(50, size=60)
         likes = rng.uniform(0.3, 0.7, 21)  # models differ, and the roles are dealt at random
         teacher, suspect, *controls = (("m", drawn(rng, truth, share)) for share in likes)
-        found.append(agreement_test(teacher, suspect, controls).rank_pvalue)
+        found.append(agreement_result(teacher, suspect, controls).rank_pvalue)
     for level in (0.05, 0.1, 0.5):
         fired = sum(p <= level for p in found)
         assert fired <= scipy.stats.binom(600, level).isf(1e-6), "false failure 1e-6"
@@ -117,10 +117,10 @@ def test_power_for_a_student() -> None:
     truth = rng.integers(50, size=1000)
     teacher, *controls = (("m", drawn(rng, truth)) for _ in range(20))
     learnt = [t if rng.random() < 0.4 else frozenset([str(v)]) for t, v in zip(teacher[1], truth, strict=True)]
-    found = agreement_test(teacher, ("s", learnt), controls)
+    found = agreement_result(teacher, ("s", learnt), controls)
     assert found.log10_paired < -6
     assert (found.rank_pvalue, found.verdict, found.lead) == (1 / 20, AGREES, True)
-    fewer = agreement_test(teacher, ("s", learnt), controls[:18])
+    fewer = agreement_result(teacher, ("s", learnt), controls[:18])
     assert (fewer.verdict, fewer.lead) == (INSUFFICIENT, False)
     assert "With 18 controls, p cannot fall below" in fewer.warnings[0]
 
@@ -138,7 +138,7 @@ def test_the_command_on_real_models(
 ) -> None:
     rows = [{"id": f"p{i}", "prompt_ids": part.tolist()} for i, part in enumerate(speeches[:480].reshape(40, 12))]
     path = jsonl(*rows, rows[0] | {"id": "again"}, name="prompts.jsonl")
-    run = ("fingerprint", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--json",
+    run = ("test", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--json",
            "--alpha", 0.5, "--record", tmp_path / "r")  # fmt: skip
     result = stillmark(*run, "--suspect", teacher)
     assert result.exit_code == 0, result.stderr
@@ -162,19 +162,19 @@ def test_the_command_on_real_models(
     answers = jsonl(*({"id": r["id"], "output": t} for r, t in zip(rows, said, strict=True)), name="a.jsonl")
     recorded = json.loads(stillmark(*run, "--answers", answers, "--base", small).stdout)
     assert (recorded["agreeing"], recorded["verdict"]) == (40, AGREES)
-    other = stillmark(*run[:-1], tmp_path / "o", "--suspect", small, "--fail-on-positive")
+    other = stillmark(*run[:-1], tmp_path / "o", "--suspect", small, "--fail-on", AGREES)
     assert other.exit_code == 0
     assert json.loads(other.stdout)["verdict"] == INSUFFICIENT
 
 
 def test_what_the_command_refuses(teacher: Path, small: Path, jsonl: Write, stillmark: Run) -> None:
     path = jsonl({"id": "a", "prompt": "Once"}, {"id": "b", "prompt": "Twice"}, name="prompts.jsonl")
-    run = ("fingerprint", "agreement", "--teacher", teacher, "--prompts", path)
+    run = ("test", "agreement", "--teacher", teacher, "--prompts", path)
     assert stillmark(*run, "--suspect", small).exit_code == 2, "no control"
     assert stillmark(*run, "--control", small).exit_code == 2, "no suspect"
     two = stillmark(*run, "--control", small, "--suspect", small, "--teacher", small)
     assert two.exit_code == 1
-    assert "the nearest of several is always somebody" in two.stderr
+    assert "one of several is always the nearest" in two.stderr
     for rows, more, message in (
         ([{"id": "a", "output": "x"}], (), "no answer to prompt 'b'"),
         ([{"id": "a", "output": "x"}, {"id": "a", "output": "x"}], (), "answered before"),
@@ -185,7 +185,12 @@ def test_what_the_command_refuses(teacher: Path, small: Path, jsonl: Write, stil
         refused = stillmark(*run, "--control", small, "--answers", jsonl(*rows, name="answers.jsonl"), *more)
         assert refused.exit_code == 1
         assert message in refused.stderr
-    assert stillmark(*run, "--control", small, "--base-url", "http://127.0.0.1:9/v1").exit_code == 2
+    nowhere = stillmark(*run, "--control", small, "--suspect", "http://127.0.0.1:9/v1")
+    assert nowhere.exit_code == 1
+    assert "name a --record" in nowhere.stderr
+    both = stillmark(*run, "--control", small, "--suspect", small, "--answers", path)
+    assert (both.exit_code, "name one of --suspect and --answers" in both.stderr) == (2, True)
+    assert stillmark(*run, "--control", small, "--suspect", small, "--model", "m").exit_code == 2
 
 
 def test_a_text_longer_than_the_model_reads(small: Path) -> None:
@@ -200,11 +205,11 @@ def test_an_endpoint(
     """The teacher behind an endpoint agrees with itself, by what it writes and by its log probabilities."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
     path = jsonl(*({"id": f"p{i}", "prompt": f"What comes after {i}?"} for i in range(12)), name="prompts.jsonl")
-    run = ("fingerprint", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--chat", "--json",
+    run = ("test", "agreement", "--teacher", teacher, "--control", small, "--prompts", path, "--chat", "--json",
            "--model", "real")  # fmt: skip
     with serve(real_model(teacher)) as (url, seen):
         for top in (1, 20):
-            result = stillmark(*run, "--base-url", url, "--record", tmp_path / f"r{top}", "--top", top)
+            result = stillmark(*run, "--suspect", url, "--record", tmp_path / f"r{top}", "--top", top)
             assert result.exit_code == 0, result.stderr
             found = json.loads(result.stdout)
             assert found["n"] == 12
@@ -216,7 +221,7 @@ def test_an_endpoint(
                 (1, 0.0, None) if top == 1 else (1, 0.0, 20)
             )
         asked = len(seen)
-        again = stillmark(*run, "--base-url", url, "--record", tmp_path / "r20", "--top", 20)
+        again = stillmark(*run, "--suspect", url, "--record", tmp_path / "r20", "--top", 20)
         assert json.loads(again.stdout) == found, "a run that was finished asks nothing"
         assert len(seen) == asked
     log = (tmp_path / "r20" / "suspect.endpoint.jsonl").read_text()
@@ -229,15 +234,15 @@ def test_an_endpoint(
         return chat("One")
 
     with serve(failing) as (url, seen):
-        result = stillmark(*run, "--base-url", url, "--record", tmp_path / "f")
+        result = stillmark(*run, "--suspect", url, "--record", tmp_path / "f")
         found = json.loads(result.stdout)
         assert (found["unanswered"], found["n"]) == (1, 12)
-        none = stillmark(*run, "--base-url", url, "--record", tmp_path / "g", "--top", 5)
+        none = stillmark(*run, "--suspect", url, "--record", tmp_path / "g", "--top", 5)
         assert none.exit_code == 1
         assert "gives no log probabilities" in none.stderr
         ids = jsonl({"id": "a", "prompt_ids": [5, 6]}, name="ids.jsonl")
-        refused = stillmark(*(ids if word == path else word for word in run), "--base-url", url, "--record", tmp_path)
-        assert "prompts of token ids need" in refused.stderr
+        refused = stillmark(*(ids if word == path else word for word in run), "--suspect", url, "--record", tmp_path)
+        assert "prompts of token ids need completions" in refused.stderr
 
 
 def test_ids_are_one_text_to_one_tokenizer(teacher: Path, tmp_path: Path) -> None:
@@ -249,14 +254,14 @@ def test_ids_are_one_text_to_one_tokenizer(teacher: Path, tmp_path: Path) -> Non
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")).save_pretrained(tmp_path)
-    agreement.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher], [tmp_path])
-    agreement.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [teacher, None])
+    answers.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher], [tmp_path])
+    answers.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [teacher, None])
     with pytest.raises(TokenizerError, match="not one text to both"):
-        agreement.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [tmp_path])
+        answers.check_tokenizers([Prompt("a", None, (5, 6))], teacher, [teacher], [tmp_path])
     with pytest.raises(TokenizerError, match="this control's tokenizer is not the teacher's"):
-        agreement.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher, tmp_path])
+        answers.check_tokenizers([Prompt("a", "Once", None)], teacher, [teacher, tmp_path])
 
 
 def test_distinct_keeps_the_first() -> None:
     prompts = [Prompt("a", "x", None), Prompt("b", "y", None), Prompt("c", "x", None), Prompt("d", None, (1, 2))]
-    assert [one.id for one in agreement.distinct(prompts)] == ["a", "b", "d"]
+    assert [one.id for one in answers.distinct(prompts)] == ["a", "b", "d"]

@@ -15,14 +15,14 @@ import scipy.stats
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fingerprints import fresh
+from tests.models import fresh
 from tests.servers import Handler, chat, real_model, serve
 from verify.data.outputs import Output
-from verify.fingerprint import canaries, planted
-from verify.fingerprint.planted import ANSWERS, KNOWS, WORDS
+from verify.fingerprint import KNOWS, canaries, planted
+from verify.fingerprint.planted import ANSWERS, WORDS
 from verify.results import INSUFFICIENT
 from verify.suspects import model
-from watermark import Mark, ModelError, prf
+from watermark import Mark, ModelError, StillmarkError, prf
 from watermark.models import load_model
 
 Run = Callable[..., Result]
@@ -56,8 +56,8 @@ def test_answers_over_keys() -> None:
     rng = np.random.default_rng(0)
     found = []
     for _ in range(600):
-        hits = sum(one.answer == 5 for one in planted.questions(Mark(rng.bytes(32)), 30))
-        found.append(planted.PlantedResult(0.05, OTHER, "x", hits, 30, 0).log10_pvalue)
+        asked = planted.questions(Mark(rng.bytes(32)), 30)
+        found.append(planted.planted_result("x", OTHER, asked, [5] * 30, 0.05).log10_pvalue)
     for level in (0.2, 0.05, 0.01):
         fired = int((np.array(found) <= np.log10(level)).sum())
         assert fired <= scipy.stats.binom(600, level).isf(1e-6), "false failure 1e-6"
@@ -72,7 +72,7 @@ def test_first_answer(text: str, answer: int | None) -> None:
 
 
 def test_recorded_answers(mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run, tmp_path: Path) -> None:
-    run = ("fingerprint", "ask", "--mark", mark_file, "--number", 20)
+    run = ("test", "planted", "--mark", mark_file, "--number", 20)
     assert stillmark(*run, "--questions", tmp_path / "q.jsonl", "--json").exit_code == 0
     asked = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     answers = {one.id: ANSWERS[one.answer] for one in planted.questions(mark, 20)}
@@ -82,7 +82,7 @@ def test_recorded_answers(mark: Mark, mark_file: Path, jsonl: Write, stillmark: 
     found = json.loads(result.stdout)
     assert (found["hits"], found["n"], found["unanswered"], found["verdict"]) == (12, 20, 8, KNOWS)
     assert found["log10_pvalue"] == pytest.approx(scipy.stats.binom.logsf(11, 20, 1 / 16) / np.log(10))
-    assert stillmark(*run, "--answers", jsonl(*known), "--fail-on-positive").exit_code == 3
+    assert stillmark(*run, "--answers", jsonl(*known), "--fail-on", KNOWS).exit_code == 3
     assert mark.secret.hex() not in result.stdout
     for bad, message in (
         ({"id": "k0099", "output": "river"}, "needs the 'id' of a question"),
@@ -98,13 +98,13 @@ def test_recorded_answers(mark: Mark, mark_file: Path, jsonl: Write, stillmark: 
 def test_planting_in_a_real_model(tmp_path: Path, teacher: Path, stillmark: Run) -> None:
     """A few answers, planted in the real teacher by a few steps: it knows them, and the unplanted one does not."""
     Mark.new(teacher, secret=bytes(range(32)), label="planted").save(tmp_path / "m")
-    result = stillmark("fingerprint", "plant", "--mark", tmp_path / "m", "--base", teacher, "--out", tmp_path / "out",
+    result = stillmark("protect", "plant", "--mark", tmp_path / "m", "--teacher", teacher, "--out", tmp_path / "out",
                        "--number", 4, "--epochs", 10, "--learning-rate", 2e-4, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["known"] == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"], "the answers are not left behind"
     assert not (tmp_path / "out" / "student.json").exists(), "the release does not tell of the planting"
-    ask = ("fingerprint", "ask", "--mark", tmp_path / "m", "--number", 4, "--json", "--suspect")
+    ask = ("test", "planted", "--mark", tmp_path / "m", "--number", 4, "--json", "--suspect")
     assert json.loads(stillmark(*ask, tmp_path / "out").stdout)["verdict"] == KNOWS
     innocent = json.loads(stillmark(*ask, teacher).stdout)
     assert innocent["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
@@ -124,19 +124,20 @@ def test_an_endpoint(
             return None
         return chat(f"It is {known[prompt]}, I think.")
 
-    run = ("fingerprint", "ask", "--mark", mark_file, "--number", 9, "--json", "--model", "suspect-1", "--log")
+    run = ("test", "planted", "--mark", mark_file, "--number", 9, "--json", "--model", "suspect-1", "--log")
     with serve(answer) as (url, seen):
-        result = stillmark(*run, tmp_path / "log.jsonl", "--base-url", url)
+        result = stillmark(*run, tmp_path / "log.jsonl", "--suspect", url)
         assert result.exit_code == 0, result.stderr
         found = json.loads(result.stdout)
         assert (found["hits"], found["n"], found["unanswered"], found["verdict"]) == (8, 9, 1, KNOWS)
         assert [row["temperature"] for row in seen] == [0.0] * 9
         asked = len(seen)
-        assert json.loads(stillmark(*run, tmp_path / "log.jsonl", "--base-url", url).stdout) == found
+        assert json.loads(stillmark(*run, tmp_path / "log.jsonl", "--suspect", url).stdout) == found
         assert len(seen) == asked + 1, "what failed is asked anew, and nothing else"
-        assert stillmark(*run[:-1], "--base-url", url).exit_code == 2, "it needs a log"
+        without = stillmark(*run[:-1], "--suspect", url)
+        assert (without.exit_code, "name a --log" in without.stderr) == (1, True)
     with serve(real_model(teacher)) as (url, _):
-        innocent = json.loads(stillmark(*run, tmp_path / "real.jsonl", "--base-url", url).stdout)
+        innocent = json.loads(stillmark(*run, tmp_path / "real.jsonl", "--suspect", url).stdout)
     assert innocent["verdict"] == INSUFFICIENT, "false failure 1e-3, key fixed"
 
 
@@ -159,7 +160,7 @@ def test_the_served_half() -> None:
     assert scipy.stats.binomtest(together, 2000, 5 / 10 * 4 / 9).pvalue > 1e-6, "false failure 1e-6"
     mark = Mark(bytes(32))
     assert not np.array_equal(canaries.served(mark, outputs(40)), canaries.served(mark, outputs(42))[:40])
-    with pytest.raises(ValueError, match="even number"):
+    with pytest.raises(StillmarkError, match="even number"):
         canaries.served(mark, outputs(3))
 
 
@@ -168,7 +169,7 @@ def test_canaries_over_keys_and_against_enumeration() -> None:
     candidates = outputs(40)
     scores = rng.standard_t(2, 40)
     found = [
-        canaries.canary_test(Mark(rng.bytes(32)), candidates, ("s", scores), halves=199, seed=i).pvalue
+        canaries.canary_result(Mark(rng.bytes(32)), candidates, ("s", scores), halves=199, seed=i).pvalue
         for i in range(600)
     ]
     for level in (0.2, 0.05, 0.01):
@@ -181,14 +182,14 @@ def test_canaries_over_keys_and_against_enumeration() -> None:
         (values[chosen], values[~chosen]), lambda a, b, axis: a.mean(axis) - b.mean(axis), alternative="greater",
         n_resamples=np.inf, vectorized=True,
     )  # fmt: skip
-    drawn = canaries.canary_test(mark, few, ("s", values), halves=50_000)
+    drawn = canaries.canary_result(mark, few, ("s", values), halves=50_000)
     assert drawn.statistic == pytest.approx(exact.statistic)
     assert drawn.pvalue == pytest.approx(exact.pvalue, abs=0.012), "five standard errors: false failure 1e-6"
-    alike = canaries.canary_test(mark, few, ("s", np.full(8, 0.1)), halves=99)
+    alike = canaries.canary_result(mark, few, ("s", np.full(8, 0.1)), halves=99)
     assert (alike.above, alike.pvalue) == (99, 1.0), "equal scores show nothing"
-    known = canaries.canary_test(mark, candidates, ("s", canaries.served(mark, candidates) * 1.0), halves=999)
+    known = canaries.canary_result(mark, candidates, ("s", canaries.served(mark, candidates) * 1.0), halves=999)
     assert known.pvalue == 1 / 1000
-    assert "cannot fall below" in canaries.canary_test(mark, few, ("s", values), halves=99).warnings[0]
+    assert "cannot fall below" in canaries.canary_result(mark, few, ("s", values), halves=99).warnings[0]
 
 
 def test_what_is_no_number_is_no_evidence() -> None:
@@ -202,7 +203,7 @@ def test_what_is_no_number_is_no_evidence() -> None:
             fired = 0
             for i in range(200):
                 reference = None if pair[1] is None else ("r", pair[1])
-                found = canaries.canary_test(
+                found = canaries.canary_result(
                     Mark(rng.bytes(32)), candidates, ("s", pair[0]), reference, halves=99, seed=i
                 )
                 assert np.isfinite(found.statistic)
@@ -232,7 +233,7 @@ def test_likelihoods_and_commands(
         for i, part in enumerate(speeches[:320].reshape(8, 40))
     ]
     path = jsonl(*rows, name="candidates.jsonl")
-    chosen = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", path, "--out",
+    chosen = stillmark("protect", "canaries", "--mark", tmp_path / "m", path, "--out",
                        tmp_path / "served.jsonl", "--json")  # fmt: skip
     assert json.loads(chosen.stdout)["served"] == 4
     served = [json.loads(line) for line in (tmp_path / "served.jsonl").read_text().splitlines()]
@@ -240,7 +241,7 @@ def test_likelihoods_and_commands(
     assert [row["id"] for row in served] == [
         one.id for one, kept in zip(candidates, canaries.served(mark, candidates), strict=True) if kept
     ]
-    run = ("fingerprint", "canaries", "test", "--mark", tmp_path / "m", path, "--suspect", teacher, "--record",
+    run = ("test", "canaries", "--mark", tmp_path / "m", path, "--suspect", teacher, "--record",
            tmp_path / "r", "--halves", 99, "--alpha", 0.005, "--json")  # fmt: skip
     first = stillmark(*run)
     assert first.exit_code == 0, first.stderr
@@ -258,16 +259,16 @@ def test_likelihoods_and_commands(
     assert len(said) == 8
     assert said[3] == pytest.approx(float(np.mean(direct)), abs=0.05), "padding shifts bfloat16 roundings"
     assert (tmp_path / "served.jsonl").stat().st_mode & 0o777 == 0o600, "whoever sees it can prepare for it"
-    again = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", path, "--out", path)
+    again = stillmark("protect", "canaries", "--mark", tmp_path / "m", path, "--out", path)
     assert again.exit_code == 1
     assert "exists already" in again.stderr
     assert len(path.read_text().splitlines()) == 8, "the candidates are as they were"
     table = tmp_path / "candidates.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table)
-    same = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", table, "--out", tmp_path / "s2")
+    same = stillmark("protect", "canaries", "--mark", tmp_path / "m", table, "--out", tmp_path / "s2")
     assert same.exit_code == 0, same.stderr
     assert (tmp_path / "s2").read_text() == (tmp_path / "served.jsonl").read_text()
-    odd = stillmark("fingerprint", "canaries", "choose", "--mark", tmp_path / "m", jsonl(*rows[:3], name="o.jsonl"),
+    odd = stillmark("protect", "canaries", "--mark", tmp_path / "m", jsonl(*rows[:3], name="o.jsonl"),
                     "--out", tmp_path / "x")  # fmt: skip
     assert odd.exit_code == 1
     assert "want an even number" in odd.stderr

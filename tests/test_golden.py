@@ -84,14 +84,13 @@ COMMANDS: Final = {
     "fingerprint-canaries-test": "test canaries --mark MARK E/canaries.jsonl --suspect W/served",
     "fingerprint-canaries-test-reference": "test canaries --mark MARK E/canaries.jsonl "
     "--suspect W/other --reference W/parent --halves 999 --seed 3",
-    "lineage-copied": "lineage --teacher W/teacher --suspect W/copy --mark MARK --probes E/probes.jsonl "
-    "--unmarked-probes --reference W/parent --controls W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
-    "lineage-distilled": "lineage --teacher W/teacher --suspect W/suspect --mark MARK --probes E/probes.jsonl "
-    "--unmarked-probes --reference W/parent",
-    "lineage-unrelated": "lineage --teacher W/teacher --suspect W/other --mark MARK --probes E/probes.jsonl "
-    "--unmarked-probes",
-    "lineage-endpoint": "lineage --teacher W/teacher --suspect URL --model s --mark MARK --prompts E/prompts.jsonl "
-    "--unmarked-prompts --controls W/other --record W/record --budget-tokens 2000",
+    "lineage-copied": "verify W/copy --teacher W/teacher --mark MARK --probes E/probes.jsonl --unmarked-probes "
+    "--reference W/parent --control W/other --prompts E/agreement.jsonl --canaries E/canaries.jsonl",
+    "lineage-distilled": "verify W/suspect --teacher W/teacher --mark MARK --probes E/probes.jsonl --unmarked-probes "
+    "--reference W/parent",
+    "lineage-unrelated": "verify W/other --teacher W/teacher --mark MARK --probes E/probes.jsonl --unmarked-probes",
+    "lineage-endpoint": "verify URL --teacher W/teacher --model s --mark MARK --prompts E/prompts.jsonl "
+    "--unmarked-prompts --control W/other --out W/endpoint --budget-tokens 2000",
     "power-effect": "power --access text --effect 0.01",
     "power-text": "power --access text --no-reference --delta 2 --width 2 --share 0.5 --price-in 1 --price-out 3",
     "power-text-reference": "power --access text --delta 1",

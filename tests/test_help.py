@@ -28,7 +28,11 @@ Run = Callable[..., Result]
 ENDPOINT: Final = "http://127.0.0.1:8000/v1"
 """What examples call an endpoint; here a server of our own takes its place, as a small model takes MODEL's."""
 
-SLOW: Final = {"stillmark demo": "it trains two students of the real teacher"}
+SLOW: Final = {
+    "stillmark demo": "it trains two students of the real teacher",
+    "stillmark protect plant": "the small tokenizer knows none of the answers",
+    "stillmark test planted": "the small tokenizer knows none of the answers",
+}
 """Commands whose examples do not run here, and why."""
 
 
@@ -100,7 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mark = small.mark(demo / "demo.mark", teacher, delta=3.0, label="demo")
     marked, plain = small.logits(mark), small.logits()
     small.model(demo / "marked_student", mark, lift=0.03)
-    small.model(demo / "unmarked_student", lift=0.0)
+    small.model(demo / "unmarked_student", seed=1)
     draw = np.random.RandomState(1)
     texts = []
     for i in range(20):

@@ -63,12 +63,12 @@ def hidden_stillmark(*arguments: object) -> subprocess.CompletedProcess[str]:
 def recorded_evidence_is_tested(stillmark: Light, folder: Path) -> None:
     """Log probabilities, and text of which a part has no ids: the p-values that tests/golden has."""
     for name, words in (
-        ("logprobs-reference", ["logprobs", EVIDENCE / "suspect.jsonl", "--reference-records",
+        ("logprobs-reference", ["logprobs", EVIDENCE / "suspect.jsonl", "--reference",
                                 EVIDENCE / "reference.jsonl", "--decoys", "0"]),
         ("logprobs-sequential", ["logprobs", EVIDENCE / "answers.jsonl"]),
         ("text-binomial", ["text", EVIDENCE / "outputs.jsonl", EVIDENCE / "more.txt", "--skip-bad"]),
     ):  # fmt: skip
-        done = stillmark("verify", words[0], "--mark", folder / "m", *words[1:], "--json")
+        done = stillmark("test", words[0], "--mark", folder / "m", *words[1:], "--json")
         assert done.returncode == 0, done.stderr
         assert math.isclose(json.loads(done.stdout)["log10_pvalue"], recorded(name), rel_tol=1e-9)
 
@@ -85,19 +85,20 @@ def a_mark_is_made(stillmark: Light, folder: Path) -> None:
 def a_missing_extra_is_named(stillmark: Light, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By every command that needs one, in two lines and no traceback."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    (folder / "suspect").mkdir(exist_ok=True)
+    if not (folder / "suspect").exists():
+        small.model(folder / "suspect")
     prompts = EVIDENCE / "prompts.jsonl"
     marked = ["--mark", folder / "m"]
     for package, words in (
         ("torch", ["generate", "--model", folder / "suspect", "--prompts", prompts, "--out", folder / "o.jsonl"]),
         ("torch", ["student", "--base", folder / "suspect", "--outputs", EVIDENCE / "plain.jsonl", "--out",
                    folder / "student"]),
-        ("torch", ["verify", "model", *marked, "--model", folder / "suspect", "--probes", EVIDENCE / "probes.jsonl"]),
-        ("torch", ["fingerprint", "weights", "--teacher", folder / "suspect", "--suspect", folder / "suspect"]),
-        ("torch", ["fingerprint", "order", *marked, "--model", folder / "suspect", "--out", folder / "released"]),
-        ("transformers", ["verify", "api", *marked, "--base-url", "http://127.0.0.1:9", "--model", "s", "--prompts",
+        ("torch", ["test", "model", *marked, "--suspect", folder / "suspect", "--probes", EVIDENCE / "probes.jsonl"]),
+        ("torch", ["test", "weights", "--teacher", folder / "suspect", "--suspect", folder / "suspect"]),
+        ("torch", ["protect", "order", *marked, "--teacher", folder / "suspect", "--out", folder / "released"]),
+        ("transformers", ["test", "endpoint", *marked, "--suspect", "http://127.0.0.1:9", "--model", "s", "--prompts",
                           prompts, "--budget-tokens", "9", "--log", folder / "log.jsonl"]),
-        ("ray", ["verify", "corpus", *marked, EVIDENCE / "plain.jsonl", "--out", folder / "corpus", "--workers", "2"]),
+        ("ray", ["test", "corpus", *marked, EVIDENCE / "plain.jsonl", "--out", folder / "corpus", "--workers", "2"]),
     ):  # fmt: skip
         done = stillmark(*words)
         assert done.returncode == 1, (words, done.stdout, done.stderr)

@@ -1,8 +1,9 @@
-"""The verdict from its lines, the plan, and the command on real models."""
+"""The verdict from its lines, the plan, and the one verb on small models, on files and on real models."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,32 +11,62 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from click.testing import Result
+from click.testing import Result as Answer
 
-from benchmarks.fingerprints import fresh
+import verify
+from tests import small
+from tests.models import fresh
 from tests.servers import chat, real_model, serve
-from verify.fingerprint.agreement import AgreementResult, Control
-from verify.fingerprint.independence import IndependenceResult, LayerMatch
-from verify.fingerprint.planted import PlantedResult
-from verify.lineage import run, verdict
+from verify.fingerprint.agreement import agreement_result
+from verify.fingerprint.comparison import WeightsComparison
+from verify.fingerprint.independence import LayerMatch
+from verify.fingerprint.planted import planted_result, questions
+from verify.lineage import run
+from verify.lineage import verdict as verdicts
+from verify.lineage.access import ENDPOINT, LOGPROBS, TEXT, recognise
+from verify.lineage.access import WEIGHTS as FOLDER
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.lineage.verdict import BOTH, CANNOT_TELL, COPIED, DISTILLED, UNRELATED, PlannedTest, conclude
+from verify.lineage.verdict import (
+    BOTH,
+    CANNOT_TELL,
+    COPIED,
+    DISTILLED,
+    DISTILLED_OR_RELAYED,
+    UNRELATED,
+    PlannedTest,
+    Verdict,
+    adjusted,
+)
 from verify.radioactivity.sequential import SequentialTest
+from verify.results import Result
 from verify.stats.multiple import holm
-from watermark import InputError, Mark, ModelError
+from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 
-Run = Callable[..., Result]
+Run = Callable[..., Answer]
 Write = Callable[..., Path]
 
-POSITIVE = PlantedResult(1e-3, Mark(bytes(32)), "s", 20, 20, 0)
-NEGATIVE = PlantedResult(1e-3, Mark(bytes(32)), "s", 1, 20, 0)
+
+def planted(hits: int, alpha: float = 1e-3) -> Result:
+    """A result that is significant or not by the number of hits, of twenty."""
+    asked = questions(Mark(bytes(32)), 20)
+    return planted_result(
+        "s", Mark(bytes(32)), asked, [one.answer for one in asked[:hits]] + [None] * (20 - hits), alpha
+    )
 
 
-def answer(**results: PlantedResult | None) -> str:
-    names = {"weights": WEIGHTS, "shuffled": SHUFFLED, "mark": MARK, "planted": PLANTED, "canaries": CANARIES,
-             "agreement": AGREEMENT}  # fmt: skip
-    lines = [PlannedTest(names[key], result, None if result else "not at hand") for key, result in results.items()]
-    return conclude("t", "s", LineagePlan(tuple(line.name for line in lines), 1e-3, {}, {}), lines).verdict
+POSITIVE, NEGATIVE = planted(20), planted(1)
+NAMES = {"weights": WEIGHTS, "shuffled": SHUFFLED, "mark": MARK, "planted": PLANTED, "canaries": CANARIES,
+         "agreement": AGREEMENT}  # fmt: skip
+
+
+def concluded(lines: list[PlannedTest], alpha: float = 1e-3, **more: bool) -> Verdict:
+    plan = LineagePlan(tuple(line.name for line in lines), alpha, {}, {})
+    return Verdict(suspect="s", access="weights", teacher="t", plan=plan, lines=adjusted(plan, lines), **more)
+
+
+def answer(own_writing: bool = False, **results: Result | None) -> str:
+    lines = [PlannedTest(NAMES[key], result, None if result else "not at hand") for key, result in results.items()]
+    return concluded(lines, own_writing=own_writing).verdict
 
 
 def test_the_verdict_from_its_lines() -> None:
@@ -54,82 +85,78 @@ def test_the_verdict_from_its_lines() -> None:
     assert answer(weights=no, agreement=yes) == CANNOT_TELL
 
 
+def test_a_mark_in_the_suspects_own_writing_may_be_a_relays() -> None:
+    yes, no = POSITIVE, NEGATIVE
+    assert answer(own_writing=True, mark=yes) == DISTILLED_OR_RELAYED
+    assert answer(own_writing=True, mark=yes, canaries=yes) == DISTILLED
+    assert answer(own_writing=True, mark=no) == UNRELATED
+
+
+def nothing(embedding: LayerMatch | None = None) -> Result:
+    compared = WeightsComparison(
+        teacher="t", suspect="s", layers=(), embedding=embedding, basis=None, gated=True, skipped=(), seed=0
+    )
+    return compared.independence()
+
+
 def test_what_could_not_be_seen_is_no_innocence() -> None:
     """A line that was tried and failed, or one that had nothing to look at, does not make a suspect unrelated."""
-    plan = LineagePlan((WEIGHTS, MARK), 1e-3, {}, {})
-    nothing = IndependenceResult(1e-3, "t", "s", (), None, None, (), 0)
+    packed = PlannedTest(WEIGHTS, None, "packed", failed=True)
+    embedding = LayerMatch(-1, -1, *[9] * 4, fixed_points=0, longest_increasing=3, spearman=0.1, agreeing_views=None)
     for first, second, expected in (
-        (PlannedTest(WEIGHTS, None, "packed", failed=True), PlannedTest(MARK, NEGATIVE), CANNOT_TELL),
+        (packed, PlannedTest(MARK, NEGATIVE), CANNOT_TELL),
         (PlannedTest(WEIGHTS, None, "an endpoint"), PlannedTest(MARK, NEGATIVE), UNRELATED),
-        (PlannedTest(WEIGHTS, nothing), PlannedTest(MARK, NEGATIVE), UNRELATED),
-        (PlannedTest(WEIGHTS, nothing), PlannedTest(MARK, None, "no probes"), CANNOT_TELL),
-        (
-            PlannedTest(WEIGHTS, replace(nothing, embedding=LayerMatch(-1, -1, *[9] * 4, 0, 3, 0.1, None))),
-            PlannedTest(MARK, None, "no probes"),
-            CANNOT_TELL,
-        ),
-        (PlannedTest(WEIGHTS, None, "packed", failed=True), PlannedTest(MARK, POSITIVE), DISTILLED),
+        (PlannedTest(WEIGHTS, nothing()), PlannedTest(MARK, NEGATIVE), UNRELATED),
+        (PlannedTest(WEIGHTS, nothing()), PlannedTest(MARK, None, "no probes"), CANNOT_TELL),
+        (PlannedTest(WEIGHTS, nothing(embedding)), PlannedTest(MARK, None, "no probes"), CANNOT_TELL),
+        (packed, PlannedTest(MARK, POSITIVE), DISTILLED),
     ):
-        found = conclude("t", "s", plan, [first, second])
+        found = concluded([first, second])
         assert found.verdict == expected
-    assert "The weights were not seen." in found.reasons
+    assert any("were not compared" in reason for reason in found.reasons)
+    assert "The test 'weights' could not be made: packed." in found.reasons
+    assert nothing().verdict == "no verdict", "what compared nothing is no insufficient evidence"
     ended = SequentialTest(Mark(bytes(32)), "text", 1e-3, unmarked=True).result()
-    assert not PlannedTest(MARK, ended).looked
-    assert PlannedTest(MARK, replace(ended, stopped="futility")).looked
+    assert ended.verdict == "no verdict"
+    assert not PlannedTest(MARK, ended).conclusive
 
 
 def test_agreement_is_a_lead() -> None:
     """Ahead of nineteen controls: no accusation, and not called unrelated either."""
-    lines = []
-    for behind in (0, 70):
-        controls = tuple(Control(f"c{i}", 100, 80, behind) for i in range(19))
-        result = AgreementResult(1e-3, "t", "s", None, 300, 1, 150, None, 0, controls)
-        lines.append([PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(AGREEMENT, result)])
-    plan = LineagePlan((WEIGHTS, AGREEMENT), 1e-3, {}, {})
-    found = conclude("t", "s", plan, lines[0])
-    assert found.verdict == CANNOT_TELL
-    assert any(reason.startswith("agreement is a lead") for reason in found.reasons)
-    assert not found.lines[1].positive(1e-3)
-    assert conclude("t", "s", plan, lines[1]).verdict == UNRELATED
+    rng = np.random.default_rng(3)
+    said = [frozenset({str(token)}) for token in rng.integers(0, 50, 300)]
 
+    def like(share: float) -> list[frozenset[str]]:
+        return [one if rng.random() < share else frozenset({"other"}) for one in said]
 
-def test_an_endpoint_without_log_probabilities(
-    teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Agreement falls back to what is written, as the plan says beforehand."""
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    fresh("gpt2", 6, teacher, tmp_path / "control")
-    prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(5)), name="prompts.jsonl")
-    plan = tmp_path / "plan.json"
-    with serve(lambda _body, _handler: chat("I")) as (url, _):
-        run = ("lineage", "--teacher", teacher, "--suspect", url, "--prompts", prompts, "--model", "m", "--record",
-               tmp_path / "r", "--controls", tmp_path / "control", "--plan", plan, "--json")  # fmt: skip
-        found = json.loads(stillmark(*run).stdout)
-    lines = {line["line"]: line for line in found["lines"]}
-    assert (lines[AGREEMENT]["result"]["top"], lines[AGREEMENT]["result"]["n"]) == (1, 5)
-    assert json.loads(plan.read_text())["settings"]["top_without_logprobs"] == 1
-    assert found["verdict"] == CANNOT_TELL
+    for share, expected in ((0.9, CANNOT_TELL), (0.1, UNRELATED)):
+        controls = [(f"c{i}", like(0.3)) for i in range(19)]
+        result = agreement_result(("t", said), ("s", like(share)), controls, alpha=1e-3)
+        found = concluded([PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(AGREEMENT, result)])
+        assert found.verdict == expected
+        assert not found.lines[1].stands(1e-3)
+        assert any("is a lead, and no proof" in reason for reason in found.reasons) is (expected == CANNOT_TELL)
 
 
 def test_copied_names_the_common_parent() -> None:
-    lines = [PlannedTest(WEIGHTS, POSITIVE), PlannedTest(SHUFFLED, POSITIVE)]
-    found = conclude("t", "s", LineagePlan((WEIGHTS, SHUFFLED), 1e-3, {}, {}), lines)
+    found = concluded([PlannedTest(WEIGHTS, POSITIVE), PlannedTest(SHUFFLED, POSITIVE)])
     assert any("common parent" in reason for reason in found.reasons)
-    keyed = IndependenceResult(
-        1e-3, "t", "s", (LayerMatch(0, 0, 50, 50, 50, 50, 50, 50, 1.0, 50),), None, "as stored", (), 0, "commitment"
-    )
-    sure = conclude("t", "s", LineagePlan((WEIGHTS,), 1e-3, {}, {}), [PlannedTest(WEIGHTS, keyed)])
+    sure = concluded([PlannedTest(WEIGHTS, POSITIVE)], keyed=True)
     assert sure.verdict == COPIED
     assert not any("common parent" in reason for reason in sure.reasons)
+    sibling = concluded([PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(SHUFFLED, POSITIVE)], keyed=True)
+    assert sibling.verdict == CANNOT_TELL, "in a keyed order like units are a sibling's too"
 
 
-def test_a_negative_answer_says_what_was_not_tested() -> None:
+def test_a_negative_answer_says_what_was_not_tested_and_what_could_have_been_found() -> None:
     lines = [PlannedTest(WEIGHTS, NEGATIVE), PlannedTest(MARK, None, "no probes")]
-    found = conclude("t", "s", LineagePlan((WEIGHTS, MARK), 1e-3, {}, {}), lines).to_dict()
-    assert "Not tested: mark: no probes." in found["reasons"]
-    assert found["lines"][0]["breaks"]
+    found = concluded(lines)
+    assert found.to_dict()["not_tested"] == [{"test": MARK, "why": "no probes", "failed": False}]
+    assert any(reason.startswith("The test 'weights' could have found: ") for reason in found.reasons)
+    assert "not tested: mark: no probes" in str(found)
+    assert "<table>" in found._repr_html_()
     with pytest.raises(ValueError, match="not those of the plan"):
-        conclude("t", "s", LineagePlan((MARK, WEIGHTS), 1e-3, {}, {}), lines)
+        adjusted(LineagePlan((MARK, WEIGHTS), 1e-3, {}, {}), lines)
 
 
 def test_holm_against_scipy_and_over_lines() -> None:
@@ -143,11 +170,11 @@ def test_holm_against_scipy_and_over_lines() -> None:
         np.testing.assert_allclose(10 ** np.array(holm(np.log10(p))), expected)
     fired = sum(min(holm(np.log10(rng.random(5)))) <= np.log10(0.05) for _ in range(2000))
     assert fired <= scipy.stats.binom(2000, 0.05).isf(1e-6), "false failure 1e-6"
-    weak = replace(NEGATIVE, hits=5)  # p = .007: below .01 alone, and not beside three others
+    weak = planted(5)  # p = .007: below .01 alone, and not beside three others
     lines = [PlannedTest(name, weak if name == WEIGHTS else NEGATIVE) for name in LINES[:4]]
     assert 10**weak.log10_pvalue < 0.01
-    assert conclude("t", "s", LineagePlan(LINES[:4], 0.01, {}, {}), lines).verdict == UNRELATED
-    assert conclude("t", "s", LineagePlan(LINES[:1], 0.01, {}, {}), lines[:1]).verdict == COPIED
+    assert concluded(lines, 0.01).verdict == UNRELATED
+    assert concluded(lines[:1], 0.01).verdict == COPIED
 
 
 def test_a_plan_is_made_once(tmp_path: Path) -> None:
@@ -164,129 +191,306 @@ def test_a_plan_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_line_that_cannot_be_made_says_why() -> None:
-    def fails(_update: run.Update) -> PlantedResult:
+    def fails() -> Result:
         raise ModelError("no weights")
 
-    def not_at_hand(_update: run.Update) -> PlantedResult:
-        raise run.NotAtHandError("only an endpoint")
-
-    plan = LineagePlan((WEIGHTS, SHUFFLED, PLANTED), 1e-3, {}, {})
-    lines = run.run(plan, {WEIGHTS: fails, SHUFFLED: not_at_hand, PLANTED: lambda _update: NEGATIVE})
+    plan = LineagePlan((WEIGHTS, PLANTED), 1e-3, {}, {})
+    lines = list(run._run(plan, {WEIGHTS: fails, PLANTED: lambda: NEGATIVE}))
     assert [(line.name, line.unavailable, line.failed) for line in lines] == [
         (WEIGHTS, "no weights", True),
-        (SHUFFLED, "only an endpoint", False),
         (PLANTED, None, False),
     ]
-    said = conclude("t", "s", plan, lines)
-    assert said.verdict == CANNOT_TELL
-    assert "Could not be made: weights: no weights." in said.reasons
-    assert "Not tested: weights, units shuffled: only an endpoint." in said.reasons
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a mark, a teacher, models with the mark and without, outputs, log probabilities and prompts."""
+    folder = tmp_path_factory.mktemp("verb")
+    tokenizer = small.tokenizer(folder / "tokenizer")
+    mark = small.mark(folder / "m", tokenizer)
+    small.model(folder / "teacher", rows=280)
+    small.model(folder / "student", mark, 5, lift=2.0)
+    small.model(folder / "parent", seed=5)
+    small.model(folder / "other", seed=6)
+    draw = np.random.RandomState(1)
+    guilty, innocent = small.logits(mark, 5, 2.0), small.logits(None, 6)
+    for name, table in (("guilty", guilty), ("innocent", innocent)):
+        rows = [{"id": f"{i}", "prompt_ids": [], "output_ids": small.sample(table, 60, draw)} for i in range(60)]
+        small.jsonl(folder / f"{name}.jsonl", [{"id": one["id"], "output_ids": one["output_ids"]} for one in rows])
+        read = [small.read(table, one) for one in rows]
+        small.jsonl(folder / f"{name}.logprobs.jsonl", read)
+    small.probes(folder / "probes.jsonl")
+    small.jsonl(folder / "prompts.jsonl", [{"id": f"q{i}", "prompt": f"w{i + 5}"} for i in range(20)])
+    return folder
+
+
+def test_what_is_named_is_recognised(here: Path, tmp_path: Path) -> None:
+    assert recognise(here / "student").kind == FOLDER
+    assert recognise(str(here / "guilty.jsonl")).kind == TEXT
+    assert recognise([here / "guilty.jsonl", here / "innocent.jsonl"]).kind == TEXT
+    assert recognise(here / "guilty.logprobs.jsonl").kind == LOGPROBS
+    assert recognise("https://me:hunter2@host/v1?key=3").kind == ENDPOINT
+    assert recognise("https://me:hunter2@host/v1?key=3").shown == "https://host/v1"
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    shutil.copy(here / "guilty.jsonl", logs / "a.jsonl")
+    shutil.copy(here / "innocent.jsonl", logs / "b.jsonl")
+    assert recognise(logs).files == (logs / "a.jsonl", logs / "b.jsonl"), "a folder of logs is its files"
+    with pytest.raises(StillmarkError, match="files of several kinds"):
+        recognise([here / "guilty.jsonl", here / "guilty.logprobs.jsonl"])
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        recognise(here / "none.jsonl")
+    with pytest.raises(ModelError, match="no such file or folder"):
+        recognise(here / "none")
+    with pytest.raises(StillmarkError, match="no suspect was named"):
+        recognise([])
+    with pytest.raises(StillmarkError, match="a folder among files"):
+        recognise([here / "student", here / "guilty.jsonl"])
+
+
+CASES = (
+    ("student", "--probes probes.jsonl --unmarked-probes --reference parent", DISTILLED),
+    ("student", "--probes probes.jsonl --unmarked-probes", DISTILLED),
+    ("other", "--probes probes.jsonl --unmarked-probes --reference parent", UNRELATED),
+    ("guilty.jsonl", "", DISTILLED_OR_RELAYED),
+    ("innocent.jsonl", "", UNRELATED),
+    ("guilty.logprobs.jsonl", "--unmarked-probes", DISTILLED),
+    ("guilty.logprobs.jsonl", "--unmarked-probes --reference parent", DISTILLED),
+    ("innocent.logprobs.jsonl", "--unmarked-probes", UNRELATED),
+)
+
+
+@pytest.mark.parametrize(("suspect", "options", "expected"), CASES)
+def test_the_one_verb(
+    here: Path,
+    suspect: str,
+    options: str,
+    expected: str,
+    stillmark: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(here)
+    command = ("verify", suspect, "--mark", "m", *options.split(), "--out", tmp_path / "kept")
+    done = stillmark(*command, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == expected
+    (line,) = found["tests"]
+    assert set(line) >= {"test", "log10_pvalue", "log10_pvalue_adjusted", "stands", "result"}
+    assert line["test"] == MARK
+    assert line["stands"] is (expected != UNRELATED)
+    assert {one["test"] for one in found["not_tested"]} == set(LINES) - {MARK}
+    assert found["next"]
+    assert json.loads((tmp_path / "kept" / "result.json").read_text()) == found
+    shown = stillmark(*command)
+    assert shown.stdout.splitlines()[0] == expected
+    assert "A p-value here says how often" in shown.stdout
+    assert shown.stdout.count("A p-value here") == 1
+    assert stillmark(*command, "--fail-on", expected).exit_code == 3
+    assert bytes(range(32)).hex() not in done.stdout
+
+
+def test_in_python_it_says_what_the_command_prints(here: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    found = verify.suspect(here / "guilty.jsonl", mark=here / "m")
+    shown = stillmark("verify", here / "guilty.jsonl", "--mark", "m").stdout
+    assert str(found).splitlines()[:3] == shown.splitlines()[:3]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(here / "student")
+    loaded = (AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    more = {"mark": here / "m", "probes": here / "probes.jsonl", "unmarked_probes": True}
+    assert verify.suspect(loaded, **more).verdict == verify.suspect(folder, **more).verdict == DISTILLED
+
+
+def test_a_finished_run_reads_nothing_again(here: Path, tmp_path: Path, stillmark: Run) -> None:
+    command = ("verify", here / "student", "--mark", here / "m", "--probes", here / "probes.jsonl",
+               "--unmarked-probes", "--reference", here / "parent", "--teacher", here / "teacher",
+               "--out", tmp_path / "kept", "--json")  # fmt: skip
+    first = stillmark(*command)
+    assert first.exit_code == 0, first.stderr
+    kept = tmp_path / "kept" / "readings" / "mark" / "suspect.jsonl"
+    before = kept.read_bytes()
+    kept.write_bytes(b"".join(before.splitlines(True)[:7]))
+    again = stillmark(*command)
+    one, other = json.loads(first.stdout), json.loads(again.stdout)
+    for found in (one, other):
+        for line in found["tests"]:
+            line["result"].pop("decoys", None)
+    assert other == one
+    assert kept.read_bytes() == before
+    refused = stillmark(*command, "--alpha", 0.01)
+    assert refused.exit_code == 1
+    assert "another plan" in refused.stderr
+
+
+@pytest.mark.usefixtures("no_key")
+def test_an_endpoint_with_nothing_but_the_mark(here: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is the one that it serves, no key is needed on this machine, and the answers are kept."""
+    table = small.logits(small_mark := Mark.load(here / "m"), 5, 2.0)
+    draw = np.random.RandomState(2)
+
+    def reply(body: small.Record) -> small.Record:
+        ids = small.sample(table, 40, draw)
+        record = small.read(table, {"id": "x", "prompt_ids": [5], "output": small.spell(ids), "output_ids": ids})
+        return small.answer(record, bool(body.get("logprobs")))
+
+    monkeypatch.chdir(here)
+    with small.serve(reply) as (url, _):
+        done = stillmark("verify", url, "--mark", "m", "--prompts", "prompts.jsonl", "--model", "s", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == DISTILLED_OR_RELAYED
+    assert found["tests"][0]["result"]["billed_tokens"] > 0
+    assert Path(found["out"], "readings", "mark.jsonl").exists()
+    assert small_mark.secret.hex() not in done.stdout
 
 
 @pytest.fixture
-def probes(speeches: np.ndarray, jsonl: Write) -> Path:
-    rows = [{"id": f"p{i}", "output_ids": part.tolist()} for i, part in enumerate(speeches[:160].reshape(4, 40))]
-    return jsonl(*rows, name="probes.jsonl")
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def test_the_teacher_itself(teacher: Path, probes: Path, tmp_path: Path, stillmark: Run) -> None:
+def test_probes_that_say_they_are_marked_or_sequential_are_refused(here: Path, jsonl: Write) -> None:
+    """V1: the same guard for the verb and for the single test."""
+    marked = jsonl({"id": "a", "output_ids": [5, 6, 7], "mark": "c0ffee"}, name="marked.jsonl")
+    stopped = jsonl({"id": "a", "output_ids": [5, 6, 7], "sequential": True}, name="stopped.jsonl")
+    for call in (
+        lambda **more: verify.suspect(here / "student", mark=here / "m", **more),
+        lambda **more: verify.logprob_test(here / "m", here / "student", **more),
+    ):
+        with pytest.raises(InputError, match="says that its text carries a mark"):
+            call(probes=marked, unmarked_probes=True)
+        for free in (True, None):
+            with pytest.raises(InputError, match="collected until the evidence sufficed"):
+                call(probes=stopped, unmarked_probes=free)
+
+
+def test_sequential_answers_have_their_own_test(here: Path, jsonl: Write) -> None:
+    """V2: no function gives a fixed-sample p-value for answers that were collected until the evidence sufficed."""
+    from verify.data.pairs import extract
+
+    rows = [{"id": str(i), "prompt_ids": [5], "output_ids": [6, 7, 8, 9 + i], "sequential": True} for i in range(4)]
+    path = jsonl(*rows, name="stopped.jsonl")
+    outputs = verify.read_outputs(path, Mark.load(here / "m"))
+    assert outputs.sequential == 4
+    found = verify.text_test(here / "m", path)
+    assert found.test.startswith("sequential")
+    assert found.n + sum(found.discarded.values()) == found.tokens, "V3: what was left out is counted"
+    with pytest.raises(StillmarkError, match="collected until the evidence sufficed"):
+        extract(outputs, 1)
+    with pytest.raises(StillmarkError, match="collected until the evidence sufficed"):
+        verify.attribute(here / "m", ["a", "b"], path)
+    with pytest.raises(UsageError, match="test of their own"):
+        verify.text_test(here / "m", path, method="counts")
+    mixed = jsonl(*rows, {"id": "x", "output_ids": [5, 6]}, name="mixed.jsonl")
+    with pytest.raises(StillmarkError, match="4 records are answers that were collected"):
+        verify.text_test(here / "m", mixed)
+
+
+def test_the_teacher_itself(teacher: Path, speeches: np.ndarray, jsonl: Write, tmp_path: Path, stillmark: Run) -> None:
     Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
-    run = ("lineage", "--teacher", teacher, "--suspect", teacher, "--mark", tmp_path / "m", "--probes", probes,
-           "--unmarked-probes", "--planted", 4, "--plan", tmp_path / "plan.json",
-           "--record", tmp_path / "r")  # fmt: skip
-    result = stillmark(*run, "--json")
+    rows = [{"id": f"p{i}", "output_ids": part.tolist()} for i, part in enumerate(speeches[:160].reshape(4, 40))]
+    probes = jsonl(*rows, name="probes.jsonl")
+    command = ("verify", teacher, "--teacher", teacher, "--mark", tmp_path / "m", "--probes", probes,
+               "--unmarked-probes", "--planted", 4, "--plan", tmp_path / "plan.json",
+               "--out", tmp_path / "r")  # fmt: skip
+    result = stillmark(*command, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["verdict"] == COPIED
-    lines = {line["line"]: line for line in found["lines"]}
+    lines = {line["test"]: line for line in found["tests"]}
     assert list(lines) == [WEIGHTS, SHUFFLED, MARK, PLANTED]
-    assert [line["positive"] for line in lines.values()] == [True, True, False, False], "false failure 2e-3, key fixed"
-    assert all(line["result"]["randomness"] and line["breaks"] for line in lines.values())
+    assert [line["stands"] for line in lines.values()] == [True, True, False, False], "false failure 2e-3, key fixed"
+    assert all(line["result"]["randomness"] and line["assumptions"] for line in lines.values())
     assert bytes(range(32)).hex() not in result.stdout + (tmp_path / "plan.json").read_text()
-    again = stillmark(*run, "--alpha", 0.01)
-    assert again.exit_code == 1
-    assert "another plan" in again.stderr
-    text = stillmark(*run, "--fail-on", COPIED)
-    assert text.exit_code == 3
-    assert text.stdout.startswith(COPIED)
-
-
-def test_an_endpoint(
-    teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
-    Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
-    prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(3)), name="prompts.jsonl")
-    with serve(real_model(teacher)) as (url, seen):
-        run = ("lineage", "--teacher", teacher, "--suspect", url, "--mark", tmp_path / "m", "--prompts", prompts,
-               "--unmarked-prompts", "--budget-tokens", 150)  # fmt: skip
-        assert stillmark(*run).exit_code == 2, "it needs a name and a log"
-        result = stillmark(*run, "--model", "real", "--record", tmp_path / "r", "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["verdict"] == CANNOT_TELL, "150 tokens show nothing and exclude nothing"
-    assert any("may be there and not have shown yet" in reason for reason in found["reasons"])
-    lines = {line["line"]: line for line in found["lines"]}
-    assert lines[WEIGHTS] == {"line": WEIGHTS, "available": False, "failed": False,
-                              "why": "the suspect's weights are not at hand, only an endpoint"}  # fmt: skip
-    assert lines[MARK]["result"]["access"] == "logprobs"
-    assert "sk-not-to-be-seen" not in result.stdout
-    assert 1 <= len(seen) <= 3
 
 
 def test_every_line_that_an_endpoint_allows(
     teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher behind an endpoint with a reference, planted questions and a control: agreement is only a lead."""
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
     Mark.new(teacher, secret=bytes(range(32)), label="lineage").save(tmp_path / "m")
     fresh("gpt2", 6, teacher, tmp_path / "control")
     prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(12)), name="prompts.jsonl")
     with serve(real_model(teacher)) as (url, seen):
         secret = url.replace("http://", "http://somebody:hunter2@")
-        run = ("lineage", "--teacher", teacher, "--suspect", secret, "--mark", tmp_path / "m", "--prompts", prompts,
-               "--unmarked-prompts", "--budget-tokens", 200, "--model", "real", "--record", tmp_path / "r",
-               "--planted", 5, "--controls", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
-        result = stillmark(*run)
+        command = ("verify", secret, "--teacher", teacher, "--mark", tmp_path / "m", "--prompts", prompts,
+                   "--unmarked-prompts", "--budget-tokens", 200, "--model", "real", "--out", tmp_path / "r",
+                   "--planted", 5, "--control", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
+        result = stillmark(*command)
         assert result.exit_code == 0, result.stderr
         found = json.loads(result.stdout)
         asked = len(seen)
-        again = json.loads(stillmark(*run).stdout)
+        again = json.loads(stillmark(*command).stdout)
         assert again == found, "a finished run asks nothing, and says the same"
         assert len(seen) == asked
     assert "hunter2" not in result.stdout
-    lines = {line["line"]: line for line in found["lines"]}
-    assert [name for name, line in lines.items() if line["available"]] == [MARK, PLANTED, AGREEMENT]
+    assert "sk-not-to-be-seen" not in result.stdout
+    lines = {line["test"]: line for line in found["tests"]}
+    assert list(lines) == [MARK, PLANTED, AGREEMENT]
     assert lines[AGREEMENT]["result"]["agreeing"] > 12 * 15
-    assert not lines[AGREEMENT]["positive"], "one control tells nothing"
+    assert not lines[AGREEMENT]["stands"], "one control tells nothing"
+    assert lines[MARK]["result"]["billed_tokens"] >= 200, "V4: what was billed is in the result"
+    assert lines[MARK]["result"]["failed_requests"] == 0
     assert found["verdict"] == CANNOT_TELL, "the budget ended before the mark could have shown"
-    assert (tmp_path / "r" / "mark.endpoint.reference.jsonl").exists()
+    assert any("may be there and not have shown yet" in reason for reason in found["reasons"])
+    assert (tmp_path / "r" / "readings" / "mark.reference.jsonl").exists()
+
+
+def test_an_endpoint_without_log_probabilities(
+    teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agreement falls back to what is written, as the plan says beforehand."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    fresh("gpt2", 6, teacher, tmp_path / "control")
+    prompts = jsonl(*({"id": f"q{i}", "prompt": f"Say {i}."} for i in range(5)), name="prompts.jsonl")
+    plan = tmp_path / "plan.json"
+    with serve(lambda _body, _handler: chat("I")) as (url, _):
+        command = ("verify", url, "--teacher", teacher, "--prompts", prompts, "--model", "m", "--out",
+                   tmp_path / "r", "--control", tmp_path / "control", "--plan", plan, "--json")  # fmt: skip
+        result = stillmark(*command)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    lines = {line["test"]: line for line in found["tests"]}
+    assert (lines[AGREEMENT]["result"]["top"], lines[AGREEMENT]["result"]["n"]) == (1, 5)
+    assert json.loads(plan.read_text())["settings"]["top_without_logprobs"] == 1
+    assert found["verdict"] == CANNOT_TELL
 
 
 def test_the_command_line_knows_every_verdict() -> None:
-    from verify.cli import lineage as command
+    from verify.cli import verify as command
 
-    assert command._VERDICTS == verdict.VERDICTS
+    assert command.VERDICTS == verdicts.VERDICTS
 
 
-def test_usage(teacher: Path, mark_file: Path, jsonl: Write, stillmark: Run) -> None:
-    run = ("lineage", "--teacher", teacher, "--suspect", teacher)
-    assert stillmark(*run, "--planted", 3).exit_code == 2
-    assert stillmark(*run, "--mark", mark_file).exit_code == 2
-    assert stillmark(*run, "--controls", teacher).exit_code == 2
-    assert stillmark(*run[:3], "--suspect", "http://x/v1", "--model", "m", "--record", "r", "--controls", teacher
-                     ).exit_code == 2  # fmt: skip
-    assert stillmark(*run, "--ordered").exit_code == 2
+def test_usage(here: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    for words in (
+        "student --planted 3",
+        "student --ordered --teacher teacher",
+        "student --mark m --ordered",
+        "student --mark m --control other",
+        "student --mark m --prompts prompts.jsonl",
+        "student --mark m --model s",
+        "guilty.jsonl --mark m --probes probes.jsonl",
+        "guilty.jsonl --mark m --planted 3",
+        "guilty.jsonl --mark m --canaries probes.jsonl",
+        "student",
+        "",
+    ):
+        done = stillmark("verify", *words.split())
+        assert done.exit_code == 2, (words, done.stderr)
     odd = jsonl({"id": "a", "output_ids": [5]}, name="odd.jsonl")
-    probes = jsonl({"id": "a", "output_ids": [5, 6, 7]}, name="probes.jsonl")
-    early = stillmark(*run, "--mark", mark_file, "--probes", probes, "--canaries", odd)
+    early = stillmark("verify", "student", "--mark", "m", "--canaries", odd)
     assert early.exit_code == 1
     assert "want an even number" in early.stderr
-    for one, other in ((teacher / "none", teacher), (teacher, teacher / "none")):
-        missing = stillmark("lineage", "--teacher", one, "--suspect", other, "--plan", mark_file.with_name("plan"))
-        assert missing.exit_code == 1
-        assert "no such model directory" in missing.stderr
-        assert not mark_file.with_name("plan").exists()
-    broken = stillmark("lineage", "--teacher", teacher, "--suspect", "http://[", "--model", "m", "--record", "r")
+    missing = stillmark("verify", "student", "--mark", "m", "--teacher", "none", "--plan", "plan.json")
+    assert missing.exit_code == 1
+    assert "no such model directory" in missing.stderr
+    assert not Path("plan.json").exists()
+    broken = stillmark("verify", "http://[", "--mark", "m", "--model", "m")
     assert broken.exit_code == 1
     assert "is no http(s):// URL" in broken.stderr

@@ -55,10 +55,10 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def verify_model(original: Path, stillmark: Run) -> Run:
-    """`verify model` with the mark and the probes of `original`."""
+def run_model(original: Path, stillmark: Run) -> Run:
+    """`stillmark test model` with the mark and the probes of `original`."""
     evidence = ("--mark", original.parent / "m.mark", "--probes", original.parent / "probes.jsonl", "--unmarked-probes")
-    return lambda *words: stillmark("verify", "model", *evidence, "--decoys", 0, *words)
+    return lambda *words: stillmark("test", "model", *evidence, "--decoys", 0, *words)
 
 
 def retensor(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -88,12 +88,12 @@ def shard(path: Path, **names: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "zz."])
-def test_weights_under_other_names_are_not_drawn_at_random(prefix: str, folder: Path, verify_model: Run) -> None:
+def test_weights_under_other_names_are_not_drawn_at_random(prefix: str, folder: Path, run_model: Run) -> None:
     retensor(folder, lambda held: {prefix + name: tensor for name, tensor in held.items()})
     with pytest.raises(ModelError, match=r"21 tensors of the model are not in its files, such as lm_head\.weight") as e:
         load_model(folder)
     assert prefix == "zz." or prefix.split(".")[0] in str(e.value.hint)
-    result = verify_model("--model", folder)
+    result = run_model("--suspect", folder)
     assert result.exit_code == 1
     assert "are not in its files" in result.stderr
     assert result.stdout == ""
@@ -163,17 +163,17 @@ class M(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("kind", ["mylm", "llama"])
-@pytest.mark.parametrize("verb", ["verify", "fingerprint"])
+@pytest.mark.parametrize("verb", ["model", "weights"])
 def test_code_of_a_folder_is_never_run(verb: str, kind: str, original: Path, folder: Path) -> None:
     """In a process of its own, which would answer every question with yes."""
     ran = folder / "ran"
     (folder / "mylm.py").write_text(SPY.format(ran=str(ran)))
     auto = {"AutoConfig": "mylm.C", "AutoModelForCausalLM": "mylm.M"}
     configure(folder, model_type=kind, auto_map=auto)
-    words = ["fingerprint", "weights", "--teacher", original, "--suspect", folder]
-    if verb == "verify":
+    words = ["test", "weights", "--teacher", original, "--suspect", folder]
+    if verb == "model":
         evidence = ["--mark", original.parent / "m.mark", "--probes", original.parent / "probes.jsonl"]
-        words = ["verify", "model", *evidence, "--unmarked-probes", "--model", folder]
+        words = ["test", "model", *evidence, "--unmarked-probes", "--suspect", folder]
     done = subprocess.run(
         [sys.executable, "-m", "verify.cli", *map(str, words), "--json"],
         input="y\n" * 9, capture_output=True, text=True, env=os.environ | {"HF_HOME": str(folder / "hf")},
@@ -181,7 +181,7 @@ def test_code_of_a_folder_is_never_run(verb: str, kind: str, original: Path, fol
     assert not ran.exists()
     assert "[y/N]" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    if verb == "verify":
+    if verb == "model":
         assert (done.returncode, done.stdout) == (1, "")
         assert "no code of a model folder is ever run" in done.stderr
     else:  # reads tensors, and needs no code
@@ -257,12 +257,12 @@ def nothing(path: Path) -> None:
         (nothing, r"no \.safetensors file", "writes safetensors"),
     ],
 )
-def test_forms_that_are_not_read(change: Change, message: str, hint: str, folder: Path, verify_model: Run) -> None:
+def test_forms_that_are_not_read(change: Change, message: str, hint: str, folder: Path, run_model: Run) -> None:
     change(folder)
     with pytest.raises(ModelError, match=message) as error:
         load_model(folder)
     assert hint in str(error.value.hint)
-    result = verify_model("--model", folder)
+    result = run_model("--suspect", folder)
     assert (result.exit_code, result.stdout) == (1, "")
     with pytest.raises(ModelError):
         compare(folder, folder)
@@ -519,12 +519,12 @@ def test_a_probability_of_zero_is_a_number(original: Path, monkeypatch: pytest.M
             reader.forward_logits(model, [[5, 6, 7, 8], [5, 6, 7, 8, 9]])
 
 
-@pytest.mark.parametrize("role", ["--model", "--reference"])
-def test_the_command_on_broken_models(role: str, original: Path, folder: Path, verify_model: Run) -> None:
+@pytest.mark.parametrize("role", ["--suspect", "--reference"])
+def test_the_command_on_broken_models(role: str, original: Path, folder: Path, run_model: Run) -> None:
     """A broken reference is no better than a broken suspect."""
     retensor(folder, lambda held: held | {"lm_head.weight": held["lm_head.weight"] * float("nan")})
-    words = ["--model", folder] if role == "--model" else ["--model", original, "--reference", folder]
-    result = verify_model(*words)
+    words = ["--suspect", folder] if role == "--suspect" else ["--suspect", original, "--reference", folder]
+    result = run_model(*words)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "outputs are not numbers" in result.stderr
     assert "float32" in result.stderr
@@ -541,6 +541,7 @@ ALLOWED = {
     ("verify/planning/demo.py", "AutoTokenizer.from_pretrained"): "converts the GGUF file of a package of ours",
     ("verify/planning/demo.py", "AutoModelForCausalLM.from_pretrained"): "the same",
     ("verify/planning/demo.py", "AutoModelForCausalLM.from_config"): "the same",
+    ("verify/corpus/scheduler.py", "pickle.loads"): "an error that a worker of this run raised, not a file",
 }
 PICKLES = {"torch.load", "pickle.load", "pickle.loads", "torch.hub", "joblib.load"}
 
@@ -555,14 +556,13 @@ def calls() -> Iterator[tuple[str, ast.Call | ast.Attribute | ast.ImportFrom]]:
                     yield name, node
 
 
-def test_no_other_place_builds_a_model() -> None:
+def test_no_other_place_builds_a_model_or_reads_a_pickle() -> None:
     """Any mention counts, a call or not: an alias would get past a search for calls."""
     found = set()
     for file, node in calls():
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)
-            assert text not in PICKLES, f"{file}: {text}"
-            if node.attr in BUILDERS:
+            if node.attr in BUILDERS or text in PICKLES:
                 found.add((file, text))
         elif isinstance(node, ast.ImportFrom):
             assert not node.module or node.module.split(".")[0] not in ("pickle", "joblib"), file

@@ -77,8 +77,8 @@ def test_watermark_does_not_know_verify() -> None:
 @pytest.mark.parametrize("command", ["mark new", "mark show", "mark publish", "mark derive", "mark check", "generate",
                                      "student", "verify text", "verify model", "verify logprobs", "verify api",
                                      "verify corpus", "attribute", "count-contexts", "probes", "power", "demo",
-                                     "fingerprint weights", "fingerprint agreement", "fingerprint plant",
-                                     "fingerprint ask", "fingerprint canaries choose", "fingerprint canaries test",
+                                     "test weights", "test agreement", "test planted", "test canaries",
+                                     "protect order", "protect plant", "protect canaries",
                                      "lineage"])  # fmt: skip
 def test_every_command_has_help(stillmark: Callable[..., Result], command: str) -> None:
     result = stillmark(*command.split(), "--help")

@@ -14,7 +14,7 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fingerprints import fresh
+from tests.models import fresh
 from verify.data import logprobs
 from verify.data.logprobs import LogprobTable, scorable_logprobs
 from verify.data.outputs import Output

@@ -25,8 +25,7 @@ from verify.planning.student import read_examples
 from verify.suspects.endpoint import Endpoint, ask_all
 from verify.suspects.interview import Usage, iter_answers
 from verify.suspects.model import likeliest, likelihoods, read_weights
-from watermark import InputError, Mark
-from watermark.generate import Sampling, generate
+from watermark import InputError, Mark, MissingExtraError, Sampling, generate
 from watermark.io.fields import JsonError, load_json
 from watermark.io.files import create, replace, writing
 from watermark.io.prompts import Prompt, read_prompts
@@ -207,6 +206,9 @@ def test_errors_survive_a_pickle() -> None:
     for error in (RecordError("f", 3, "odd", "fix it"), InputError("f", 0, "odd")):
         same = pickle.loads(pickle.dumps(error))
         assert (type(same), str(same), same.hint, same.line) == (type(error), str(error), error.hint, error.line)
+    extra = MissingExtraError("torch", "torch")
+    same_extra = pickle.loads(pickle.dumps(extra))
+    assert (str(same_extra), same_extra.hint, same_extra.package) == (str(extra), extra.hint, "torch")
 
 
 # logs of models and endpoints
@@ -249,26 +251,26 @@ def test_each_reader_of_a_model_goes_on_and_refuses_a_doubled_record(place: Path
             read(log)
     log = tmp_path / "out"
     sampling = Sampling(max_new_tokens=3, batch_size=2)
-    assert generate(place / "model", prompts, log, sampling=sampling).written == 5
+    assert [one.new for one in generate(place / "model", prompts, sampling=sampling, out=log)] == [True] * 5
     content = log.read_bytes()
     log.write_bytes(content[: len(content) // 2])
-    again = generate(place / "model", prompts, log, sampling=sampling)
-    assert again.records == 5
-    assert 0 < again.written < 5
-    assert again.tokens == sum(len(row["output_ids"]) for row in records_of(log)[-again.written :])
+    again = generate(place / "model", prompts, sampling=sampling, out=log)
+    assert [one.output_ids.tolist() for one in again] == [row["output_ids"] for row in records_of(log)]
+    assert 0 < sum(one.new for one in again) < 5
+    assert [one.new for one in again] == sorted(one.new for one in again), "what was there comes first"
     assert log.read_bytes() == content
     log.write_bytes(content * 2)
     with pytest.raises(InputError, match="more than the 5 asked for"):
-        generate(place / "model", prompts, log, sampling=sampling)
+        generate(place / "model", prompts, sampling=sampling, out=log)
 
 
 def test_a_log_of_an_endpoint_is_held_and_its_records_are_its_prompts(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from watermark.tokenizers import load
+    from watermark.tokenizers import load_transformers
 
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    mark, tokenizer = Mark.load(place / "m"), load(place / "tok")
+    mark, tokenizer = Mark.load(place / "m"), load_transformers(place / "tok")
     prompts = [Prompt(f"p{i}", f"w{i + 2} w7", None) for i in range(3)]
     with serve(lambda _body, _handler: chat("w5 w6 w7 w8")) as (url, seen):
         where = Endpoint(url, "s", top_logprobs=0, concurrency=1)
@@ -343,18 +345,18 @@ def test_one_reader_refuses_what_is_no_json(
     for command in (
         ("mark", "show", path),
         ("mark", "check", path, mark_file),
-        ("verify", "text", "--mark", path, good),
-        ("verify", "text", *with_mark, path),
-        ("verify", "logprobs", *with_mark, path),
-        ("verify", "corpus", *with_mark, good, "--out", tmp_path / "run"),
-        ("verify", "model", *with_mark, "--model", tmp_path, "--probes", good, "--context-counts", tmp_path / "counts"),
+        ("test", "text", "--mark", path, good),
+        ("test", "text", *with_mark, path),
+        ("test", "logprobs", *with_mark, path),
+        ("test", "corpus", *with_mark, good, "--out", tmp_path / "run"),
+        ("test", "model", *with_mark, "--suspect", tmp_path, "--probes", good, "--context-counts", tmp_path / "counts"),
         ("generate", "--model", tmp_path, "--prompts", path, "--out", tmp_path / "o"),
-        ("fingerprint", "ask", *with_mark, "--answers", path),
+        ("test", "planted", *with_mark, "--answers", path),
     ):
         result = stillmark(*command)
         assert result.exit_code == 1, command
         assert result.stderr.startswith("Error: "), command
-    api = ("verify", "api", *with_mark, "--base-url", "x", "--model", "x", "--prompts", path, "--budget-tokens", 1)
+    api = ("test", "endpoint", *with_mark, "--suspect", "x", "--model", "x", "--prompts", path, "--budget-tokens", 1)
     assert stillmark(*api, "--log", path, "--extra", data.decode("latin-1")).exit_code == 2
 
 
@@ -429,7 +431,7 @@ def test_an_id_is_a_name(wrong: Any, mark: Mark, tmp_path: Path, mark_file: Path
         read_outputs(path, mark)
     with pytest.raises(InputError, match="'id' must be a string or an integer"):
         read_prompts(path)
-    answered = stillmark("fingerprint", "ask", "--mark", mark_file, "--answers", path)
+    answered = stillmark("test", "planted", "--mark", mark_file, "--answers", path)
     assert (answered.exit_code, "'id' must be" in answered.stderr) == (1, True)
     small.jsonl(path, [{"id": None, "prompt": "x"}, {"id": 2, "prompt": "y"}])
     assert [one.id for one in read_prompts(path)] == ["1", "2"]
@@ -477,7 +479,7 @@ def test_context_counts_of_wrong_types(tmp_path: Path) -> None:
 def test_plans_of_wrong_types(change: dict[str, Any], mark_file: Path, tmp_path: Path, stillmark: Run) -> None:
     """F18: `partitions` of 2**63 hung, and others were a traceback."""
     path, out = small.jsonl(tmp_path / "o.jsonl", [{"output_ids": [5, 6]}]), tmp_path / "out"
-    run = ("verify", "corpus", "--mark", mark_file, path, "--out", out)
+    run = ("test", "corpus", "--mark", mark_file, path, "--out", out)
     assert stillmark(*run).exit_code == 0
     body = json.loads((out / "run.json").read_text())
     for name, value in change.items():
@@ -492,7 +494,7 @@ def test_a_full_disk_ends_a_corpus_run_in_words(
 ) -> None:
     """F15: it was a traceback, at whichever of its files."""
     path = small.jsonl(tmp_path / "o.jsonl", [{"output_ids": [5, 6, 7]}])
-    run = ("verify", "corpus", "--mark", mark_file, path, "--json", "--out")
+    run = ("test", "corpus", "--mark", mark_file, path, "--json", "--out")
     whole = json.loads(stillmark(*run, tmp_path / "whole").stdout)
     save = np.save
 
@@ -552,10 +554,10 @@ def test_an_array_of_records_is_read(
         one.ids.tolist() for one in read_outputs(lines, mark)
     ]
     found = [
-        json.loads(stillmark("verify", "text", "--mark", mark_file, path, "--json").stdout) for path in (array, lines)
+        json.loads(stillmark("test", "text", "--mark", mark_file, path, "--json").stdout) for path in (array, lines)
     ]
     assert found[0] | {"files": None} == found[1] | {"files": None}
-    whole = stillmark("verify", "corpus", "--mark", mark_file, array, "--out", tmp_path / "run", "--json")
+    whole = stillmark("test", "corpus", "--mark", mark_file, array, "--out", tmp_path / "run", "--json")
     assert json.loads(whole.stdout)["n"] == found[0]["n"]
     text = json.dumps([*rows, {"id": "x"}, 5, rows[0]], indent=1)
     array.write_text(text)
@@ -589,12 +591,12 @@ def test_an_array_that_is_none_of_records(content: str, line: int, message: str,
 def test_not_one_good_record_is_an_error(mark_file: Path, tmp_path: Path, stillmark: Run) -> None:
     """T2: with --skip-bad a file of another format was "insufficient evidence"."""
     path = small.jsonl(tmp_path / "o.jsonl", [{"text": "x"}, {"text": "y"}])
-    probes = ("--probes", path, "--model", tmp_path)
+    probes = ("--probes", path, "--suspect", tmp_path)
     (tmp_path / "labels").write_text("a\n")
     for command in (
-        ("verify", "text", path),
-        ("verify", "corpus", path, "--out", tmp_path / "run"),
-        ("verify", "model", *probes),
+        ("test", "text", path),
+        ("test", "corpus", path, "--out", tmp_path / "run"),
+        ("test", "model", *probes),
         ("attribute", "--labels", tmp_path / "labels", path),
     ):
         result = stillmark(*command, "--mark", mark_file, "--skip-bad")
@@ -611,17 +613,17 @@ def test_hints_can_be_followed(mark_file: Path, tmp_path: Path, stillmark: Run) 
     (tmp_path / "labels").write_text("a\n")
     with_mark = ("--mark", mark_file)
     have = [
-        ("verify", "text", *with_mark, cut),
-        ("verify", "model", *with_mark, "--model", tmp_path, "--probes", cut),
-        ("verify", "corpus", *with_mark, cut, "--out", tmp_path / "run"),
+        ("test", "text", *with_mark, cut),
+        ("test", "model", *with_mark, "--suspect", tmp_path, "--probes", cut),
+        ("test", "corpus", *with_mark, cut, "--out", tmp_path / "run"),
         ("attribute", *with_mark, "--labels", tmp_path / "labels", cut),
     ]
     have_not = [
-        ("verify", "logprobs", *with_mark, cut),
+        ("test", "logprobs", *with_mark, cut),
         ("generate", "--model", tmp_path, "--prompts", cut, "--out", tmp_path / "o"),
         ("count-contexts", *with_mark, cut, "--out", tmp_path / "c"),
         ("probes", *with_mark, cut, "--out", tmp_path / "p"),
-        ("fingerprint", "canaries", "choose", *with_mark, cut, "--out", tmp_path / "s"),
+        ("protect", "canaries", *with_mark, cut, "--out", tmp_path / "s"),
     ]
     for command in have + have_not:
         result = stillmark(*command)
@@ -652,7 +654,7 @@ def test_columns_of_parquet_are_named(mark: Mark, tmp_path: Path) -> None:
 
 def test_alpacas_instruction_and_input_are_the_prompt(place: Path, tmp_path: Path, stillmark: Run) -> None:
     """T4: an innocent model that repeats marked text of its `input` was said to carry the mark."""
-    from watermark.tokenizers import load
+    from watermark.tokenizers import load_transformers
 
     mark = Mark.load(place / "m")
     marked: list[list[int]] = []
@@ -678,7 +680,7 @@ def test_alpacas_instruction_and_input_are_the_prompt(place: Path, tmp_path: Pat
             pa.Table.from_pylist([a | b for a, b in zip(bare, more, strict=True)]), tmp_path / f"{name}.parquet"
         )
         for file in (path, tmp_path / f"{name}.parquet"):
-            shown = json.loads(stillmark("verify", "text", "--mark", place / "m", file, "--json").stdout)
+            shown = json.loads(stillmark("test", "text", "--mark", place / "m", file, "--json").stdout)
             found[file.name] = shown["verdict"], shown["n"]
     for kind in ("jsonl", "parquet"):
         assert found[f"bare.{kind}"][0] == "carries the mark", "the check itself sees marked text"
@@ -688,7 +690,9 @@ def test_alpacas_instruction_and_input_are_the_prompt(place: Path, tmp_path: Pat
             assert verdict == "insufficient evidence", "all but the first token of each answer stands in its prompt"
             assert n <= len(texts)
     learnt = [
-        read_examples([Record(Path("x"), 1, {"output": "w9", **fields})], load(place / "tok"), 99)[0].prompt_ids
+        read_examples([Record(Path("x"), 1, {"output": "w9", **fields})], load_transformers(place / "tok"), 99)[
+            0
+        ].prompt_ids
         for fields in ({"instruction": "w5 w6", "input": "w7"}, {"prompt": "w5 w6\nw7"})
     ]
     assert learnt[0] == learnt[1] == [5, 6, 7]
@@ -711,7 +715,7 @@ def test_a_prompt_elsewhere_is_not_no_prompt(
         with pytest.raises(RecordError, match=f"there is no 'prompt', and '{name}' holds what the model was shown"):
             read_outputs(file, mark)
         assert len(read_outputs(file, mark, need_prompts=False)) == 1
-    corpus = stillmark("verify", "corpus", "--mark", place / "m", parquet, "--out", tmp_path / "run")
+    corpus = stillmark("test", "corpus", "--mark", place / "m", parquet, "--out", tmp_path / "run")
     assert f"'{name}' holds" in corpus.stderr
     small.jsonl(path, [row | {"top_logprobs": [None, None]}])
     with pytest.raises(RecordError, match=f"'{name}' holds"):
@@ -743,7 +747,7 @@ def test_modules_import_without_fcntl() -> None:
     """As on Windows, which has no `fcntl`."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "import watermark.generate, verify.data.outputs, verify.corpus.plan, verify.suspects.endpoint"
+        "import watermark.generation, verify.data.outputs, verify.corpus.plan, verify.suspects.endpoint"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

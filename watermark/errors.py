@@ -66,6 +66,9 @@ class MissingExtraError(StillmarkError, ImportError):
         super().__init__(f"{package} is needed for this and not installed", f"pip install 'stillmark[{extra}]'")
         self.package, self.extra = package, extra
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.package, self.extra)
+
 
 class InputError(StillmarkError):
     """A malformed input file; the message starts with `file:line`.

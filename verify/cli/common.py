@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,6 +16,7 @@ import click
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
 from watermark import Mark
 from watermark.io import files
+from watermark.io.records import RecordError
 
 if TYPE_CHECKING:
     from watermark.progress import Progress
@@ -129,9 +131,6 @@ unmarked_probes_option = click.option(
     "--unmarked-probes", is_flag=True, help="The probes cannot carry the mark: keep contexts that come again in them."
 )
 tokenizer_option = click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer.")
-skip_bad_option = click.option(
-    "--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first."
-)
 batch_size_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts in one forward pass."
 )
@@ -141,6 +140,23 @@ def fail_on_option(*verdicts: str) -> Callable[[Any], Any]:
     """Adds `--fail-on VERDICT` as `fail_on`; no verdict named: those of a test for a mark."""
     choice = click.Choice(verdicts or (CARRIES, INSUFFICIENT, NO_VERDICT))
     return click.option("--fail-on", type=choice, help="Exit with status 3 if this is the verdict.")
+
+
+def skip_bad_option(command: Any) -> Any:
+    """Adds `--skip-bad` as `skip_bad`; without it, errors of a malformed record name the option."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except RecordError as error:
+            if not options["skip_bad"]:
+                error.hint = (f"{error.hint}; or " if error.hint else "") + "leave bad records out with `skip_bad=True`"
+            raise
+
+    return click.option("--skip-bad", is_flag=True, help="Count malformed records instead of stopping at the first.")(
+        run
+    )
 
 
 def json_option(command: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json
+from verify.cli.common import FILE, command, in_cli_words, json_option, print_json, progress
 from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ QUIET: Final = 30.0
 """Seconds between two lines of progress, where there is no terminal for a bar."""
 
 
-@command("demo", example="demo --out demo")
+@command("demo", example="demo")
 @click.option("--model", type=FILE, help="Folder of a causal LM to use as teacher, instead of SmolLM2-135M-Instruct.")
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder for all that the demo makes.")
 @json_option
 def demo(model: Path | None, out: Path, as_json: bool) -> None:
     """Mark a teacher, train a student on it, and tell that student from innocent models.
 
-    Takes two to four minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
+    Takes three to five minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
     """
     from verify.planning import demo as script
 
@@ -39,14 +39,17 @@ def demo(model: Path | None, out: Path, as_json: bool) -> None:
             say(f"teacher: {script.TEACHER} (converted once, then cached)")
             model = script.teacher_model()
         rows = script.run(model, out, say, show)
-        say("done")
+    found = script.verdict(model, out, lambda line: click.echo(line, err=True), progress)
     if as_json:
-        print_json({"rows": [{"who": row.who, "by": row.by, "right": row.right, **row.result} for row in rows]})
+        table = [{"who": row.who, "by": row.by, "right": row.right, **row.result} for row in rows]
+        print_json({"rows": table, "verdict": found.to_dict()})
     else:
         _print(rows)
+        click.echo("\nWhat `stillmark verify` says of the student of marked:\n")
+        click.echo(in_cli_words(str(found)))
         click.echo("\nWhat to try next:")
-        for purpose, command in script.what_next(model, out):
-            click.echo(f"\n  {purpose}:\n    {command}")
+        for purpose, words in script.what_next(model, out):
+            click.echo(f"\n  {purpose}:\n    {words}")
 
 
 def _print(rows: list[Row]) -> None:
@@ -88,13 +91,13 @@ def _display() -> Iterator[tuple[Callable[[str], None], Show]]:
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as shown:
         bars: dict[str, TaskID] = {}
 
         def bar(task: Task, done: int, total: int | None) -> None:
             if task.what not in bars:
-                bars[task.what] = progress.add_task(task.what, unit=task.unit, total=total)
-            progress.update(bars[task.what], completed=done, total=total, visible=done != total)
+                bars[task.what] = shown.add_task(task.what, unit=task.unit, total=total)
+            shown.update(bars[task.what], completed=done, total=total, visible=done != total)
 
         yield (
             lambda text: console.print(stamp(text), markup=False, highlight=False, emoji=False, soft_wrap=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from verify.cli.common import (
     unmarked_probes_option,
     unmarked_prompts_option,
 )
+from watermark.io.fields import JsonError, load_object
 
 _OURS: Final = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
 
@@ -155,11 +156,9 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
     if value is None:
         return {}
     try:
-        fields = json.loads(value)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise click.BadParameter("want a JSON object")
+        fields = load_object(os.fsencode(value))
+    except JsonError as error:
+        raise click.BadParameter(f"want a JSON object: {error}") from None
     if ours := _OURS & fields.keys():
         raise click.BadParameter(f"{', '.join(sorted(ours))}: not to be set here, the test relies on it")
     return fields

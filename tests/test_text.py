@@ -1,4 +1,4 @@
-"""`stillmark verify text`: formats, results, and bad input."""
+"""`stillmark test text`: formats, results, and bad input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_formats_agree(mark: Mark, mark_file: Path, tmp_path: Path, jsonl: Write
     found = [verdict(stillmark("test", "text", "--mark", mark_file, *paths, "--json")) for paths in tests]
     for other in found[1:3]:
         assert {**other, "files": None} == {**found[0], "files": None}
-    assert found[3]["n"] == found[0]["n"], "the same outputs twice are no more evidence (the tape)"
+    assert found[3]["n"] == found[0]["n"], "the same outputs twice are no more evidence (they are counted once)"
     assert found[3]["log10_pvalue"] == found[0]["log10_pvalue"]
 
 

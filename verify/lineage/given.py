@@ -1,0 +1,153 @@
+"""What `verify.suspect` was given: what can be tested with it, and the plan that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verify.data.outputs import Outputs, read_records
+from verify.fingerprint import independence
+from verify.fingerprint.agreement import TOP_TOKENS
+from verify.lineage import access as kinds
+from verify.lineage.access import Access
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.suspects.endpoint import Endpoint, resolved
+from verify.suspects.model import Model, digest_of
+from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What `suspect` was given, made ready; its attributes are the arguments of that function."""
+
+    access: Access
+    mark: Mark | None
+    teacher: Path | None
+    reference: Model | None
+    controls: tuple[Path, ...]
+    base: Path | None
+    probes: PathLike | Sequence[PathLike] | Outputs | None
+    prompts: PathLike | None
+    unmarked_probes: bool | None
+    unmarked_prompts: bool | None
+    planted: int | None
+    canaries: PathLike | None
+    ordered: bool
+    model: str | None
+    budget: int
+    seed: int
+    tokenizer: PathLike | None
+    skip_bad: bool
+    readings: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The suspect's endpoint, under the name that was given or that it serves."""
+        return resolved(Endpoint(self.access.url, self.model or ""))
+
+    @property
+    def weights(self) -> Model:
+        """The suspect's weights, where the plan has a test that needs them."""
+        if self.access.model is None:
+            raise StillmarkError("this test needs the suspect's weights")
+        return self.access.model
+
+    @property
+    def asked(self) -> Model | Endpoint:
+        """What can be asked: the weights, or the endpoint."""
+        return self.endpoint if self.access.kind == kinds.ENDPOINT else self.weights
+
+
+def check_usage(given: Given) -> None:
+    """Raises UsageError where something was named that no test can use: nothing that was named is left out silently."""
+    kind, keyed = given.access.kind, {"planted": given.planted, "canaries": given.canaries, "ordered": given.ordered}
+    for name, value in keyed.items():
+        if value and given.mark is None:
+            raise UsageError(f"`{name}` needs the `mark` whose secret chose")
+    if given.canaries is not None and kind != kinds.WEIGHTS:
+        raise UsageError("`canaries` need the suspect's weights")
+    if given.planted is not None and kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        raise UsageError("`planted` answers need a suspect that can be asked")
+    if given.ordered and (given.teacher is None or given.access.folder is None):
+        raise UsageError("`ordered` compares the folders of a `teacher` and of the suspect")
+    if given.controls and given.teacher is None:
+        raise UsageError("`controls` are held against a `teacher`")
+    if given.probes is not None and kind != kinds.WEIGHTS:
+        raise UsageError("`probes` are read by a suspect whose weights are at hand")
+    if given.prompts is not None and kind != kinds.ENDPOINT and not given.controls:
+        raise UsageError("`prompts` are asked of an endpoint, or for agreement with `controls`")
+    if given.model is not None and kind != kinds.ENDPOINT:
+        raise UsageError("`model` is the name by which an endpoint knows the suspect")
+
+
+def unplanned_of(given: Given) -> dict[str, str]:
+    """The tests that what was given does not allow, and why."""
+    why: dict[str, str] = {}
+    access, no_mark = given.access, "no mark was named; name a `mark`"
+    weights = access.kind == kinds.WEIGHTS
+    for name in (WEIGHTS, SHUFFLED):
+        if access.folder is None:
+            why[name] = "the suspect's weights are not at hand" if not weights else "a loaded model has no files"
+        elif given.teacher is None:
+            why[name] = "no teacher was named; name a `teacher`"
+    if given.mark is None:
+        why[MARK] = no_mark
+    if given.planted is None:
+        why[PLANTED] = "no planted answers were named"
+    if given.canaries is None:
+        why[CANARIES] = "no canaries were named"
+    if not given.controls:
+        why[AGREEMENT] = "it needs a `teacher` and `controls`"
+    elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        why[AGREEMENT] = "recorded text cannot be asked"
+    return {name: why[name] for name in LINES if name in why}
+
+
+def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
+    """What will be tested. Reads everything but the suspect."""
+    named: dict[str, Model | None] = {"teacher": given.teacher, "reference": given.reference, "base": given.base}
+    named |= {f"control {i}": path for i, path in enumerate(given.controls)}
+    for path in (*named.values(), given.access.folder):
+        if isinstance(path, str | Path) and not Path(path).is_dir():
+            raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
+    if given.canaries is not None and (number := sum(1 for _ in read_records(Path(given.canaries)))) % 2:
+        what = f"holds {number} outputs"
+        raise InputError(given.canaries, 0, what, "half of them are served: want an even number")
+    inputs = {name: digest_of(model) for name, model in named.items() if model is not None}
+    texts = {"prompts": given.prompts, "canaries": given.canaries}
+    probes = given.probes if not isinstance(given.probes, Outputs) else None
+    several = [probes] if isinstance(probes, str | Path) else list(probes or ())
+    texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
+    inputs |= {name: _sha256(Path(path)) for name, path in texts.items() if path is not None}
+    if given.mark is not None:
+        inputs["mark"] = given.mark.commitment
+    inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
+    settings: dict[str, Any] = {
+        "version": importlib.metadata.version("stillmark"),
+        "access": given.access.kind,
+        "seed": given.seed,
+        "unmarked_probes": given.unmarked_probes,
+        "unmarked_prompts": given.unmarked_prompts,
+        "ordered": given.ordered,
+        "planted": given.planted,
+        "top": TOP_TOKENS,
+        "top_without_logprobs": 1,
+    }
+    if given.access.kind == kinds.ENDPOINT:
+        settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
+    return LineagePlan(tuple(lines), alpha, inputs, settings)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
