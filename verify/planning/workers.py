@@ -29,7 +29,7 @@ class Task:
         what: what is done, on what.
         unit: of its progress.
         command: what one types to do the same; empty: other commands do it on the way.
-        work: the function that does it, with these arguments and then an `Update`.
+        work: the function that does it, with these arguments and then a `Progress`.
         arguments: for `work`.
     """
 
