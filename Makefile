@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test check lint notebooks clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -9,6 +9,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -c "from verify.planning.demo import teacher_model; print('teacher:', teacher_model())"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# The loop of a minute: what is quick, without the 135M model.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow'
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

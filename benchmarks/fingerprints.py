@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.fingerprints [FOLDER] [make|table|evasion|nulls|cost]...
 
 Three hours on one core, most of it training; what lies in FOLDER (default: demo/fingerprints) is not made again.
-Results go to benchmarks/results/fingerprints.json, and from there into the README by benchmarks/table.py.
+Results go to benchmarks/results/fingerprints.json, and from there into docs by benchmarks/table.py.
 """
 
 from __future__ import annotations

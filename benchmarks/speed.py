@@ -1,10 +1,10 @@
-"""Speed, against the floor and the peers: every figure of the README's table, in one runner.
+"""Speed, against the floor and the peers: every figure of the tables in docs/results.md, in one runner.
 
     .venv/bin/python -m benchmarks.speed                      # all sections, about 15 minutes
     .venv/bin/python -m benchmarks.speed embedding scoring    # some of them
 
 Each section interleaves its methods and takes medians of wall time. Its figures, with machine, versions and date, go to
-benchmarks/results/speed.json; benchmarks/table.py makes the README's table of that file.
+benchmarks/results/speed.json; benchmarks/table.py makes the tables of that file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The README's tables, made of what the benchmarks left in benchmarks/results.
+"""The tables in docs, made of what the benchmarks left in benchmarks/results.
 
-.venv/bin/python -m benchmarks.table          # write them into README.md
+.venv/bin/python -m benchmarks.table          # write them into docs/results.md and docs/limits.md
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
+DOCS = HERE.parent / "docs"
+RESULTS, LIMITS = DOCS / "results.md", DOCS / "limits.md"
+SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
+EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -98,7 +100,7 @@ def number(log10: float | None) -> str:
 
 
 def fingerprints(results: dict[str, Any]) -> str:
-    """The matrix of models, and what defeats each test."""
+    """The matrix of models."""
     columns = ("weights", "weights, units shuffled", "mark", "planted answers", "canaries", "agreement")
     lines = [
         "| model | weights | shuffled | mark | planted | canaries | agreement (rank) | verdict |",
@@ -110,21 +112,33 @@ def fingerprints(results: dict[str, Any]) -> str:
         verdict = row["verdict"].removesuffix(" as far as seen")
         wrong = "" if row["right"] else f" - wrong: {row['why'] or 'see the note'}"
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {verdict}{wrong} |")
-    lines += [
-        "",
-        "The cheapest change to a suspect that we know to defeat each test:",
-        "",
-        "| test | change | left |",
-        "|---|---|---|",
-    ]
+    return "\n".join(lines) + "\n"
+
+
+def evasions(results: dict[str, Any]) -> str:
+    """What defeats each test."""
+    lines = ["| test | change | left |", "|---|---|---|"]
     lines += [f"| {one['test']} | {one['change']} | {one['left']} |" for one in results["evasion"]]
     return "\n".join(lines) + "\n"
 
 
-def recorded() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What `table` takes, from benchmarks/results."""
-    folder = HERE / "results"
-    return json.loads((folder / "speed.json").read_text()), json.loads((folder / "corpus.json").read_text())["runs"]
+def recorded() -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """The speeds, the runs on corpora, and the fingerprints, from benchmarks/results."""
+
+    def read(name: str) -> Any:
+        return json.loads((HERE / "results" / name).read_text())
+
+    return read("speed.json"), read("corpus.json")["runs"], read("fingerprints.json")
+
+
+def made() -> list[tuple[Path, tuple[str, str], str]]:
+    """Every table: the file that it stands in, the marks around it, and its text."""
+    speed, corpora, found = recorded()
+    return [
+        (RESULTS, SPEED, table(speed, corpora)),
+        (RESULTS, MODELS, fingerprints(found)),
+        (LIMITS, EVASIONS, evasions(found)),
+    ]
 
 
 def between(text: str, marks: tuple[str, str], made: str) -> str:
@@ -134,9 +148,8 @@ def between(text: str, marks: tuple[str, str], made: str) -> str:
 
 
 def main() -> None:
-    text = between(README.read_text(), (BEGIN, END), table(*recorded()))
-    found = json.loads((HERE / "results" / "fingerprints.json").read_text())
-    README.write_text(between(text, MODELS, fingerprints(found)))
+    for file, marks, text in made():
+        file.write_text(between(file.read_text(), marks, text))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,13 @@ os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports Triton: its own f
 SECRET = bytes(range(32))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that ask for the 135M model, straight or by another fixture, are marked `model`."""
+    for item in items:
+        if "teacher" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
+
+
 @pytest.fixture
 def mark() -> Mark:
     return Mark(SECRET, gamma=0.25, delta=2.0, width=1, label="test", vocabulary_size=1000, exempt=(0, 1, 2))

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,10 +95,8 @@ def test_the_list_of_slow_commands_holds_commands() -> None:
     assert set(SLOW) <= set(COMMANDS)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_demo(folder: Path) -> None:
     """A folder with `demo/`, as the demo leaves it, but small; a teacher; and what examples bring besides."""
-    folder = tmp_path_factory.mktemp("examples")
     demo, teacher = folder / "demo", folder / "teacher"
     demo.mkdir()
     small.model(teacher)
@@ -122,6 +121,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "customers.txt").write_text("customer-17\ncustomer-18\n")
     (folder / "readings").mkdir()
     small.jsonl(folder / "readings" / "suspect.jsonl", (small.read(marked, row) for row in rows[:10]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    small_demo(folder)
     return folder
 
 
@@ -134,8 +139,8 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def url(made: Path) -> Iterator[str]:
+@contextmanager
+def serve_student(made: Path) -> Iterator[str]:
     """An endpoint that says what the marked student says, and names the 20 likeliest tokens if it is asked to."""
     table = small.logits(Mark.load(made / "demo" / "demo.mark"), lift=0.03)
     draw = np.random.RandomState(2)
@@ -148,6 +153,12 @@ def url(made: Path) -> Iterator[str]:
         return small.answer(small.read(table, said), bool(body.get("logprobs")))
 
     with small.serve(reply) as (where, _):
+        yield where
+
+
+@pytest.fixture(scope="module")
+def url(made: Path) -> Iterator[str]:
+    with serve_student(made) as where:
         yield where
 
 

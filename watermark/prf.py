@@ -131,7 +131,7 @@ def check(contexts: Ints, tokens: Ints) -> None:
 
 
 def shuffle(key: bytes, number: int) -> npt.NDArray[np.int64]:
-    """A keyed permutation, uniform up to ties of 64 bits: int64 [number]. Who draws the least bits comes first.
+    """A keyed permutation, uniform up to ties of 64 bits: int64 [number]. The numbers are sorted by their draws.
 
     Number i draws `bits(key, (i,), j)` for j from 0 to 3, the lowest sixteen first.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -49,6 +50,9 @@ class _Group(click.Group):
 @click.version_option(__stillmark__, message=f"stillmark {__stillmark__}")
 def main() -> None:
     """Mark what a language model writes; test whether another model was trained on it."""
+    # transformers' bars and warnings about what we do on purpose (long sequences, say); read when it is imported
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 test.test.add_command(corpus.corpus)

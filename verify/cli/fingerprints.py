@@ -22,7 +22,6 @@ from verify.cli.common import (
 )
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
 from verify.results import INSUFFICIENT, NO_VERDICT
-from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
     from verify import Endpoint
@@ -119,7 +118,6 @@ def agreement(
     from verify import agreement_test
 
     who = _suspect_of(suspect, model, answers)
-    quiet_transformers()
     show(agreement_test(teacher, who, controls, progress=progress, **options), as_json=as_json, fail_on=fail_on)
 
 
@@ -165,7 +163,6 @@ def planted(
     from verify import planted_test
 
     who = _suspect_of(suspect, model, answers)
-    quiet_transformers()
     show(planted_test(mark, who, number=number, progress=progress, **options), as_json=as_json, fail_on=fail_on)
 
 
@@ -199,7 +196,6 @@ def canaries(
     from verify import canary_test
 
     mark = load_mark(mark_path, allow_readable)
-    quiet_transformers()
     show(canary_test(mark, suspect, candidates, progress=progress, **options), as_json=as_json, fail_on=fail_on)
 
 

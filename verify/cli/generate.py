@@ -15,7 +15,6 @@ from verify.cli.common import (
     print_json,
     progress,
 )
-from watermark.tokenizers import quiet_transformers
 
 
 @command(
@@ -59,7 +58,6 @@ def generate(
 
     marks = [load_mark(path, allow_readable) for path in mark_paths]
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
-    quiet_transformers()
     with progress("generating", "records") as update:
         found = sample(model, prompts, mark=marks, sampling=sampling, out=out, progress=update)
     new = [one for one in found if one.new]

@@ -17,7 +17,6 @@ from verify.cli.common import (
     progress,
     tokenizer_option,
 )
-from watermark.tokenizers import quiet_transformers
 
 EXAMPLE: Final = """\
 probes --mark demo/demo.mark --model MODEL --out probes.jsonl
@@ -51,8 +50,6 @@ def probes(
     from verify.planning.probes import make_probes
 
     mark = load_mark(mark_path, allow_readable)
-    if model is not None:
-        quiet_transformers()
     made = make_probes(mark, texts or None, model=model, progress=progress, **options)
     for warning in made.warnings:
         click.echo(f"Note: {warning}", err=True)

@@ -8,7 +8,6 @@ import click
 
 from verify.cli.common import FILE, command, json_option, load_mark, mark_option, print_json, progress
 from verify.cli.fingerprints import number_option
-from watermark.tokenizers import quiet_transformers
 
 _out = click.option("--out", type=FILE, required=True, help="Folder for the model to release; must not exist.")
 
@@ -65,7 +64,6 @@ def plant(
     from verify.fingerprint import protect as module
 
     mark = load_mark(mark_path, allow_readable)
-    quiet_transformers()
     training = replace(module.TRAINING, epochs=epochs, learning_rate=learning_rate)
     found = module.plant(teacher, mark, out, number, mix, training, progress)
     if as_json:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from verify.cli.common import FILE, command, json_option, print_json, progress
-from watermark.tokenizers import quiet_transformers
 
 
 @command("student", example="student --base MODEL --outputs demo/marked_teacher.jsonl --out student")
@@ -40,7 +39,6 @@ def student(
     """
     from verify.planning.student import Training, train_student
 
-    quiet_transformers()
     training = Training(epochs, learning_rate, batch_size, max_length, seed)
     with progress("training", "steps") as update:
         trained = train_student(base, outputs, out, training, update)

@@ -45,7 +45,7 @@ VERDICTS = (
 @unmarked_probes_option
 @click.option("--prompts", type=FILE, help="What to ask an endpoint [default: those of the package].")
 @unmarked_prompts_option
-@click.option("--planted", type=click.IntRange(1), help="The teacher carries so many planted answers: ask them.")
+@click.option("--planted", type=click.IntRange(1), help="Number of planted answers that the teacher carries: ask them.")
 @click.option("--canaries", type=FILE, help="All candidates of `stillmark protect canaries`.")
 @click.option("--ordered", is_flag=True, help="The teacher was released in the mark's order; --teacher is from before.")
 @click.option("--model", help="The name that an endpoint knows the suspect by [default: the one that it serves].")

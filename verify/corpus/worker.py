@@ -119,7 +119,7 @@ class Worker:
                 raise
 
     def reduce_part(self, part: int) -> None:
-        """Judge a partition, once every item is there: rule 2 and the tape, for the corpus and for each source."""
+        """Judge a partition, once every item is there: rule 2 and rule 1, for the corpus and for each source."""
         target = part_path(self.folder, part)
         if target.exists():
             return

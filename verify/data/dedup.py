@@ -1,4 +1,4 @@
-"""The tape: rows of ids to distinct rows, each a coin that is tossed once. It knows no rules and no keys."""
+"""Deduplication: rows of ids to distinct rows and their counts. The rules and the key are elsewhere."""
 
 from __future__ import annotations
 

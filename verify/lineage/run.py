@@ -80,7 +80,7 @@ def suspect(
         prompts: what to ask an endpoint, and for agreement; None: those of the package.
         unmarked_probes, unmarked_prompts: nobody who wrote them knew the secret or copied marked text; None: as the
             probes say, and for prompts only where they come with the package.
-        planted: the teacher carries so many planted answers: ask them.
+        planted: number of planted answers that the teacher carries; they are asked.
         canaries: all candidates of the canaries that were chosen by the mark.
         ordered: the teacher was released in the mark's order; `teacher` is the model from before.
         model: the name by which the endpoint knows the suspect; None: the one that it serves.

@@ -26,12 +26,12 @@ PROBE_LENGTH: Final = 256
 """Most tokens of a probe. A passage has about 125 tokens of an English tokenizer, so few are cut."""
 
 
-def builtin_probes(mark: Mark, tokenizer_path: str | Path | None = None, number: int | None = None) -> list[Output]:
+def builtin_probes(mark: Mark, tokenizer: str | Path | None = None, number: int | None = None) -> list[Output]:
     """The package's passages as probes, in a fixed, mixed order, so that the first few are like the whole.
 
     Args:
         mark: the probes are token ids of its tokenizer.
-        tokenizer_path: the folder of that tokenizer; None: where it was when the mark was made.
+        tokenizer: the folder of that tokenizer; None: where it was when the mark was made.
         number: how many passages; None: all, about 30,000 tokens.
 
     Returns:
@@ -46,7 +46,7 @@ def builtin_probes(mark: Mark, tokenizer_path: str | Path | None = None, number:
     if number is not None and not 0 < number <= len(passages):
         raise ValueError(f"there are {len(passages)} passages, not {number}")
     some = passages[:number]
-    ids = encoder(mark, None if tokenizer_path is None else Path(tokenizer_path))([one["text"] for one in some])
+    ids = encoder(mark, None if tokenizer is None else Path(tokenizer))([one["text"] for one in some])
     texts = (Output(one["id"], None, np.array(row, np.int64), marked=False) for one, row in zip(some, ids, strict=True))
     return cut(texts, PROBE_LENGTH)
 

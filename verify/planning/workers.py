@@ -29,7 +29,7 @@ class Task:
         what: what is done, on what.
         unit: of its progress.
         command: what one types to do the same; empty: other commands do it on the way.
-        work: the function that does it, with these arguments and then an `Update`.
+        work: the function that does it, with these arguments and then a `Progress`.
         arguments: for `work`.
     """
 
@@ -95,7 +95,7 @@ def _end_with_parent() -> None:
 
 
 def _do(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[str, str | None] | None:
-    """In a worker: do a task. Returns message and hint of what went wrong; exceptions may not survive the journey."""
+    """In a worker: do a task. Returns message and hint of what went wrong; not every exception can be pickled."""
     quiet_transformers()
     try:
         work(*arguments, lambda done, total: _reports.put((number, done, total)))

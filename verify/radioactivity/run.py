@@ -256,7 +256,7 @@ def endpoint_test(
         endpoint: where and how to ask; its key is read from the environment.
         prompts: JSONL of prompts, or prompts; None: those that come with the package, which cannot carry any mark.
         log: JSONL to append every answer to; a killed run goes on from here.
-        budget: stop when so many tokens were billed.
+        budget: stop when this many tokens were billed.
         reference: a model that does not depend on the secret.
         access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text; None: only where they come

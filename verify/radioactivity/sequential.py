@@ -162,7 +162,7 @@ class SequentialTest:
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
         self._process = EProcess(mark.gamma, least)
-        self._tape = SeenPairs()
+        self._counted = SeenPairs()
         self._shown: set[bytes] = set()
         self._path: list[float] = []
         self._tokens = self._prompts = 0
@@ -180,7 +180,7 @@ class SequentialTest:
     def fresh(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> WeightedPairs:
         """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then."""
         self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
-        fresh = self._tape.fresh(pairs)
+        fresh = self._counted.fresh(pairs)
         self._discarded[COUNTED_PAIR] += len(pairs.tokens) - len(fresh.tokens)
         return fresh
 

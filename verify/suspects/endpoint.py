@@ -240,7 +240,7 @@ def request_in_waves(
         answered: the endpoint has answered before: then a refusal is one prompt's, and not the key's.
 
     Raises:
-        ApiError: no client or key, or a refusal that asking again cannot mend.
+        ApiError: no client or key, or a refusal that another try would meet too.
         TooManyFailuresError: `MAX_FAILURES` failures in a row.
         InputError: the log cannot be written.
     """
@@ -351,7 +351,7 @@ def _client(endpoint: Endpoint) -> OpenAI:
 
 
 def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> tuple[dict[str, Any], ApiError | None]:
-    """One request: `request`, the `answer` as it came, and `error`; and a refusal that asking again cannot mend."""
+    """One request: `request`, the `answer` as it came, and `error`; and a refusal that another try would meet too."""
     import openai
 
     request: dict[str, Any] = {"model": endpoint.model, "max_tokens": endpoint.max_tokens}
@@ -377,7 +377,7 @@ def _ask(client: OpenAI, endpoint: Endpoint, prompt: Prompt, logprobs: bool) -> 
             hint = "is the key right?" if code != 404 else "are URL and model right?"
             refusal = ApiError(f"the endpoint refuses: {reason}", hint)
         return {"request": request, "answer": None, "error": reason}, refusal
-    except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is no JSON, or deeper than a well
+    except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is no JSON, or nested too deep
         return {"request": request, "answer": None, "error": type(error).__name__}, None
 
 
@@ -411,7 +411,7 @@ def _plain(fields: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
 
     try:
         cleaned: dict[str, Any] = clean(fields)
-    except RecursionError:  # deeper than a well
+    except RecursionError:  # nested too deep
         return {"request": clean(fields["request"]), "answer": None, "error": "RecursionError"}
     return cleaned
 
