@@ -1,7 +1,7 @@
 """The main job, end to end, on a real model: mark a teacher, train students, tell them apart.
 
 Every step has a command that does the same; the demo prints each one. Settings are fixed beforehand, and small enough
-for an ordinary processor: two and a half minutes on two cores that multiply bfloat16, four on two that do not.
+for an ordinary processor: about three minutes on two cores that multiply bfloat16, four on two that do not.
 """
 
 from __future__ import annotations
