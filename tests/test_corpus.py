@@ -236,6 +236,7 @@ run(folder)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "items", "parts"),
     [(IN_READING, 3, 0), (IN_TESTING, None, 2), (IN_COUNTING, None, None), (IN_CLEARING, None, None)],
@@ -258,6 +259,7 @@ def test_a_killed_driver(victim: Any, tmp_path: Path, lines: str, items: int | N
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["counts.json", "documents.parquet", "run.json"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_ray(victim: Any, tmp_path: Path) -> None:
     done = victim(
         "print(run(folder, partial(letters, folder=folder), workers=2).work.items_resumed); run(folder, out='fresh')"
@@ -268,6 +270,7 @@ def test_a_killed_worker_of_ray(victim: Any, tmp_path: Path) -> None:
     assert same_files(tmp_path / "out", tmp_path / "fresh"), "and so Ray's result is that of one process, to the bit"
 
 
+@pytest.mark.slow
 def test_a_killed_driver_of_ray(victim: Any, tmp_path: Path) -> None:
     killed = victim("run(folder, partial(letters, folder=folder, pid=os.getpid()), workers=2)")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -277,6 +280,7 @@ def test_a_killed_driver_of_ray(victim: Any, tmp_path: Path) -> None:
     assert same_files(tmp_path / "out", tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_no_secret_is_written(victim: Any, tmp_path: Path) -> None:
     mark = Mark.load(tmp_path / "m")
     assert victim(IN_COUNTING).returncode == -signal.SIGKILL
@@ -327,6 +331,7 @@ def test_other_settings_are_refused(
     assert f"{tmp_path / 'out'}: holds a run with other settings or files: {named}\n" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_on_the_way_is_refused(victim: Any, tmp_path: Path) -> None:
     assert victim(IN_READING).returncode == -signal.SIGKILL
     lines = """

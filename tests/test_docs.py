@@ -121,6 +121,7 @@ def test_commands_and_lines_are_found() -> None:
     assert commands(first) == [(3, ["stillmark", "mark", "show", "x"]), (6, ["make", "a b"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, found in READ.items() if found])
 def test_the_document_runs(
     name: str, tmp_path: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ from watermark.tokenizers import load
 Run = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_siblings_are_told_apart_by_the_order_of_release(tmp_path: Path) -> None:
     """Two fine-tunes of one parent: the weights depend, and on no secret. 60 pairs, 60 secrets."""
     rng = np.random.default_rng(5)

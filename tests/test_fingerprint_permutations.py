@@ -72,6 +72,7 @@ def test_tails_deep_down() -> None:
     assert tails.fixed_points_log10_sf(768, 1536) == pytest.approx(float(mp.log10(half)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_spearman_by_monte_carlo() -> None:
     """The bound holds for 20000 permutations; the t approximation is close where p is not small."""
     rng = np.random.default_rng(1)

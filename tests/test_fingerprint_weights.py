@@ -24,6 +24,7 @@ from verify.stats.permutations import fisher_log10
 Run = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_null_of_the_exact_test(networks: list[Tensors], folders: list[Path]) -> None:
     """Forty disjoint pairs as they are, and each in nine other orders of units and dimensions."""
     found = []

@@ -108,6 +108,7 @@ def kept_manager(lm: Any, **how: Any) -> Any:
         lm.destroy_cached_continuous_batching_manager()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch, about themselves
 @pytest.mark.parametrize("way", [batch, batch_by_argument, batch_by_model, paged, manager, kept_manager])
 def test_continuous_batching_refuses_a_mark(lm: LlamaForCausalLM, way: Callable[..., Any]) -> None:
@@ -115,6 +116,7 @@ def test_continuous_batching_refuses_a_mark(lm: LlamaForCausalLM, way: Callable[
         way(lm, watermarking_config=MarkConfig(MARK, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_continuous_batching_refuses_a_processor_and_is_free_without(lm: LlamaForCausalLM) -> None:
     with pytest.raises(MarkError, match="continuous batching"):

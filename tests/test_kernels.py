@@ -104,6 +104,7 @@ def test_half_precision_rounds_as_torch_does() -> None:
             assert same_bits(found, by_definition([[mark]], numbers, np.zeros((1, 0), np.int64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["native", "triton", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_several_marks_in_one_pass_by_row(kernel: Kernel, dtype: torch.dtype) -> None:
@@ -157,6 +158,7 @@ def test_more_threads_than_rows_change_nothing() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["native", "torch"])
 def test_torch_compile_sees_one_operation(kernel: Kernel) -> None:
     mark = make(1)
@@ -290,6 +292,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_triton_compiles_ahead_of_time_for_sm_90() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", AHEAD_OF_TIME], capture_output=True, text=True, env=environment)

@@ -121,6 +121,7 @@ def test_a_mark_is_made(folder: Path) -> None:
     a_mark_is_made(hidden_stillmark, folder)
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_missing_extra_is_named(hidden_stillmark, folder, monkeypatch)
 

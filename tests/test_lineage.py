@@ -260,6 +260,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suspect", "options", "expected"), CASES)
 def test_the_one_verb(
     here: Path,
@@ -304,6 +305,7 @@ def test_in_python_it_says_what_the_command_prints(here: Path, stillmark: Run, m
     assert verify.suspect(loaded, **more).verdict == verify.suspect(folder, **more).verdict == DISTILLED
 
 
+@pytest.mark.slow
 def test_a_finished_run_reads_nothing_again(here: Path, tmp_path: Path, stillmark: Run) -> None:
     command = ("verify", here / "student", "--mark", here / "m", "--probes", here / "probes.jsonl",
                "--unmarked-probes", "--reference", here / "parent", "--teacher", here / "teacher",

@@ -162,6 +162,7 @@ class M(LlamaForCausalLM):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mylm", "llama"])
 @pytest.mark.parametrize("verb", ["model", "weights"])
 def test_code_of_a_folder_is_never_run(verb: str, kind: str, original: Path, folder: Path) -> None:

@@ -52,6 +52,7 @@ tokens = st.lists(st.integers(0, 3), max_size=12)
 huge = st.lists(st.sampled_from([0, 1, 2**32 - 2, 2**31, 7]), max_size=10)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     records=st.lists(st.tuples(st.none() | tokens, tokens) | st.tuples(huge, huge), max_size=6),

@@ -45,6 +45,7 @@ def crossed(rng: np.random.Generator, mark: Mark, groups: int, follow: bool) -> 
     return found
 
 
+@pytest.mark.slow
 def test_prompts_that_show_each_others_windows() -> None:
     """Rule 2 within each record only fired at 1e-3 in several per cent of keys."""
     rng = np.random.default_rng(0)

@@ -111,6 +111,7 @@ def texts(
     return found
 
 
+@pytest.mark.slow
 def test_looked_at_after_every_record_of_innocent_text() -> None:
     """1000 keys and 40 looks at each: the share that ever stops for evidence is at most alpha."""
     rng = np.random.default_rng(1)
@@ -135,6 +136,7 @@ def test_the_guilty_stop_for_evidence_and_the_innocent_for_futility() -> None:
     assert innocent.result().verdict == "insufficient evidence"
 
 
+@pytest.mark.slow
 def test_futility_gives_up_a_suspect_with_the_least_effect_seldom() -> None:
     """300 streams of coins at exactly the smallest tilt: at most 5 % may ever be given up."""
     rng = np.random.default_rng(3)

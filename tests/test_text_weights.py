@@ -73,6 +73,7 @@ def test_surprise_against_a_plain_loop() -> None:
     assert dict(zip(pairs, found.weights.tolist(), strict=True)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_null_over_keys_of_text_with_many_repetitions() -> None:
     """1000 keys on text in which a few pairs come again and again: what a count of fresh coins would get wrong."""
     rng = np.random.default_rng(7)

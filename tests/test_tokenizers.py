@@ -305,6 +305,7 @@ def model_types() -> list[tuple[str, str | None]]:
     return [(model_type, name) for model_type in tokenizer_files._RULES for name in declared]
 
 
+@pytest.mark.slow
 def test_which_class_transformers_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of model types, against the class that transformers would load."""
     from transformers import AutoTokenizer

@@ -249,6 +249,7 @@ def is_log10_pvalue(value: float) -> bool:
     return math.isfinite(value) and value <= 0
 
 
+@pytest.mark.slow
 @settings(max_examples=80, derandomize=True, deadline=None)
 @given(
     st.floats(0, 4).map(lambda e: int(10**e)),

