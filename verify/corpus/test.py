@@ -33,11 +33,10 @@ from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source
 from verify.data.outputs import no_records, none_good
 from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import Floats
-from verify.radioactivity.result import MarkResult
+from verify.radioactivity.result import PairsResult
 from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
-from verify.results import CARRIES, INSUFFICIENT, LEVEL, NO_VERDICT, POWER
+from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER
 from verify.stats import binomial, multiple
-from verify.stats.binomial import Interval
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
@@ -73,11 +72,10 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusResult(MarkResult):
-    """The exact binomial test on a corpus and on each of its sources. n: distinct pairs; statistic: green ones.
+class CorpusResult(PairsResult):
+    """The exact binomial test on a corpus and on each of its sources.
 
     Attributes:
-        green: green pairs.
         tokens: output tokens looked at; n plus everything discarded.
         records: records in all.
         prompts: records that had a prompt.
@@ -91,7 +89,6 @@ class CorpusResult(MarkResult):
         work: what was done, and what was there already.
     """
 
-    green: int
     tokens: int
     records: int
     prompts: int
@@ -105,15 +102,6 @@ class CorpusResult(MarkResult):
     work: Work
 
     @property
-    def green_rate(self) -> float | None:
-        """green / n; None without a pair."""
-        return self.green / self.n if self.n else None
-
-    def confidence_interval(self, level: float = LEVEL) -> Interval:
-        """Clopper and Pearson's interval for the rate at which the corpus' pairs are green."""
-        return binomial.binomial_interval(self.green, self.n, level)
-
-    @property
     def source_log10_adjusted(self) -> Floats:
         """The same after Holm, for all sources at once: what a source's verdict rests on, float64 [sources]."""
         return multiple.holm(self.source_log10_pvalues)
@@ -124,10 +112,6 @@ class CorpusResult(MarkResult):
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
-            "green": self.green,
-            "green_rate": self.green_rate,
-            "interval": list(self.confidence_interval()),
-            "interval_level": LEVEL,
             "tokens": self.tokens,
             "records": self.records,
             "unmarked_prompts": self.unmarked,
@@ -144,12 +128,9 @@ class CorpusResult(MarkResult):
 
     def rows(self) -> dict[str, str]:
         rows = super().rows()
-        low, high = self.confidence_interval()
-        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
         found = {
             "p-value": rows["p-value"],
-            "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
-            "pairs scored": f"{self.n:,} distinct, of {self.tokens:,} positions in {self.records:,} records",
+            **self._rows_of_pairs(self.tokens, self.records),
             "test": self.test,
             "documents": f"{self.discoveries:,} of {self.records:,} with q at most {self.alpha:g}",
             "written to": str(self.documents),

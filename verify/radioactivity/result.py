@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.data.pairs import WeightedPairs
-from verify.results import CARRIES, Result, left_out
-from verify.stats import weighted
+from verify.results import CARRIES, LEVEL, Result, left_out
+from verify.stats import binomial, weighted
+from verify.stats.binomial import Interval
 from watermark import Mark
 
 if TYPE_CHECKING:
@@ -50,6 +51,39 @@ class MarkResult(Result):
             rows["left out"] = left_out(self.discarded)
         label = self.mark.label or "(no label)"
         return rows | {"mark": f"{label}, commitment {self.mark.commitment[:16]}..."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult(MarkResult):
+    """A test on text, where each distinct pair is one coin. n: distinct pairs; statistic and green: green ones."""
+
+    green: int
+
+    @property
+    def green_rate(self) -> float | None:
+        """green / n; None without a pair."""
+        return self.green / self.n if self.n else None
+
+    def confidence_interval(self, level: float = LEVEL) -> Interval:
+        """Clopper and Pearson's interval for the rate at which the pairs are green."""
+        return binomial.binomial_interval(self.green, self.n, level)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {
+            "green": self.green,
+            "green_rate": self.green_rate,
+            "interval": list(self.confidence_interval()),
+            "interval_level": LEVEL,
+        }
+
+    def _rows_of_pairs(self, positions: int, records: int) -> dict[str, str]:
+        """Rows on the green rate, and on how many pairs that many positions and records gave."""
+        low, high = self.confidence_interval()
+        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
+        return {
+            "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
+            "pairs scored": f"{self.n:,} distinct, of {positions:,} positions in {records:,} records",
+        }
 
 
 @dataclass(frozen=True)

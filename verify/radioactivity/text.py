@@ -10,10 +10,9 @@ import numpy as np
 
 from verify.data.logprobs import LogprobTable
 from verify.data.pairs import PROMPT_CONTEXT, Pairs, Positions, WeightedPairs, weigh
-from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
+from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
 from verify.results import LEVEL, POWER
 from verify.stats import binomial, weighted
-from verify.stats.binomial import Interval
 from watermark import Mark
 
 if TYPE_CHECKING:
@@ -39,12 +38,11 @@ METHODS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextResult(MarkResult):
-    """A test on what a suspect wrote. n: distinct pairs; statistic: green ones among them.
+class TextResult(PairsResult):
+    """A test on what a suspect wrote.
 
     Attributes:
         pairs: the evidence: distinct pairs, how often each occurred, and what was discarded.
-        green: number of green pairs.
         method: the test that gives the p-value, one of `tests`.
         tests: log10 p-values of every test that was made on this evidence.
         detectable_rate: the green rate that this many pairs would have found with 90 % power; None: no rate.
@@ -54,7 +52,6 @@ class TextResult(MarkResult):
     """
 
     pairs: Pairs = field(repr=False)
-    green: int
     method: str
     tests: dict[str, float]
     detectable_rate: float | None
@@ -62,24 +59,11 @@ class TextResult(MarkResult):
     log10_pvalue_if_unmarked: float | None = None
 
     @property
-    def green_rate(self) -> float | None:
-        """green / n; None without a pair."""
-        return self.green / self.n if self.n else None
-
-    def confidence_interval(self, level: float = LEVEL) -> Interval:
-        """Clopper and Pearson's interval for the rate at which the suspect's pairs are green."""
-        return binomial.binomial_interval(self.green, self.n, level)
-
-    @property
     def evidence(self) -> str:
         return f"{self.n:,} pairs of {self.pairs.positions:,} tokens"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
-            "green": self.green,
-            "green_rate": self.green_rate,
-            "interval": list(self.confidence_interval()),
-            "interval_level": LEVEL,
             "upper_limit": binomial.upper_limit(self.green, self.n, 1 - LEVEL),
             "detectable_rate": self.detectable_rate,
             "detectable_power": POWER,
@@ -95,11 +79,7 @@ class TextResult(MarkResult):
     def rows(self) -> dict[str, str]:
         rows = super().rows()
         first, last = {"p-value": rows.pop("p-value")}, {"mark": rows.pop("mark")}
-        low, high = self.confidence_interval()
-        rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
-        scored = f"{self.n:,} distinct, of {self.pairs.positions:,} positions in {self.pairs.records:,} records"
-        first["green rate"] = f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})"
-        rows = first | {"pairs scored": scored} | rows
+        rows = first | self._rows_of_pairs(self.pairs.positions, self.pairs.records) | rows
         rows["other tests"] = log10_words({name: p for name, p in self.tests.items() if name != self.method})
         if self.decoys:
             rows["decoy keys"] = str(self.decoys)
