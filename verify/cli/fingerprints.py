@@ -201,11 +201,11 @@ def canaries(
 
 def _suspect_of(suspect: str | None, model: str | None, answers: Path | None) -> Path | Endpoint:
     """What --suspect or --answers names."""
-    from verify import Endpoint
+    from verify.suspects.endpoint import Endpoint, is_address
 
     if (suspect is None) == (answers is None):
         raise click.UsageError("name one of --suspect and --answers")
-    if suspect is not None and suspect.startswith(("http://", "https://")):
+    if is_address(suspect):
         return Endpoint(suspect, model or "")
     if model is not None:
         raise click.UsageError(

@@ -45,6 +45,16 @@ FIELDS: Final = (
 )
 """What is read of a record."""
 
+KINDS: Final = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+}
+"""How a file is read, by its suffix in lower case: the files that can hold what a suspect said."""
+
 _BATCH: Final = 512  # records tokenized together
 _SHOWN_EVERY: Final = 100
 
@@ -198,12 +208,8 @@ def read_part(part: Part, fields: Collection[str] = FIELDS) -> Iterator[Record |
 
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        return "jsonl"
-    if suffix in (".parquet", ".pq"):
-        return "parquet"
-    if suffix == ".txt":
-        return "text"
+    if suffix in KINDS:
+        return KINDS[suffix]
     if path.is_dir():
         raise InputError(path, 0, "is a folder", "name its files, or a glob of them")
     raise InputError(path, 0, f"unknown kind of file '{suffix}'", "want .jsonl, .parquet or .txt")

@@ -20,7 +20,7 @@ from verify.fingerprint.weights import compare
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
 from verify.radioactivity.inputs import PathLike, is_model, log_of, outputs_of, prompts_of
-from verify.suspects.endpoint import Endpoint, likeliest_of_endpoint, resolved
+from verify.suspects.endpoint import Endpoint, is_address, likeliest_of_endpoint, resolved
 from verify.suspects.model import Floats, Model, TopTokens, likeliest, likelihoods, name_of
 from watermark import Mark, ModelError, StillmarkError
 from watermark.io.prompts import Prompt
@@ -280,9 +280,7 @@ def _folder(model: Model) -> Path:
 
 def _asked(suspect: Model | Endpoint) -> Model | Endpoint:
     """An address as the endpoint that it is, under the name that it serves; else the suspect as it is."""
-    if isinstance(suspect, str) and suspect.startswith(("http://", "https://")):
-        return Endpoint(suspect, "")
-    return suspect
+    return Endpoint(suspect, "") if is_address(suspect) else suspect
 
 
 def _answers(suspect: Model) -> Path | None:

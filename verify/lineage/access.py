@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from verify.data.outputs import read_records
-from verify.suspects.model import Model, name_of
+from verify.data.outputs import KINDS, read_records
+from verify.suspects.endpoint import is_address
+from verify.suspects.model import Model, is_loaded, name_of
 from watermark import InputError, ModelError, StillmarkError
 
 WEIGHTS: Final = "weights"
@@ -18,8 +19,6 @@ TEXT: Final = "text"
 LOGPROBS: Final = "log probabilities"
 
 WANTED: Final = "name files of outputs or log probabilities, a folder of weights, or an http(s):// address"
-RECORDS: Final = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".txt")
-"""Suffixes of files that can hold what a suspect said."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def recognise(what: Any) -> Access:
         >>> recognise("https://me:secret@api.example.com/v1?key=1").shown
         'https://api.example.com/v1'
     """
-    if isinstance(what, str) and what.startswith(("http://", "https://")):
+    if is_address(what):
         return Access(ENDPOINT, url=what)
-    if isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path):
+    if is_loaded(what):
         return Access(WEIGHTS, model=what)
     if not isinstance(what, str | Path | Sequence):
         raise StillmarkError(f"a suspect of type {type(what).__name__}", WANTED)
@@ -80,20 +79,18 @@ def recognise(what: Any) -> Access:
         return recognise(what[0])
     if not paths:
         raise StillmarkError("no suspect was named", WANTED)
-    if len(paths) == 1 and paths[0].is_dir() and not (found := _records_in(paths[0])):
-        return Access(WEIGHTS, model=paths[0])
     if len(paths) == 1 and paths[0].is_dir():
+        found = _records_in(paths[0])
+        if not found:
+            return Access(WEIGHTS, model=paths[0])
         paths = found
     for path in paths:
         if path.is_dir():
             raise StillmarkError(f"{path}: a folder among files", "one folder of weights is tested at a time")
         if not path.exists():
-            missing = InputError if path.suffix in RECORDS else ModelError
-            raise (
-                missing(path, 0, "no such file")
-                if missing is InputError
-                else ModelError(f"{path}: no such file or folder", WANTED)
-            )
+            if _holds_records(path):
+                raise InputError(path, 0, "no such file")
+            raise ModelError(f"{path}: no such file or folder", WANTED)
     kinds = {path: _kind(path) for path in paths}
     if len(set(kinds.values())) > 1:
         listed = "; ".join(f"{path}: {kind}" for path, kind in kinds.items())
@@ -105,7 +102,12 @@ def _records_in(folder: Path) -> list[Path]:
     """The recorded files of a folder that holds no model; empty for a folder of weights."""
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or (folder / "config.json").exists():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix in RECORDS and path.is_file())
+    return sorted(path for path in folder.iterdir() if _holds_records(path) and path.is_file())
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a file of this name can hold what a suspect said."""
+    return path.suffix.lower() in KINDS
 
 
 def _kind(path: Path) -> str:

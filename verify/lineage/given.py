@@ -15,7 +15,7 @@ from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds
 from verify.lineage.access import Access
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.suspects.endpoint import Endpoint, resolved
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model, digest_of
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 
@@ -49,8 +49,8 @@ class Given:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The suspect's endpoint, under the name that was given or that it serves."""
-        return resolved(Endpoint(self.access.url, self.model or ""))
+        """The suspect's endpoint, under the name that was given; each test asks for the one that it serves if not."""
+        return Endpoint(self.access.url, self.model or "")
 
     @property
     def weights(self) -> Model:

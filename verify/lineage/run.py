@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
@@ -23,6 +22,7 @@ from verify.lineage.given import Given, check_usage, plan_of, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, silent
+from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
@@ -149,7 +149,7 @@ def suspect(
         plan=fixed,
         lines=lines,
         keyed=ordered,
-        own_writing=_own_writing(given, made),
+        own_writing=_own_writing(access.kind, made),
         unplanned=unplanned,
         notes=(*given.notes, *notes),
         out=None if folder is None else str(folder),
@@ -263,15 +263,14 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
     )
 
 
-def _own_writing(given: Given, made: Sequence[Result]) -> bool:
+def _own_writing(access: str, made: Sequence[Result]) -> bool:
     """Whether what was scored for the mark is the suspect's own writing, which a relay could have passed on."""
-    if given.access.kind in (kinds.TEXT, kinds.ENDPOINT):
+    if access in (kinds.TEXT, kinds.ENDPOINT):
         return True
-    if given.access.kind != kinds.LOGPROBS or given.mark is None:
-        return False
-    if any(isinstance(one, TextResult | SequentialResult) for one in made):
-        return True
-    return any(text.sampled for path in given.access.files for text in read_recorded(path, given.mark))
+    return any(
+        isinstance(one, TextResult | SequentialResult) or (isinstance(one, WeightedResult) and one.sampled)
+        for one in made
+    )
 
 
 def _shares(given: Given, progress: Stages) -> Iterator[tuple[str, float]]:

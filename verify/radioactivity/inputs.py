@@ -13,7 +13,7 @@ from verify.planning.builtin import builtin_probes
 from verify.progress import Stages
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
-from verify.suspects.model import Model, name_of, read_weights
+from verify.suspects.model import Model, is_loaded, name_of, read_weights
 from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
@@ -29,7 +29,7 @@ def is_model(what: Model | Recorded | Outputs) -> TypeGuard[Model]:
     """Whether this is a model, a folder or a loaded one, and not records."""
     if isinstance(what, PathLike):
         return Path(what).is_dir() or not Path(what).suffix
-    return isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path | TextLogprobs)
+    return is_loaded(what)
 
 
 def named(what: Model | Recorded | Outputs) -> str:

@@ -49,6 +49,7 @@ class WeightedResult(MarkResult):
         comparisons: log10 p-values of the field's other tests on the same readings.
         counts_marked: the weights used counts of contexts, and these may come from marked text; None: no counts.
         unmarked: what the suspect was shown cannot depend on the key.
+        sampled: the suspect wrote some of the texts itself; otherwise it was made to read all.
     """
 
     pairs: WeightedPairs = field(repr=False)
@@ -61,6 +62,7 @@ class WeightedResult(MarkResult):
     comparisons: dict[str, float] = field(default_factory=dict)
     counts_marked: bool | None = None
     unmarked: bool = True
+    sampled: bool = False
 
     @property
     def effect(self) -> float:

@@ -54,7 +54,16 @@ from verify.radioactivity.sequential import (
     SequentialResult,
     SequentialTest,
 )
-from verify.radioactivity.text import BINOMIAL, EXCESS, METHODS, TextResult, cost_of_marked, excess, text_result
+from verify.radioactivity.text import (
+    BINOMIAL,
+    EXCESS,
+    METHODS,
+    TextResult,
+    cost_of_marked,
+    excess,
+    text_log10_if_unmarked,
+    text_result,
+)
 from verify.suspects.endpoint import Endpoint, resolved
 from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
@@ -138,7 +147,7 @@ def text_test(
         free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
-        other = text_result(mark, distinct(free), alpha, method=chosen, excess=weights).log10_pvalue
+        other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
         cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
@@ -227,7 +236,8 @@ def logprob_test(
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=inputs, warnings=result.warnings + notes)
+    sampled = any(text.sampled for text in said)
+    return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
 def endpoint_test(

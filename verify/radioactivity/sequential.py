@@ -97,7 +97,7 @@ class SequentialResult(MarkResult):
         rows = super().rows()
         found = {
             "p-value": rows["p-value"],
-            "looked at": f"{self.records:,} answers, {self.tokens:,} tokens",
+            "looked at": self.evidence,
             "stopped": STOPPED.get(self.stopped or "", "neither for evidence nor for futility"),
             "pairs scored": f"{self.n:,} distinct, of the {'text' if self.access == 'text' else 'log probabilities'}",
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.data.logprobs import LogprobTable
-from verify.data.pairs import PROMPT_CONTEXT, Pairs, Positions, WeightedPairs, weigh
+from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, weigh
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
 from verify.results import LEVEL, POWER
 from verify.stats import binomial, weighted
@@ -171,17 +171,11 @@ def text_result(
     """
     if method not in METHODS or (method == EXCESS and excess is None):
         raise ValueError(f"no method '{method}'{'' if method != EXCESS else ' without its weights'}")
-    counts = pairs.counts.clip(max=MAX_COUNT)
     green = mark.green(pairs.contexts, pairs.tokens)
     number, n = int(green.sum()), len(green)
-    tests = {
-        BINOMIAL: binomial.binomial_log10_sf(number, n, mark.gamma),
-        COUNTS: weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma),
-    }
-    if excess is not None:
-        t = score(mark, excess)
-        tests[EXCESS] = weighted.chernoff_log10_sf(excess.weights, t, mark.gamma)
-    weights = np.ones(n) if method == BINOMIAL else counts.astype(np.float64)
+    made = [one for one in METHODS if one != EXCESS or excess is not None]
+    tests = {one: _log10_pvalue(mark, pairs, green, one, excess) for one in made}
+    weights = np.ones(n) if method == BINOMIAL else pairs.counts.clip(max=MAX_COUNT).astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
     least = binomial.detectable_rate(n, mark.gamma, alpha, POWER)
@@ -203,6 +197,22 @@ def text_result(
         detectable_rate=least,
         decoys=draw_decoys(mark, scored, decoys),
     )
+
+
+def text_log10_if_unmarked(mark: Mark, pairs: Pairs, method: str, excess: WeightedPairs | None) -> float:
+    """log10 p of `text_result` on pairs that were extracted for unmarked prompts, without the rest of a result."""
+    return _log10_pvalue(mark, pairs, mark.green(pairs.contexts, pairs.tokens), method, excess)
+
+
+def _log10_pvalue(mark: Mark, pairs: Pairs, green: Bools, method: str, excess: WeightedPairs | None) -> float:
+    """log10 p of one of METHODS; green: which of the pairs are."""
+    if method == EXCESS:
+        assert excess is not None
+        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), mark.gamma)
+    if method == BINOMIAL:
+        return binomial.binomial_log10_sf(int(green.sum()), len(green), mark.gamma)
+    counts = pairs.counts.clip(max=MAX_COUNT)
+    return weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma)
 
 
 def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...] = ()) -> WeightedPairs:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from verify.data.logprobs import is_logprob
@@ -89,6 +89,11 @@ class Endpoint:
         for name in ("base_url", "timeout", "retries", "concurrency"):
             del how[name]
         return run_digest(how, prompts, *more)
+
+
+def is_address(what: object) -> TypeGuard[str]:
+    """Whether this is the address of an endpoint, and no path."""
+    return isinstance(what, str) and what.startswith(("http://", "https://"))
 
 
 def resolved(endpoint: Endpoint) -> Endpoint:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,11 @@ Floats = npt.NDArray[np.float64]
 
 Model = str | Path | tuple[Any, Any]
 """A causal LM: its folder, or the loaded (model, tokenizer)."""
+
+
+def is_loaded(what: object) -> TypeGuard[tuple[Any, Any]]:
+    """Whether this is a loaded (model, tokenizer), and not a pair of paths or of recorded texts."""
+    return isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path | TextLogprobs)
 
 
 def opened(model: Model, mark: Mark | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
