@@ -116,7 +116,7 @@ def place(name: str) -> str | None:
         return name
     owner, _, last = name.rpartition(".")
     if owner == "watermark" and last in watermark._PLACES:
-        return f"watermark.{watermark._PLACES[last]}"
+        return watermark._PLACES[last]
     if owner == "verify" and last in verify._PLACES:
         return verify._PLACES[last]
     return owner if owner in FILES else None

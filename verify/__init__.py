@@ -5,8 +5,7 @@ The names below are imported when they are first used, so that `import verify` i
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import watermark
 
@@ -16,6 +15,8 @@ if not hasattr(watermark, "__stillmark__"):
         f"has taken its place ({getattr(watermark, '__file__', 'unknown file')}). "
         "Fix it with: pip uninstall -y watermark && pip install --force-reinstall --no-deps stillmark"
     )
+
+from watermark.lazy import importing
 
 if TYPE_CHECKING:
     from verify.corpus.test import CorpusResult, corpus_test
@@ -76,11 +77,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'verify' has no attribute '{name}'")
-    found = globals()[name] = getattr(import_module(_PLACES[name]), name)
-    return found
+__getattr__ = importing(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

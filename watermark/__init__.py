@@ -5,8 +5,9 @@ The names below are imported when they are first used, so that `import watermark
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from watermark.lazy import importing
 
 if TYPE_CHECKING:
     from watermark.errors import (
@@ -29,22 +30,22 @@ __stillmark__ = "0.1.0"
 __version__ = __stillmark__
 
 _PLACES = {
-    "ApiError": "errors",
-    "InputError": "errors",
-    "Mark": "mark",
-    "MarkConfig": "integrations.transformers",
-    "MarkError": "errors",
-    "MarkLogitsProcessor": "integrations.transformers",
-    "Marks": "mark",
-    "MissingExtraError": "errors",
-    "ModelError": "errors",
-    "Sampling": "generation",
-    "StillmarkError": "errors",
-    "TokenizerError": "errors",
-    "UsageError": "errors",
-    "contexts_at_end": "schemes.greenlist",
-    "generate": "generation",
-    "highlight": "highlighting",
+    "ApiError": "watermark.errors",
+    "InputError": "watermark.errors",
+    "Mark": "watermark.mark",
+    "MarkConfig": "watermark.integrations.transformers",
+    "MarkError": "watermark.errors",
+    "MarkLogitsProcessor": "watermark.integrations.transformers",
+    "Marks": "watermark.mark",
+    "MissingExtraError": "watermark.errors",
+    "ModelError": "watermark.errors",
+    "Sampling": "watermark.generation",
+    "StillmarkError": "watermark.errors",
+    "TokenizerError": "watermark.errors",
+    "UsageError": "watermark.errors",
+    "contexts_at_end": "watermark.schemes.greenlist",
+    "generate": "watermark.generation",
+    "highlight": "watermark.highlighting",
 }
 
 __all__ = [
@@ -67,17 +68,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'watermark' has no attribute '{name}'")
-    try:
-        module = importlib.import_module(f"watermark.{_PLACES[name]}")
-    except ModuleNotFoundError as error:
-        from watermark.extras import missing
-
-        raise missing(error) or error from None
-    globals()[name] = value = getattr(module, name)
-    return value
+__getattr__ = importing(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

@@ -29,7 +29,7 @@ QUIET: Final = 30.0
 def demo(model: Path | None, out: Path, as_json: bool) -> None:
     """Mark a teacher, train a student on it, and tell that student from innocent models.
 
-    Takes three to five minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
+    Takes about six minutes on two cores, no GPU. If it was killed, run it again: it goes on where it was.
     """
     from verify.planning import demo as script
 

@@ -1,7 +1,7 @@
 """The main job, end to end, on a real model: mark a teacher, train students, tell them apart.
 
 Every step has a command that does the same; the demo prints each one. Settings are fixed beforehand, and small enough
-for an ordinary processor: about three minutes on two cores that multiply bfloat16, four on two that do not.
+for an ordinary processor: about six minutes on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from watermark.io import files
 from watermark.progress import Progress
 
 if TYPE_CHECKING:
-    from verify.data.logprobs import LogprobTable
     from verify.lineage.verdict import Verdict
     from verify.progress import Stages
 
@@ -158,10 +157,7 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
         for who, _, other in WEIGHTS:
             say("$ " + shown(*_verify_model(out, readers[who], readers[other])))
         side_by_side(pool, [_reading(*reader, mark_file, out) for reader in readers.items()], say, show)
-    weights = [
-        Row(who, "weights", expected, _test_weights(mark, out, (who, readers[who]), (other, readers[other])))
-        for who, expected, other in WEIGHTS
-    ]
+    weights = [Row(who, "weights", expected, _test_weights(mark, out, who, other)) for who, expected, other in WEIGHTS]
     text = []
     for arm, expected in TEXT:
         outputs = out / f"{arm}_teacher.jsonl"
@@ -239,20 +235,18 @@ def _train(base: Path, outputs: Path, out: Path, learning_rate: float, update: P
 
 
 def _read(who: str, model: Path, mark: Path, out: Path, update: Progress) -> None:
-    _read_probes(Mark.load(mark), who, model, out, update)
-
-
-def _read_probes(mark: Mark, who: str, model: Path, out: Path, update: Progress) -> LogprobTable:
-    """What a model says along the probes; read once, then taken from its record."""
-    from verify.data.logprobs import scorable_logprobs
+    """What a model says along the probes, into its record."""
     from verify.data.outputs import read_outputs
     from verify.suspects.model import read_weights
 
-    (out / "readings").mkdir(exist_ok=True)
-    probes = read_outputs(out / "probes.jsonl", mark)
-    record = out / "readings" / f"{who.replace(' ', '_')}.jsonl"
-    texts = read_weights(model, mark, probes, record=record, progress=update)
-    return scorable_logprobs(texts, mark.width, unmarked=True)
+    keyed = Mark.load(mark)
+    _reading_of(who, out).parent.mkdir(exist_ok=True)
+    probes = read_outputs(out / "probes.jsonl", keyed)
+    read_weights(model, keyed, probes, record=_reading_of(who, out), progress=update)
+
+
+def _reading_of(who: str, out: Path) -> Path:
+    return out / "readings" / f"{who.replace(' ', '_')}.jsonl"
 
 
 def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
@@ -261,8 +255,8 @@ def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
     return text_test(mark, outputs, unmarked_prompts=True, alpha=ALPHA).to_dict()
 
 
-def _test_weights(mark: Mark, out: Path, suspect: tuple[str, Path], reference: tuple[str, Path]) -> dict[str, Any]:
-    from verify.radioactivity.logprobs import logprob_result
+def _test_weights(mark: Mark, out: Path, suspect: str, reference: str) -> dict[str, Any]:
+    from verify.radioactivity.run import logprob_test
 
-    read, compared = (_read_probes(mark, *who, out, lambda _done, _all: None) for who in (suspect, reference))
-    return logprob_result(mark, read, compared, ALPHA, decoys=0).to_dict()
+    read, compared = _reading_of(suspect, out), _reading_of(reference, out)
+    return logprob_test(mark, read, reference=compared, unmarked_probes=True, alpha=ALPHA, decoys=0).to_dict()
