@@ -344,6 +344,20 @@ def test_links_inside_a_folder_are_read_and_not_released(folder: Path) -> None:
         release(folder, Mark(bytes(32)), folder.parent / "out")
 
 
+def test_the_digest_of_a_loaded_model_is_of_all_that_shapes_what_it_says(folder: Path) -> None:
+    model, tokenizer = load_model(folder)
+    model.register_buffer("steps", torch.tensor(3))  # a tensor without dimensions
+    digests = [model_digest((model, tokenizer))]
+    assert model_digest((model, tokenizer)) == digests[0]
+    tokenizer.add_tokens(["one more"])
+    digests.append(model_digest((model, tokenizer)))
+    model.config.rms_norm_eps += 0.5
+    digests.append(model_digest((model, tokenizer)))
+    model.steps += 1
+    digests.append(model_digest((model, tokenizer)))
+    assert len(set(digests)) == 4
+
+
 def test_a_snapshot_in_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
     """Its files are links into `blobs` of the same repository, and nowhere else."""
     digest = model_digest(folder)

@@ -122,13 +122,30 @@ def architecture(path: Path) -> tuple[frozenset[str], str] | None:
     return frozenset(model.state_dict()), str(model.base_model_prefix)
 
 
-def model_digest(path: str | Path) -> str:
-    """SHA-256 in hex over the names and contents of `watermark.folder.model_files`. Raises ModelError."""
+def model_digest(model: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> str:
+    """SHA-256 in hex over all that makes a model say what it says. Raises ModelError.
+
+    Of a folder: the names and contents of `watermark.folder.model_files`; of a loaded (model, tokenizer): the
+    configuration, the tokenizer's fingerprint, and names, types, shapes and contents of the tensors.
+    """
+    if isinstance(model, tuple):
+        return _loaded_digest(*model)
     digest = hashlib.sha256()
-    for name, found in model_files(Path(path)).items():
+    for name, found in model_files(Path(model)).items():
         digest.update(f"{len(name.encode())} {name}".encode())
         with found.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _loaded_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    import torch
+
+    whole = model.config.to_json_string(use_diff=False) + tokenizers.fingerprint(tokenizer)
+    digest = hashlib.sha256(whole.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -16,8 +16,9 @@ from verify.lineage import access as kinds
 from verify.lineage.access import Access
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.suspects.endpoint import Endpoint
-from verify.suspects.model import Model, digest_of
+from verify.suspects.model import Model
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
+from watermark.models import model_digest
 
 PathLike = str | Path
 
@@ -120,7 +121,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     if given.canaries is not None and (number := sum(1 for _ in read_records(Path(given.canaries)))) % 2:
         what = f"holds {number} outputs"
         raise InputError(given.canaries, 0, what, "half of them are served: want an even number")
-    inputs = {name: digest_of(model) for name, model in named.items() if model is not None}
+    inputs = {name: model_digest(model) for name, model in named.items() if model is not None}
     texts = {"prompts": given.prompts, "canaries": given.canaries}
     probes = given.probes if not isinstance(given.probes, Outputs) else None
     several = [probes] if isinstance(probes, str | Path) else list(probes or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,19 +57,6 @@ def name_of(model: Model) -> str:
     return str(model) if isinstance(model, str | Path) else str(model[0].name_or_path or "a model in memory")
 
 
-def digest_of(model: Model) -> str:
-    """SHA-256 in hex over a model folder (`watermark.models.model_digest`), or over a loaded model's parameters."""
-    if isinstance(model, str | Path):
-        return model_digest(Path(model))
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model[0].state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def read_weights(
     path: Model,
     mark: Mark,
@@ -110,7 +96,7 @@ def read_weights(
     return list(
         resumable(
             record,
-            "" if record is None else run_digest(digest_of(path), likely, digest(probes)),
+            "" if record is None else run_digest(model_digest(path), likely, digest(probes)),
             [probe.id for probe in probes],
             work,
             to_fields=lambda read: to_record(read) | {"model": Path(name_of(path)).name},
@@ -234,7 +220,7 @@ def likeliest(
 
     said = resumable(
         record,
-        "" if record is None else run_digest(prompts, top, chat, digest_of(path)),
+        "" if record is None else run_digest(prompts, top, chat, model_digest(path)),
         [one.id for one in prompts],
         work,
         to_fields=lambda said: {"output": said[0], "top": said, "model": Path(name_of(path)).name},
@@ -291,7 +277,7 @@ def likelihoods(
 
     found = resumable(
         record,
-        "" if record is None else run_digest(digest(candidates), digest_of(path)),
+        "" if record is None else run_digest(digest(candidates), model_digest(path)),
         [one.id for one in candidates],
         work,
         to_fields=lambda mean: {"loglikelihood": mean, "model": Path(name_of(path)).name},
