@@ -1,0 +1,143 @@
+"""The script of docs/recompute.md finds what the package finds, by an interpreter without any installed package."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+import verify
+from tests.conftest import SECRET
+from verify.radioactivity.text import TextResult
+from watermark import Mark
+
+Jsonl = Callable[..., Path]
+
+DOCS: Final = Path(__file__).parent.parent / "docs"
+TOLERANCE: Final = 1e-9
+"""Absolute, of log10 p."""
+
+SIZE: Final = 40
+"""Tokens of the vocabulary: so few that contexts come again in prompts, and pairs in outputs."""
+
+
+def recompute(*arguments: object) -> dict[str, str]:
+    """What the script prints: names and values. -S and -I: no installed package, no PYTHONPATH."""
+    words = [sys.executable, "-S", "-I", str(DOCS / "recompute.py"), *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return {line[:12].strip(): line[12:] for line in done.stdout.splitlines()}
+
+
+def agree(mark_file: Path, outputs: Path, *, unmarked: bool) -> dict[str, str]:
+    """Asserts that script and package agree on some evidence; returns what the script printed."""
+    flags = ["--unmarked-prompts"] if unmarked else []
+    printed = recompute(mark_file, outputs, *flags)
+    result = verify.text_test(mark_file, outputs, unmarked_prompts=unmarked)
+    assert isinstance(result, TextResult)
+    assert printed["n"] == str(result.n)
+    assert printed["green"] == str(result.green)
+    assert abs(float(printed["log10 p"]) - result.log10_pvalue) <= TOLERANCE
+    assert printed["commitment"] == result.mark.commitment
+    reasons = ", ".join(f"{number} {why.replace('_', ' ')}" for why, number in result.discarded.items())
+    assert printed["left out"] == reasons
+    return printed
+
+
+def written(mark: Mark, seed: int, *, tilt: float = 0.0, records: int = 20, prompt: int = 8) -> list[dict[str, Any]]:
+    """Records of random tokens, with some green ones in the place of others (`tilt`), special ones and loops."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for number in range(records):
+        ids = draw.integers(0, SIZE, prompt).tolist() if number % 3 else []
+        start = len(ids)
+        for _ in range(int(draw.integers(0, 90))):
+            token = int(draw.integers(0, SIZE))
+            if tilt > draw.random() and len(ids) >= mark.width:
+                context = np.array([ids[len(ids) - mark.width :]])
+                many = np.repeat(context.reshape(1, mark.width), SIZE, axis=0)
+                token = int(draw.choice(np.flatnonzero(mark.green(many, np.arange(SIZE)))))
+            ids.append(token)
+        ids += ids[-5:] * 3
+        shown = {"prompt_ids": ids[:start]} if number % 3 else [{}, {"prompt_ids": []}][number % 2]
+        found.append({"id": str(number), **shown, "output_ids": ids[start:]})
+    return found
+
+
+@pytest.mark.parametrize("unmarked", [False, True])
+@pytest.mark.parametrize("width", range(8))
+def test_text_agrees_at_every_width(width: int, unmarked: bool, jsonl: Jsonl, tmp_path: Path) -> None:
+    """Prompts, exempt ids, short contexts and repeated pairs, with a mark in the text and without one."""
+    mark = Mark(SECRET, gamma=0.3, width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
+    mark.save(tmp_path / "a.mark")
+    found = [
+        agree(tmp_path / "a.mark", jsonl(*written(mark, width, tilt=tilt), name=f"{tilt}.jsonl"), unmarked=unmarked)
+        for tilt in (0.0, 0.6)
+    ]
+    if width:
+        assert float(found[1]["log10 p"]) < float(found[0]["log10 p"]) - 2, "the mark shows"
+    else:  # the one empty context is in every prompt; without prompts every token is a pair
+        assert found[1]["n"] == str(SIZE - len(mark.exempt) if unmarked else 0)
+    for reason in ("special token", *(["short context"] if width else []), *([] if unmarked else ["prompt context"])):
+        assert f"0 {reason}" not in f" {found[1]['left out']}".split(","), reason
+
+
+def test_a_child_agrees(jsonl: Jsonl, tmp_path: Path) -> None:
+    child = Mark(SECRET, gamma=0.25, width=2, vocabulary_size=SIZE).child("customer-17")
+    child.save(tmp_path / "child.mark")
+    agree(tmp_path / "child.mark", jsonl(*written(child, 5, tilt=0.3)), unmarked=False)
+
+
+@pytest.mark.slow
+def test_real_text_agrees(speeches: np.ndarray, teacher: Path, jsonl: Jsonl, tmp_path: Path) -> None:
+    """Human text by the teacher's tokens: a third of each speech's piece as the prompt."""
+    mark = Mark.new(teacher, secret=SECRET, label="speeches")
+    mark.save(tmp_path / "real.mark")
+    pieces = speeches[:30_000].reshape(-1, 300).tolist()
+    records = jsonl(*({"prompt_ids": piece[:100], "output_ids": piece[100:]} for piece in pieces))
+    for unmarked in (False, True):
+        found = agree(tmp_path / "real.mark", records, unmarked=unmarked)
+        assert int(found["n"]) > 1000
+        assert float(found["log10 p"]) > -6, "fails falsely with probability 1e-6; the secret is fixed"
+
+
+def test_the_card_is_checked(mark: Mark, mark_file: Path, jsonl: Jsonl, tmp_path: Path) -> None:
+    outputs = jsonl({"output_ids": [5, 6, 7]})
+    mark.publish(tmp_path / "right.card")
+    other = replace(mark, delta=3.0)
+    other.publish(tmp_path / "other.card")
+    assert recompute(mark_file, outputs, "--card", tmp_path / "right.card")["card"] == "belongs to this mark"
+    assert recompute(mark_file, outputs, "--card", tmp_path / "other.card")["card"].startswith("DIFFERS")
+    card = json.loads((tmp_path / "right.card").read_text())
+    (tmp_path / "forged.card").write_text(json.dumps(card | {"commitment": "0" * 64}))
+    assert recompute(mark_file, outputs, "--card", tmp_path / "forged.card")["card"].startswith("DIFFERS")
+
+
+@pytest.mark.parametrize(
+    "record", [{"output": "text"}, {"output_ids": [5], "prompt": "text"}, {"output_ids": [5], "sequential": True}]
+)
+def test_what_cannot_be_recomputed_is_refused(record: dict[str, Any], mark_file: Path, jsonl: Jsonl) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        recompute(mark_file, jsonl(record))
+
+
+def test_the_tail_is_the_binomial_one() -> None:
+    """Against SciPy, at both sides of the mean and at the ends; where a double underflows the tail is one term."""
+    space: dict[str, Any] = {"__name__": "recompute"}
+    exec((DOCS / "recompute.py").read_text(), space)
+    tail = space["log10_tail"]
+    for n in (1, 7, 500, 20_000):
+        for gamma in (0.25, 1 / 65536, 0.9):
+            for green in {0, 1, n // 5, int(n * gamma), int(n * gamma) + 1, n // 3, n - 1, n}:
+                expected = float(binom.logsf(green - 1, n, gamma)) / math.log(10)
+                if expected > -250:  # beyond that SciPy's own tail loses digits, or is 0
+                    assert tail(green, n, gamma) == pytest.approx(expected, abs=TOLERANCE, rel=1e-9), (green, n, gamma)
+    assert tail(10_000, 10_000, 0.25) == pytest.approx(10_000 * math.log10(0.25), rel=1e-12)
