@@ -57,6 +57,11 @@ def bits(key: list[int], context: tuple[int, ...], token: int) -> int:
     return word >> 16 if token >> 8 & 1 else word & 0xFFFF
 
 
+def pair_is_green(key: list[int], threshold: int, pair: tuple[int, ...]) -> bool:
+    """Whether (*context, token) is green."""
+    return bits(key, pair[:-1], pair[-1]) < threshold
+
+
 def log10_tail(green: int, n: int, gamma: float) -> float:
     """log10 of P(Bin(n, gamma) >= green), from the first term of the sum and the ratios of the terms after it."""
     if green == 0:
@@ -122,6 +127,26 @@ def read_records(paths: list[Path], unmarked: bool) -> list[dict[str, Any]]:
     return records
 
 
+def key_words(mark: dict[str, Any]) -> list[int]:
+    """The key of the pseudorandom function as eight words."""
+    key = hkdf(bytes.fromhex(mark["secret"]), "stillmark/v1/prf", f"greenlist/width={mark['width']}")
+    return list(struct.unpack("<8I", key))
+
+
+def mark_of(path: Path, card_path: Path | None) -> dict[str, Any]:
+    """The mark in a file. Prints its commitment, and whether the card belongs to it."""
+    mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if [mark["format"], mark["prf"], mark["scheme"]] != ["stillmark-mark/v1", "chacha8-v1", "greenlist"]:
+        raise SystemExit("this is no mark of the format that is recomputed here")
+    print(f"commitment  {commitment(mark)}")
+    if card_path is not None:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        own = {name: mark[name] for name in SAME} | {"commitment": commitment(mark)}
+        differ = [name for name in own if card.get(name) != own[name]]
+        print("card       ", f"DIFFERS in {', '.join(differ)}" if differ else "belongs to this mark")
+    return mark
+
+
 def main() -> None:
     """Read the files, and print the mark's commitment, what was left out, n, green and log10 p."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -130,22 +155,11 @@ def main() -> None:
     parser.add_argument("--card", type=Path, help="the card that was published: does it belong to this mark?")
     parser.add_argument("--unmarked-prompts", action="store_true", help="the prompts cannot carry the mark")
     given = parser.parse_args()
-    mark = json.loads(given.mark.read_text(encoding="utf-8"))
-    if [mark["format"], mark["prf"], mark["scheme"]] != ["stillmark-mark/v1", "chacha8-v1", "greenlist"]:
-        raise SystemExit("this is no mark of the format that is recomputed here")
-    print(f"commitment  {commitment(mark)}")
-    if given.card is not None:
-        card = json.loads(given.card.read_text(encoding="utf-8"))
-        same = {name: card.get(name) == mark[name] for name in SAME} | {
-            "commitment": card.get("commitment") == commitment(mark)
-        }
-        print("card       ", "belongs to this mark" if all(same.values()) else f"DIFFERS in {same}")
+    mark = mark_of(given.mark, given.card)
     records = read_records(given.outputs, given.unmarked_prompts)
     pairs, left_out = pairs_of(records, mark["width"], set(mark["exempt"]), given.unmarked_prompts)
-    secret = bytes.fromhex(mark["secret"])
-    key = list(struct.unpack("<8I", hkdf(secret, "stillmark/v1/prf", f"greenlist/width={mark['width']}")))
-    threshold = round(mark["gamma"] * 65536)
-    green = sum(bits(key, pair[:-1], pair[-1]) < threshold for pair in pairs)
+    key, threshold = key_words(mark), round(mark["gamma"] * 65536)
+    green = sum(pair_is_green(key, threshold, pair) for pair in pairs)
     print("left out   ", ", ".join(f"{number} {why.replace('_', ' ')}" for why, number in left_out.items()))
     print(f"n           {len(pairs)}\ngreen       {green}")
     print(f"log10 p     {log10_tail(green, len(pairs), threshold / 65536):.10f}")

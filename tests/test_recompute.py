@@ -1,4 +1,4 @@
-"""The script of docs/recompute.md finds what the package finds, by an interpreter without any installed package."""
+"""The scripts of docs/recompute.md find what the package finds, by an interpreter without any installed package."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 import verify
 from tests.conftest import SECRET
+from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.text import TextResult
 from watermark import Mark
 
@@ -30,9 +31,9 @@ SIZE: Final = 40
 """Tokens of the vocabulary: so few that contexts come again in prompts, and pairs in outputs."""
 
 
-def recompute(*arguments: object) -> dict[str, str]:
-    """What the script prints: names and values. -S and -I: no installed package, no PYTHONPATH."""
-    words = [sys.executable, "-S", "-I", str(DOCS / "recompute.py"), *map(str, arguments)]
+def recompute(*arguments: object, script: str = "recompute.py") -> dict[str, str]:
+    """What a script prints: names and values. -S, -E, -s: no installed package, no PYTHONPATH; only its own folder."""
+    words = [sys.executable, "-S", "-E", "-s", str(DOCS / script), *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return {line[:12].strip(): line[12:] for line in done.stdout.splitlines()}
 
@@ -94,6 +95,83 @@ def test_a_child_agrees(jsonl: Jsonl, tmp_path: Path) -> None:
     child = Mark(SECRET, gamma=0.25, width=2, vocabulary_size=SIZE).child("customer-17")
     child.save(tmp_path / "child.mark")
     agree(tmp_path / "child.mark", jsonl(*written(child, 5, tilt=0.3)), unmarked=False)
+
+
+def said(mark: Mark, seed: int, *, tilt: float = 0.0, sampled: bool = False) -> list[dict[str, Any]]:
+    """What a model says along the texts of `written`: some tokens at each place, perhaps the green ones likelier."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for record in written(mark, 0, records=12):
+        ids, start = record.get("prompt_ids", []) + record["output_ids"], len(record.get("prompt_ids", []))
+        tops: list[Any] = []
+        for place in range(start, len(ids)):
+            tokens = draw.permutation(SIZE)[: draw.integers(0, 9)]
+            logprobs = -draw.exponential(3, len(tokens)) - 0.1
+            if place >= mark.width and len(tokens):
+                context = np.array(ids[place - mark.width : place], np.int64).reshape(1, -1)
+                logprobs += tilt * mark.green(np.repeat(context, len(tokens), axis=0), tokens)
+            logprobs = np.where(draw.random(len(tokens)) < 0.02, -9999.0, logprobs.clip(max=0.0))
+            tops.append([[int(t), float(p)] for t, p in zip(tokens, logprobs, strict=True)] or None)
+        shown = {} if "prompt_ids" not in record else {"prompt_ids": record["prompt_ids"]}
+        found.append({"id": record["id"], **shown, "output_ids": record["output_ids"], "top_logprobs": tops})
+        found[-1] |= {"sampled": True} if sampled else {}
+    return found
+
+
+def agree_on_logprobs(
+    mark_file: Path, suspect: Path, reference: Path | None, *, unmarked: bool, tolerance: float = TOLERANCE
+) -> float:
+    """Asserts that script and package agree on recorded log probabilities; returns log10 p."""
+    flags = ["--unmarked-probes"] if unmarked else []
+    compared = [] if reference is None else ["--reference", reference]
+    printed = recompute(mark_file, suspect, *compared, *flags, script="recompute_logprobs.py")
+    result = verify.logprob_test(mark_file, suspect, reference=reference, unmarked_probes=unmarked or None, decoys=0)
+    assert isinstance(result, WeightedResult)
+    assert printed["bound"] == ("Chernoff" if unmarked else "mixture e-value")
+    assert printed["positions"] == str(result.positions)
+    assert printed["n"] == str(result.n)
+    assert abs(float(printed["T"]) - result.statistic) <= tolerance
+    assert abs(float(printed["log10 p"]) - result.log10_pvalue) <= tolerance
+    return result.log10_pvalue
+
+
+@pytest.mark.parametrize("unmarked", [False, True])
+@pytest.mark.parametrize("compared", [False, True])
+@pytest.mark.parametrize("width", [0, 1, 2, 4])
+def test_log_probabilities_agree(width: int, compared: bool, unmarked: bool, jsonl: Jsonl, tmp_path: Path) -> None:
+    mark = Mark(SECRET, gamma=0.3, width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
+    mark.save(tmp_path / "a.mark")
+    found = []
+    for tilt, sampled in ((0.0, False), (2.0, True)):
+        suspect = jsonl(*said(mark, 2, tilt=tilt, sampled=sampled), name="suspect.jsonl")
+        reference = jsonl(*said(mark, 1, sampled=sampled), name="reference.jsonl") if compared else None
+        found.append(agree_on_logprobs(tmp_path / "a.mark", suspect, reference, unmarked=unmarked))
+    if width and unmarked:
+        assert found[1] < found[0] - 2, "the mark shows"
+
+
+def test_log_probabilities_by_position_agree(jsonl: Jsonl, tmp_path: Path) -> None:
+    mark = Mark(SECRET, width=2, exempt=(3,), vocabulary_size=SIZE)
+    mark.save(tmp_path / "a.mark")
+    rows = [one for one in said(mark, 2, tilt=1.0) if one["output_ids"]]
+    ids = [one.get("prompt_ids", []) + one["output_ids"] for one in rows]
+    records = [{"context_ids": all_ids[:-1], "top_logprobs": [[5, -0.5], [3, -1.5], [9, -2.5]]} for all_ids in ids]
+    for unmarked in (False, True):
+        agree_on_logprobs(tmp_path / "a.mark", jsonl(*records), None, unmarked=unmarked)
+
+
+def test_a_suspect_that_is_its_reference_shows_nothing(jsonl: Jsonl, mark: Mark, mark_file: Path) -> None:
+    records = jsonl(*said(mark, 3))
+    assert agree_on_logprobs(mark_file, records, records, unmarked=True) == 0.0
+
+
+def test_where_every_coin_fell_the_better_way(jsonl: Jsonl, mark: Mark, mark_file: Path) -> None:
+    """T as large as it can be: the bound tends to the product of the chances, and the search for it ends."""
+    tokens = np.arange(3, 900)
+    chosen = tokens[mark.green(np.full((len(tokens), 1), 5), tokens)]
+    records = jsonl({"context_ids": [5], "top_logprobs": [[int(token), -3.0] for token in chosen]})
+    log10 = agree_on_logprobs(mark_file, records, None, unmarked=True, tolerance=1e-6)
+    assert log10 == pytest.approx(len(chosen) * math.log10(0.25), rel=1e-6)
 
 
 @pytest.mark.slow
