@@ -32,7 +32,7 @@ DOCUMENTS: Final = [
 ELSEWHERE: Final = {
     "pip": "it installs, from a host that is not there",
     "make": "it makes an environment of its own; .ci/run runs it",
-    "python": "it measures for minutes, or writes into the repository",
+    "python": "it measures for minutes, or writes into the repository, or tests/test_recompute.py runs it",
     "echo": "it writes into the home folder",
     "_STILLMARK_COMPLETE=bash_source": "it writes into the home folder; test_help runs the completion itself",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,9 @@ import pytest
 from scipy.stats import binom
 
 import verify
+from tests import small
 from tests.conftest import SECRET
+from tests.test_help import small_demo
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.text import TextResult
 from watermark import Mark
@@ -219,3 +223,24 @@ def test_the_tail_is_the_binomial_one() -> None:
                 if expected > -250:  # beyond that SciPy's own tail loses digits, or is 0
                     assert tail(green, n, gamma) == pytest.approx(expected, abs=TOLERANCE, rel=1e-9), (green, n, gamma)
     assert tail(10_000, 10_000, 0.25) == pytest.approx(10_000 * math.log10(0.25), rel=1e-12)
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    """Each command of docs/recompute.md, on small files under the names that the demo gives them."""
+    small_demo(tmp_path)
+    mark = Mark.load(tmp_path / "demo" / "demo.mark")
+    mark.publish(tmp_path / "demo.card")
+    texts = [json.loads(line) for line in (tmp_path / "demo" / "probes.jsonl").read_text().splitlines()]
+    (tmp_path / "demo" / "readings").mkdir()
+    for name, table in (("student_of_marked", small.logits(mark)), ("base", small.logits())):
+        small.jsonl(tmp_path / "demo" / "readings" / f"{name}.jsonl", (small.read(table, text) for text in texts))
+    text = (DOCS / "recompute.md").read_text().replace("\\\n", "")
+    commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("python docs/")]
+    assert len(commands) == 2
+    for script, *words in commands:
+        given = [str(tmp_path / word) if not word.startswith("--") else word for word in words]
+        printed = recompute(*given, script=Path(script).name)
+        assert printed["card"] == "belongs to this mark"
+        assert float(printed["log10 p"]) < -3
+        shown = re.findall(r"^\S.{11}", text[text.index("```text") :], re.MULTILINE)
+        assert {f"{name:12}" for name in printed} <= set(shown), "the page shows what is printed"
