@@ -225,6 +225,7 @@ def test_the_tail_is_the_binomial_one() -> None:
     assert tail(10_000, 10_000, 0.25) == pytest.approx(10_000 * math.log10(0.25), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
     """Each command of docs/recompute.md, on small files under the names that the demo gives them."""
     small_demo(tmp_path)
