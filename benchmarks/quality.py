@@ -48,7 +48,7 @@ def value_at(curve: Curve, n: int) -> float:
 
 
 def main() -> None:
-    plot = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/quality.png")
+    plot = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/quality.png")
     torch.set_num_threads(1)
     unmarked = perplexity(w.outputs(w.FOLDER / "unmarked.teacher.jsonl"))
     print(f"perplexity of unmarked text: {unmarked:.1f}\n")

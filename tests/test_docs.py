@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml
 from click.testing import Result
 
 from tests.test_help import COMMANDS, ENDPOINT, parsed, serve_student, small_demo
@@ -173,6 +174,23 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if not target.startswith(("http://", "https://")):
             assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_every_page_has_a_place_in_the_site() -> None:
+    """And only one."""
+    config = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [page for _, page in leaves(config["nav"])]
+    assert sorted(pages) == sorted(one.name for one in (ROOT / "docs").glob("*.md"))
+
+
+def leaves(nav: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The titles and files of a navigation, from its sections too."""
+    for entry in nav:
+        for title, below in entry.items():
+            if isinstance(below, str):
+                yield title, below
+            else:
+                yield from leaves(below)
 
 
 def test_the_readme_is_short() -> None:
