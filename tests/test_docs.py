@@ -12,12 +12,15 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
 import yaml
 from click.testing import Result
 
+import verify
+import watermark
 from tests.test_help import COMMANDS, ENDPOINT, parsed, serve_student, small_demo
 from watermark.models import load_model
 
@@ -181,6 +184,12 @@ def test_every_page_has_a_place_in_the_site() -> None:
     config = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = [page for _, page in leaves(config["nav"])]
     assert sorted(pages) == sorted(one.name for one in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("package", [watermark, verify])
+def test_every_public_name_is_in_the_page_on_python(package: ModuleType) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in package.__all__ if not re.search(rf"\b{name}\b", text)] == []
 
 
 def leaves(nav: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
