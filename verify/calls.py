@@ -1,4 +1,4 @@
-"""What was called, on which files, by which versions: every result of a public test notes it, so that it can be repeated."""
+"""What was called, on which files, by which versions: results of public tests note it, so that they can be repeated."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str):
         return without_login(value) if value.startswith(("http://", "https://")) else value
     if isinstance(value, Mark):
-        return f"(a mark in memory, commitment {value.commitment[:16]}...)"
+        return value.file or f"(a mark in memory, commitment {value.commitment[:16]}...)"
     if isinstance(value, list | tuple) and all(isinstance(one, str | Path) for one in value):
         return [_shown(one) for one in value]
     url = getattr(value, "base_url", None)

@@ -192,7 +192,7 @@ def document_of(found: Mapping[str, Any]) -> Document:
 
 
 def _whole(found: Mapping[str, Any], verdict: str) -> Document:
-    alpha = _number(found, "alpha")
+    alpha = _level(found)
     tests = []
     for one in _list(found, "tests"):
         one = _is(one, dict, "a test")
@@ -201,8 +201,8 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
             TestShown(
                 name=_text(one, "test"),
                 evidence=_text(one, "evidence"),
-                log10_pvalue=_number(one, "log10_pvalue"),
-                log10_adjusted=_number(one, "log10_pvalue_adjusted"),
+                log10_pvalue=_log10(one, "log10_pvalue"),
+                log10_adjusted=_log10(one, "log10_pvalue_adjusted"),
                 stands=stands,
                 alpha=alpha,
                 result=_object(one, "result"),
@@ -242,10 +242,10 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         verdict, rule = _text(both, "verdict"), _text(both, "rule", "")
     call = _object(found, "call", {}) if found.get("call") is not None else {}
     name = _NAMES.get(_text(call, "function", ""), "test")
-    alpha = _number(found, "alpha")
+    alpha = _level(found)
     tests = []
     for part, result in results.items():
-        log10 = _number(result, "log10_pvalue")
+        log10 = _log10(result, "log10_pvalue")
         level = alpha / len(results)
         stands = "yes" if log10 <= math.log10(level) else "no" if result.get("conclusive") is True else NO_VERDICT
         tests.append(
@@ -354,6 +354,9 @@ def _is(value: Any, kind: type[T], name: str) -> T:
     return value
 
 
+_LARGE: Final = 1e15
+"""Larger numbers are in no result."""
+
 _KINDS: Final[Mapping[type, str]] = {
     str: "text", int: "whole number", bool: "true or false", dict: "object", list: "list",
 }  # fmt: skip
@@ -373,9 +376,22 @@ def _number(found: Mapping[str, Any], name: str, default: float | None = None) -
     if default is not None and name not in found:
         return default
     value = _there(found, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
         raise StillmarkError(f"this is no result of Stillmark: '{name}' is no number", WANTED)
     return float(value)
+
+
+def _log10(found: Mapping[str, Any], name: str) -> float:
+    """log10 of a probability."""
+    if (value := _number(found, name)) > 0:
+        raise StillmarkError(f"this is no result of Stillmark: '{name}' is no probability", WANTED)
+    return value
+
+
+def _level(found: Mapping[str, Any]) -> float:
+    if not 0 < (value := _number(found, "alpha")) < 1:
+        raise StillmarkError("this is no result of Stillmark: 'alpha' is no level", WANTED)
+    return value
 
 
 def _object(found: Mapping[str, Any], name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:

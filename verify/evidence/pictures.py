@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from verify.words import printable
 from watermark import StillmarkError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Picture:
     numbers: str
 
     def svg(self, name: str) -> str:
-        """The SVG to be put into a page as it is. name: another one for every picture of the page, letters and digits."""
+        """The SVG, to be put into a page as it is. name: letters and digits, another one for each picture of a page."""
         return _inline(self.drawn, name, self.title, self.numbers)
 
 
@@ -66,7 +67,9 @@ def _growth(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     if not found:
         return
     at, log10 = _numbers(found["at"]), _numbers(found["log10_pvalue"])
-    unit = str(found["unit"])
+    unit = found["unit"]
+    if unit not in ("tokens", "positions", "answers"):
+        raise ValueError
     evidence = [-one for one in log10]
 
     def draw(ax: Axes) -> None:
@@ -104,8 +107,8 @@ def _decoys(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         ax.legend()
 
     reading = (
-        f"{len(z)} decoy keys, drawn on {str(found['drawn'])[:10]} as the mark's own was and never used, were held against "
-        "the same evidence. A mark that the suspect does not carry looks like one of them."
+        f"{len(z)} decoy keys, drawn on {printable(str(found['drawn']), 10)} as the mark's own was and never used, "
+        "were held against the same evidence. A mark that the suspect does not carry looks like one of them."
     )
     yield _picture(
         draw,
@@ -240,7 +243,7 @@ def _controls(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
 def _numbers(values: Sequence[Any]) -> list[float]:
     found = []
     for one in values:
-        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not abs(one) < 1e15:
             raise ValueError
         found.append(float(one))
     return found
