@@ -1,18 +1,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint notebooks docs clean
+.PHONY: demo test test-report check lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
 
 test: .venv/ready
 	$(BIN)/python -c "from verify.planning.demo import teacher_model; print('teacher:', teacher_model())"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser
+
+# The report in a real browser. Debian's Chromium is installed if there is none.
+test-report: .venv/ready
+	$(BIN)/pip install --quiet --group report
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	    apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; } >/dev/null
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/browser
 
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from matplotlib.axes import Axes
+
+    from verify.calls import Call
 
 CARRIES: Final = "carries the mark"
 INSUFFICIENT: Final = "insufficient evidence"
@@ -51,6 +54,7 @@ class Result:
         conclusive: a negative answer says something; False where nothing was read, or not enough for any answer.
         power_statement: what a negative answer rules out.
         inputs: what the test was given (files, folders, counts of bad records), for JSON.
+        call: the call of a public function that gave it; None: it was made of evidence in memory.
     """
 
     test: str
@@ -67,6 +71,7 @@ class Result:
     conclusive: bool = True
     power_statement: str = field(default="", repr=False)
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    call: Call | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -111,8 +116,24 @@ class Result:
             "evasions": self.evasions,
             "warnings": list(self.warnings),
             "discarded": dict(self.discarded),
+            "summary": {"evidence": self.evidence, "rows": self.rows()},
+            "call": None if self.call is None else self.call.to_dict(),
             **self.inputs,
         }
+
+    def noting(self, call: Call) -> Self:
+        """The same result, with the call that gave it."""
+        return replace(self, call=call)
+
+    def save_html(self, path: str | Path, *, confidential: bool = False) -> None:
+        """Write the result as one page that needs nothing else: see `verify.evidence.report`.
+
+        confidential: leave out passages of the suspect's text and single pairs.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        save_html(self.to_dict(), path, confidential=confidential)
 
     def rows(self) -> dict[str, str]:
         """What is shown below the verdict: names and values."""
@@ -147,6 +168,20 @@ class Result:
         bars = {"evidence": -self.log10_pvalue, "needed at alpha": -math.log10(self.alpha)}
         ax.barh(list(bars), list(bars.values()), color=["C0", "C7"])
         ax.set_xlabel("-log10 p")
+
+
+def save_html(found: dict[str, Any], path: str | Path, *, confidential: bool) -> None:
+    """Write the report on a result, which is given as for JSON. Raises InputError."""
+    from verify.evidence.report import write_report
+
+    write_report(found, path, confidential=confidential)
+
+
+def without_text(found: Any) -> Any:
+    """A result, given as for JSON, without passages of text and single pairs, at any depth."""
+    if isinstance(found, dict):
+        return {name: [] if name in ("passages", "heaviest") else without_text(one) for name, one in found.items()}
+    return [without_text(one) for one in found] if isinstance(found, list) else found
 
 
 def new_axes() -> Axes:

@@ -13,7 +13,6 @@ EXTRAS: Final = {
     "transformers": "torch",
     "accelerate": "torch",
     "safetensors": "torch",
-    "jinja2": "torch",
     "openai": "api",
     "ray": "ray",
     "matplotlib": "plot",

@@ -96,7 +96,7 @@ def highlight(mark: Mark, tokenizer: AnyTokenizer | str | Path, output: Shown) -
     limit = mark.vocabulary_size or np.inf
     exempt = set(mark.exempt)
     green = tuple(None if i in exempt or i >= limit else one for i, one in zip(ids, colours, strict=True))
-    return Highlighted(tuple(_pieces(tokenizer, before[-1:], ids)), green)
+    return Highlighted(tuple(pieces(tokenizer, before[-1:], ids)), green)
 
 
 def _ids(tokenizer: AnyTokenizer, output: Shown) -> tuple[list[int], list[int]]:
@@ -114,8 +114,12 @@ def _ids(tokenizer: AnyTokenizer, output: Shown) -> tuple[list[int], list[int]]:
     return [int(i) for i in prompt], [int(i) for i in given.output_ids]
 
 
-def _pieces(tokenizer: AnyTokenizer, before: list[int], ids: list[int]) -> Iterator[str]:
-    """The text of each token where it stands: some tokenizers leave out the space before a first word."""
+def pieces(tokenizer: AnyTokenizer, before: list[int], ids: list[int]) -> Iterator[str]:
+    """The text of each of some token ids where it stands: some tokenizers leave out the space before a first word.
+
+    before: the ids before them, of which the last is looked at. Of a character that takes several tokens the last has
+    the text, and the others have none.
+    """
     group: list[int] = []
     for place, token in enumerate(ids, 1):
         group.append(token)

@@ -60,6 +60,7 @@ class Mark:
         exempt: token ids never biased and never scored, ascending.
         tokenizer: fingerprint of the tokenizer (`watermark.tokenizers.fingerprint`), or None.
         tokenizer_source: where that tokenizer was last seen; a convenience, no part of the identity.
+        file: where the mark was loaded from, for results to name; no part of the identity.
 
     Raises:
         MarkError: a parameter is of another type, or out of its range.
@@ -74,6 +75,7 @@ class Mark:
     exempt: tuple[int, ...] = ()
     tokenizer: str | None = None
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
+    file: str | None = field(default=None, compare=False, repr=False)
     _alone: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -170,7 +172,7 @@ class Mark:
         """
         check_label(label)
         secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
-        return replace(self, secret=secret, label=label, delta=self.delta if delta is None else delta)
+        return replace(self, secret=secret, label=label, file=None, delta=self.delta if delta is None else delta)
 
     def card(self) -> dict[str, Any]:
         """What may be published: everything but the secret, with the commitment to the whole."""
@@ -223,7 +225,7 @@ class Mark:
         if missing := (PARAMETERS.keys() | {"secret"}) - body.keys() - {"tokenizer_source"}:
             raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
-            return cls(parse_secret(body["secret"]), **parameters)
+            return cls(parse_secret(body["secret"]), **parameters, file=str(path))
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 

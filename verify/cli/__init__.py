@@ -18,11 +18,12 @@ from verify.cli import (
     power,
     probes,
     protect,
+    report,
     student,
     test,
     verify,
 )
-from verify.cli.common import in_cli_words
+from verify.words import in_cli_words
 from watermark import StillmarkError, __stillmark__, extras
 
 
@@ -61,6 +62,7 @@ for one in (fingerprints.weights, fingerprints.agreement, fingerprints.planted, 
 main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
+main.add_command(report.report)
 main.add_command(attribute.attribute)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)

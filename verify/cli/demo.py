@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, command, in_cli_words, json_option, print_json, progress
+from verify.cli.common import FILE, command, json_option, print_json, progress
+from verify.words import in_cli_words
 from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:

@@ -51,7 +51,12 @@ VERDICTS = (
 @click.option("--model", help="The name that an endpoint knows the suspect by [default: the one that it serves].")
 @click.option("--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True,
               help="To be billed at an endpoint, for the mark.")  # fmt: skip
-@click.option("--out", type=FILE, help="Folder to keep the plan, what was read (to resume from) and result.json in.")
+@click.option(
+    "--out", type=FILE, help="Folder to keep the plan, what was read (to resume from), result.json and report.html in."
+)
+@click.option(
+    "--confidential", is_flag=True, help="Leave passages of the suspect's text and single pairs out of these."
+)
 @click.option("--plan", type=FILE, help="File of the plan: written if not there, else it must be this one.")
 @tokenizer_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed.")

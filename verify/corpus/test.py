@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from verify.calls import noted
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
@@ -189,6 +190,7 @@ class CorpusResult(PairsResult):
         ]
 
 
+@noted
 def corpus_test(
     mark_path: str | Path,
     paths: str | Path | Sequence[str | Path],

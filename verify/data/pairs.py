@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -84,6 +84,17 @@ class Positions:
     prompts: int
     records: int
     unmarked: bool = False
+
+    def head(self, number: int) -> Positions:
+        """The first positions alone; what was counted stays as it was for all."""
+        first = slice(number)
+        return replace(
+            self,
+            contexts=self.contexts[first],
+            tokens=self.tokens[first],
+            record=self.record[first],
+            place=self.place[first],
+        )
 
 
 def scorable_batch(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.fingerprint import DEPENDENT, MATCHED
 from verify.fingerprint.independence import IndependenceResult, LayerMatch, MatchResult, independent_pairs
-from verify.results import CHANGED, INSUFFICIENT, NO_VERDICT, NOTHING, html_table, new_axes
+from verify.results import CHANGED, INSUFFICIENT, NO_VERDICT, NOTHING, html_table, new_axes, save_html
 from verify.stats import permutations
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
+
+    from verify.calls import Call
 
 RANDOMNESS: Final = (
     "The p-value's randomness is the order of the teacher's hidden units (and, for the embedding, of its residual "
@@ -205,6 +209,14 @@ class WeightsResult:
         """For JSON: the exact test; under `shuffled` the calibrated test, under `both` the verdict of both."""
         both = {"verdict": self.verdict, "alpha": self.exact.alpha, "rule": self.rule}
         return self.exact.to_dict() | {"shuffled": self.calibrated.to_dict(), "both": both}
+
+    def noting(self, call: Call) -> WeightsResult:
+        """The same result, with the call that gave it."""
+        return replace(self, exact=self.exact.noting(call))
+
+    def save_html(self, path: str | Path, *, confidential: bool = False) -> None:
+        """As `Result.save_html`."""
+        save_html(self.to_dict(), path, confidential=confidential)
 
     def __str__(self) -> str:
         """What the command prints: the verdict, and both tests."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from verify.calls import noted
 from verify.data.outputs import Outputs
 from verify.fingerprint import answers, canaries, planted
 from verify.fingerprint.agreement import AgreementResult, agreement_result, check_controls
@@ -27,6 +28,7 @@ from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
 
 
+@noted
 def weights_test(
     teacher: PathLike | Sequence[PathLike],
     suspect: PathLike,
@@ -75,6 +77,7 @@ def weights_test(
     return found.judged(shares, alpha)
 
 
+@noted
 def agreement_test(
     teacher: Model | Sequence[PathLike],
     suspect: Model | Endpoint,
@@ -158,6 +161,7 @@ def agreement_test(
     return replace(result, inputs={"prompts": where, "chat": chat})
 
 
+@noted
 def planted_test(
     mark: Mark | PathLike,
     suspect: Model | Endpoint,
@@ -209,6 +213,7 @@ def planted_test(
         return planted.ask(suspect, mark, number, alpha, update)
 
 
+@noted
 def canary_test(
     mark: Mark | PathLike,
     suspect: Model,

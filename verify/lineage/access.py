@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from verify.calls import without_login
 from verify.data.outputs import KINDS, read_records
 from verify.suspects.endpoint import is_address
 from verify.suspects.model import Model, is_loaded, name_of
@@ -46,8 +46,7 @@ class Access:
     def shown(self) -> str:
         """The suspect as it may be shown: without a name, password or query in its URL."""
         if self.kind == ENDPOINT:
-            parts = urlsplit(self.url)
-            return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+            return without_login(self.url)
         if self.model is not None:
             return name_of(self.model)
         more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""

@@ -126,10 +126,10 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     probes = given.probes if not isinstance(given.probes, Outputs) else None
     several = [probes] if isinstance(probes, str | Path) else list(probes or ())
     texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
-    inputs |= {name: _sha256(Path(path)) for name, path in texts.items() if path is not None}
+    inputs |= {name: sha256(Path(path)) for name, path in texts.items() if path is not None}
     if given.mark is not None:
         inputs["mark"] = given.mark.commitment
-    inputs["calibration"] = _sha256(Path(independence.__file__).with_name("independent.json"))
+    inputs["calibration"] = sha256(Path(independence.__file__).with_name("independent.json"))
     settings: dict[str, Any] = {
         "version": importlib.metadata.version("stillmark"),
         "access": given.access.kind,
@@ -146,7 +146,8 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     return LineagePlan(tuple(lines), alpha, inputs, settings)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hex. Raises InputError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

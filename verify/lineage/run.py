@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from verify.calls import call_of
 from verify.data.outputs import Outputs
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
@@ -18,12 +20,12 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
-from verify.lineage.given import Given, check_usage, plan_of, unplanned_of
+from verify.lineage.given import Given, check_usage, plan_of, sha256, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import WeightedResult
-from verify.radioactivity.run import endpoint_test, logprob_test, text_test
+from verify.radioactivity.run import DECOYS, endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
@@ -61,6 +63,7 @@ def suspect(
     skip_bad: bool = False,
     plan: PathLike | None = None,
     out: PathLike | None = None,
+    confidential: bool = False,
     progress: Stages = silent,
 ) -> Verdict:
     """What happened to the teacher, by every test that what was given allows; the p-values are adjusted over all tests.
@@ -90,8 +93,9 @@ def suspect(
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         skip_bad: count malformed records instead of stopping at the first.
         plan: file of the plan: written if not there, else it must hold this very plan.
-        out: folder to keep the plan, what was read (a killed run goes on from there) and `result.json` in. For an
-            endpoint None means a folder named after the host: answers cost money.
+        out: folder to keep the plan, what was read (a killed run goes on from there), `result.json` and `report.html`
+            in. For an endpoint None means a folder named after the host: answers cost money.
+        confidential: leave passages of the suspect's text and single pairs out of the result and the report.
         progress: opened around each piece of work.
 
     Raises:
@@ -102,6 +106,7 @@ def suspect(
         >>> verdict = verify.suspect("suspect/", mark="teacher.mark")  # doctest: +SKIP
         >>> print(verdict)  # doctest: +SKIP
     """
+    given_arguments = dict(locals())
     access = recognise(what)
     if access.kind == kinds.ENDPOINT:
         Endpoint(access.url, model or "").check(())
@@ -153,11 +158,25 @@ def suspect(
         unplanned=unplanned,
         notes=(*given.notes, *notes),
         out=None if folder is None else str(folder),
+        confidential=confidential,
+        call=call_of(suspect, given_arguments, _digests(given)),
     )
     found = replace(found, next=advice(found, given.mark, reference=reference is not None))
     if folder is not None:
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
+        found.save_html(folder / "report.html")
+    return found
+
+
+def _digests(given: Given) -> dict[str, str]:
+    """SHA-256 of the suspect, where it is no named file: its weights, and the answers of an endpoint."""
+    found = {}
+    if given.access.folder is not None:
+        with suppress(ModelError):  # then no test could read it either, and each says why
+            found[str(given.access.folder)] = model_digest(given.access.folder)
+    for path in sorted(given.readings.glob("*.jsonl")) if given.readings is not None else ():
+        found[str(path)] = sha256(path)
     return found
 
 
@@ -246,6 +265,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
             unmarked_probes=free,
             record=_log(given, "mark"),
             alpha=alpha,
+            tokenizer=given.tokenizer,
             progress=progress,
         )
         if found.n:
@@ -257,6 +277,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         reference=given.reference,
         unmarked_prompts=bool(given.unmarked_prompts),
         alpha=alpha,
+        decoys=DECOYS,
         tokenizer=given.tokenizer,
         skip_bad=given.skip_bad,
         progress=progress,

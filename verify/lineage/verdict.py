@@ -11,11 +11,15 @@ import numpy as np
 
 from verify.fingerprint.agreement import AgreementResult
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.results import Result, html_table, new_axes, paragraph
+from verify.results import Result, html_table, new_axes, paragraph, save_html, without_text
 from verify.stats.multiple import holm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
+
+    from verify.calls import Call
 
 COPIED: Final = "copied"
 DISTILLED: Final = "distilled"
@@ -34,6 +38,21 @@ MEANING: Final = {
     UNRELATED: "No test that was made found a tie to the teacher; each line says what it could have found.",
     CANNOT_TELL: "No test answers what happened.",
 }
+SHOWS_NOT: Final = {
+    COPIED: ("It does not say who copied the weights, or from where.",),
+    DISTILLED: ("It does not say how the text got there: text that others published can carry the mark.",),
+    DISTILLED_OR_RELAYED: (
+        "It does not say whether the suspect learned, or passes the teacher's answers on.",
+        "It does not say how the text got there: text that others published can carry the mark.",
+    ),
+    BOTH: ("It does not say who copied the weights, or how the text got there.",),
+    UNRELATED: (
+        "It is no proof of innocence: a smaller effect than the tests could have found may be there.",
+        "Each test has ways to be evaded; they are listed with the test.",
+    ),
+    CANNOT_TELL: ("It is neither a finding against the suspect nor one for it.",),
+}
+NO_INTENT: Final = "It does not say who queried the teacher, or with which intent."
 RANDOMNESS: Final = (
     "A p-value here says how often a secret drawn at random (for weights: an order of units) would fit as well, "
     "whatever the suspect is. See docs/statistics.md."
@@ -100,6 +119,8 @@ class Verdict:
         next: what to do next, one sentence each.
         notes: what a reader should know, one sentence each.
         out: folder that holds the plan, what was read, and the result; None: nothing was kept.
+        confidential: passages of the suspect's text and single pairs are left out of what is kept and shown.
+        call: the call that gave the verdict.
     """
 
     suspect: str
@@ -113,6 +134,8 @@ class Verdict:
     next: tuple[str, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     out: str | None = None
+    confidential: bool = False
+    call: Call | None = field(default=None, repr=False, compare=False)
 
     @property
     def found(self) -> set[str]:
@@ -183,11 +206,31 @@ class Verdict:
                 said.append(f"The test '{line.name}' could have found: {line.result.power_statement}.")
         return said
 
+    @property
+    def shows_not(self) -> list[str]:
+        """What the verdict does not say, one sentence each."""
+        return [*SHOWS_NOT[self.verdict], NO_INTENT]
+
+    def save_html(self, path: str | Path, *, confidential: bool | None = None) -> None:
+        """Write the verdict as one page that needs nothing else: see `verify.evidence.report`.
+
+        confidential: leave out passages of the suspect's text and single pairs; None: as in `Verdict.confidential`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        save_html(self.to_dict(), path, confidential=self.confidential if confidential is None else confidential)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        found = self._to_dict()
+        return without_text(found) if self.confidential else found
+
+    def _to_dict(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "shows_not": self.shows_not,
             "next": list(self.next),
             "tests": [line.to_dict(self.plan.alpha) for line in self.lines if line.result is not None],
             "not_tested": self.not_tested,
@@ -199,6 +242,7 @@ class Verdict:
             "plan_digest": self.plan.digest,
             "notes": list(self.notes),
             "out": self.out,
+            "call": None if self.call is None else self.call.to_dict(),
         }
 
     def _table(self) -> list[tuple[str, str, str, str, str]]:
@@ -230,7 +274,8 @@ class Verdict:
         lines += [paragraph(f"Next: {step}") for step in self.next]
         if self.out is not None:
             lines.append(
-                f"Kept in {self.out}: the plan, what was read (the same command goes on from there), the result."
+                f"Kept in {self.out}: report.html, the result, the plan, and what was read (the same command goes on "
+                "from there)."
             )
         return "\n".join([*lines, paragraph(RANDOMNESS)])
 

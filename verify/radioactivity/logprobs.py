@@ -120,7 +120,7 @@ class WeightedResult(MarkResult):
 
     def _draw(self, ax: Axes) -> None:
         if self.decoys:
-            self.decoys.draw(ax, self.z)
+            self.decoys.draw(ax)
         else:
             super()._draw(ax)
 
@@ -198,6 +198,19 @@ def log10_if_unmarked(
 ) -> float:
     """log10 p of `logprob_result` on tables that were made of unmarked probes, without the rest of a result."""
     return log10_bound(mark, _weights_of(mark, suspect, reference, context_counts)[0], unmarked=True)
+
+
+def logprob_log10_of_first(
+    mark: Mark,
+    suspect: LogprobTable,
+    reference: LogprobTable | None,
+    context_counts: ContextCounts | None,
+    number: int,
+) -> float:
+    """log10 p of `logprob_result` on the first so many positions alone, without the rest of a result."""
+    beside = None if reference is None else reference.head(number)
+    pairs = _weights_of(mark, suspect.head(number), beside, context_counts)[0]
+    return log10_bound(mark, pairs, unmarked=suspect.unmarked)
 
 
 def log10_bound(mark: Mark, pairs: WeightedPairs, *, unmarked: bool) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.pairs import WeightedPairs
+from verify.radioactivity.detail import Detail
 from verify.results import CARRIES, LEVEL, Result, left_out
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
@@ -31,9 +33,10 @@ NO_EVIDENCE: Final = "No position could be scored: there is no evidence either w
 
 @dataclass(frozen=True, kw_only=True)
 class MarkResult(Result):
-    """What every test for a mark answers. mark: the mark tested."""
+    """What every test for a mark answers. mark: the mark tested; detail: what a report shows of the evidence."""
 
     mark: Mark
+    detail: Detail = field(default=Detail(), repr=False)
     positive_verdict: str = CARRIES
     randomness: str = field(default=RANDOMNESS, repr=False)
     assumptions: str = field(default=ASSUMPTIONS, repr=False)
@@ -43,6 +46,7 @@ class MarkResult(Result):
         return super().to_dict() | {
             "gamma": self.mark.gamma,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
+            "detail": self.detail.to_dict(),
         }
 
     def rows(self) -> dict[str, str]:
@@ -93,10 +97,14 @@ class Decoys:
     Attributes:
         z: of each decoy key.
         above: decoy keys that reach as far as the true key.
+        mark_z: of the mark's own key.
+        drawn: the day on which the decoy keys were drawn (UTC), as YYYY-MM-DD.
     """
 
     z: tuple[float, ...]
     above: int
+    mark_z: float
+    drawn: str
 
     @property
     def pvalue(self) -> float:
@@ -106,10 +114,10 @@ class Decoys:
     def __str__(self) -> str:
         return f"{self.above} of {len(self.z)} reach as far; the farthest z {max(self.z):.1f}"
 
-    def draw(self, ax: Axes, z: float) -> None:
+    def draw(self, ax: Axes) -> None:
         """A histogram of the decoys, with the true key's z as a line."""
         ax.hist(self.z, bins=30, color="C7", label=f"{len(self.z)} decoy keys")
-        ax.axvline(z, color="C3", label="the mark's key")
+        ax.axvline(self.mark_z, color="C3", label="the mark's key")
         ax.set_xlabel("z")
         ax.legend()
 
@@ -122,6 +130,9 @@ class Decoys:
             "mean_z": float(np.mean(self.z)),
             "sd_z": float(np.std(self.z)),
             "largest_z": float(np.max(self.z)),
+            "mark_z": self.mark_z,
+            "z": list(self.z),
+            "drawn": self.drawn,
         }
 
 
@@ -137,7 +148,9 @@ def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
     statistic = score(mark, pairs)
     others = [score(Mark.new(gamma=mark.gamma, delta=mark.delta, width=mark.width), pairs) for _ in range(number)]
     z = tuple(weighted.z_score(pairs.weights, other, mark.gamma) for other in others)
-    return Decoys(z, sum(other >= statistic for other in others))
+    own = weighted.z_score(pairs.weights, statistic, mark.gamma)
+    above = sum(other >= statistic for other in others)
+    return Decoys(z, above, own, datetime.now(UTC).date().isoformat())
 
 
 def log10_words(tests: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from verify.calls import noted
 from verify.data import context_counts as counting
 from verify.data.context_counts import ContextCounts
 from verify.data.logprobs import (
@@ -27,6 +28,7 @@ from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
+from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
     Evidence,
     PathLike,
@@ -45,7 +47,7 @@ from verify.radioactivity.inputs import (
     unmarked_by,
     with_cost,
 )
-from verify.radioactivity.logprobs import WeightedResult, log10_if_unmarked, logprob_result
+from verify.radioactivity.logprobs import WeightedResult, log10_if_unmarked, logprob_log10_of_first, logprob_result
 from verify.radioactivity.sequential import (
     BUDGET,
     MIN_TILT,
@@ -62,6 +64,7 @@ from verify.radioactivity.text import (
     cost_of_marked,
     excess,
     text_log10_if_unmarked,
+    text_log10_of_first,
     text_result,
 )
 from verify.suspects.endpoint import Endpoint, resolved
@@ -76,6 +79,7 @@ DECOYS: Final = 200
 """Decoy keys that are drawn where a test is weighted and nobody said how many."""
 
 
+@noted
 def text_test(
     mark: Mark | PathLike,
     outputs: Evidence | Outputs,
@@ -135,14 +139,24 @@ def text_test(
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
-    weights = None
+    weights, expected = None, None
     along = []
     if reference is not None and len(read):
         along = read_along("reference", reference, mark, read, batch_size, None, progress)
-        weights = excess(positions, logprobs_at_positions(along, positions), mark.exempt)
+        expected = logprobs_at_positions(along, positions)
+        weights = excess(positions, expected, mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
     number = (DECOYS if reference is not None else 0) if decoys is None else decoys
     result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
+    shown = tokenizer_if_there(mark, tokenizer)
+    detail = Detail(
+        growth=growth(
+            TOKENS, len(positions.tokens), lambda k: text_log10_of_first(mark, positions, expected, chosen, k)
+        ),
+        passages=greenest(mark, positions, read, shown),
+        heaviest=() if weights is None else heaviest(mark, weights, shown),
+    )
+    result = replace(result, detail=detail)
     if not unmarked_prompts and result.pairs.prompts:
         free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
         if weights is not None:
@@ -153,6 +167,7 @@ def text_test(
     return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
 
 
+@noted
 def logprob_test(
     mark: Mark | PathLike,
     suspect: Model | Recorded,
@@ -232,6 +247,11 @@ def logprob_test(
     if beside is not None:
         check_same_positions(scored, beside, named(suspect), inputs["reference"])
     result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+    detail = Detail(
+        growth=growth(POSITIONS, len(scored), lambda k: logprob_log10_of_first(mark, scored, beside, counts, k)),
+        heaviest=heaviest(mark, result.pairs, tokenizer_if_there(mark, tokenizer)),
+    )
+    result = replace(result, detail=detail)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
@@ -240,6 +260,7 @@ def logprob_test(
     return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
+@noted
 def endpoint_test(
     mark: Mark | PathLike,
     endpoint: Endpoint,
@@ -326,6 +347,7 @@ def endpoint_test(
     )
 
 
+@noted
 def attribute(
     mark: Mark | PathLike,
     labels: PathLike | Sequence[str],

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from verify.data.logprobs import TextLogprobs, logprobs_at
 from verify.data.pairs import SPECIAL_TOKEN, SeenPairs, WeightedPairs, contexts_before, scorable_in_order, weigh
+from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult
 from verify.radioactivity.text import MAX_COUNT, without_prompts
@@ -210,6 +211,7 @@ class SequentialTest:
             power_statement=f"after {self._tokens:,} tokens a tilt of {least:g} "
             + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
             mark=self.mark,
+            detail=Detail(growth=sequential_growth(self._path)),
             access=self.access,
             unmarked=self.unmarked,
             records=records,

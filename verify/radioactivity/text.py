@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.logprobs import LogprobTable
-from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, weigh
+from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, distinct, weigh
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
 from verify.results import LEVEL, POWER
 from verify.stats import binomial, weighted
@@ -89,12 +88,8 @@ class TextResult(PairsResult):
 
     def _draw(self, ax: Axes) -> None:
         if self.decoys:
-            scored = self.pairs.counts.clip(max=MAX_COUNT) if self.method == COUNTS else np.ones(self.n)
-            if self.method != EXCESS:
-                spread = math.sqrt(self.mark.gamma * (1 - self.mark.gamma) * float(scored @ scored)) or 1.0
-                green = self.mark.green(self.pairs.contexts, self.pairs.tokens)
-                self.decoys.draw(ax, float(scored @ (green - self.mark.gamma)) / spread)
-                return
+            self.decoys.draw(ax)
+            return
         low, high = self.confidence_interval()
         rate = self.green_rate or 0.0
         ax.errorbar(
@@ -202,6 +197,18 @@ def text_result(
 def text_log10_if_unmarked(mark: Mark, pairs: Pairs, method: str, excess: WeightedPairs | None) -> float:
     """log10 p of `text_result` on pairs that were extracted for unmarked prompts, without the rest of a result."""
     return _log10_pvalue(mark, pairs, mark.green(pairs.contexts, pairs.tokens), method, excess)
+
+
+def text_log10_of_first(
+    mark: Mark, positions: Positions, expected: LogprobTable | None, method: str, number: int
+) -> float:
+    """log10 p of `text_result` on the first so many positions alone, without the rest of a result.
+
+    expected: what the reference said at all positions, where there is one.
+    """
+    first = positions.head(number)
+    weights = None if expected is None else excess(first, expected.head(number), mark.exempt)
+    return text_log10_if_unmarked(mark, distinct(first), method, weights)
 
 
 def _log10_pvalue(mark: Mark, pairs: Pairs, green: Bools, method: str, excess: WeightedPairs | None) -> float:

@@ -1,0 +1,1 @@
+"""What stands behind a verdict, for others to read: the report."""

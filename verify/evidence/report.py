@@ -1,0 +1,119 @@
+"""A result as one page that needs nothing else: no script, no request, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from verify.evidence.document import Document, document_of
+from verify.evidence.pictures import Picture, pictures_of
+from verify.results import scientific, without_text
+from verify.words import in_cli_words, printable
+from watermark import InputError
+from watermark.io import files
+from watermark.io.fields import JsonError, load_object
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from markupsafe import Markup
+
+MAX_BYTES: Final = 256 << 20
+"""Of a result that is read from a file."""
+
+RESULT: Final = "result.json"
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A result from its JSON file, or from the folder that `stillmark verify --out` wrote.
+
+    Raises:
+        InputError: there is none, or it is no JSON object.
+    """
+    path = Path(path)
+    path = path / RESULT if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no result")
+        return load_object(path)
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}", "name a result.json, or its folder") from None
+    except JsonError as error:
+        raise InputError(path, 0, str(error), "name a result.json, or its folder") from None
+
+
+def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:
+    """The page on a result.
+
+    Without matplotlib (the extra `plot`) it has no pictures, and says so.
+
+    Args:
+        found: the result as it stands in JSON (`result.to_dict()`, `result.json`, what `--json` prints).
+        confidential: leave out passages of the suspect's text and single pairs.
+
+    Raises:
+        StillmarkError: it is no result.
+    """
+    found = json.loads(json.dumps(without_text(found) if confidential else found))
+    document = document_of(found)
+    pictures, missing = _pictures(document)
+    return _template().render(document=document, pictures=pictures, missing=missing, confidential=confidential)
+
+
+def write_report(found: Mapping[str, Any], path: str | Path, *, confidential: bool = False) -> None:
+    """Write the page on a result to a file. Arguments and errors as for `report_html`; InputError if it cannot."""
+    page = report_html(found, confidential=confidential)
+    with files.writing(Path(path)):
+        files.replace(Path(path), page.encode())
+
+
+def _pictures(document: Document) -> tuple[list[list[Picture]], bool]:
+    """The pictures of each test; and whether they are missing, since matplotlib is."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return [[] for _ in document.tests], True
+    return [pictures_of(test.result, test.alpha) for test in document.tests], False
+
+
+def _options(text: str) -> Markup:
+    """A sentence whose parameters are spelled as options, which do not break at their hyphens."""
+    from markupsafe import Markup, escape
+
+    words = escape(in_cli_words(text))
+    return Markup(re.sub(r"(?<![\w-])--[a-z][a-z-]+", r'<code class="option">\g<0></code>', words))
+
+
+def _power(log10: float) -> Markup:
+    """A probability of this log10, with powers of ten as one writes them."""
+    from markupsafe import Markup
+
+    shown = scientific(log10)
+    mantissa, mark, exponent = shown.partition("e") if "e" in shown else shown.partition("^")
+    if not mark:
+        return Markup(shown)
+    times = f"{mantissa} \u00d7 10" if mark == "e" else mantissa
+    return Markup(f"{times}<sup>{exponent.replace('-0', '-').replace('-', chr(0x2212))}</sup>")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("verify.evidence", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def svg(picture: Picture, name: str) -> Markup:
+        return Markup(picture.svg(name))  # drawn by us: no text of a stranger is in it
+
+    environment.filters |= {"inert": printable, "cli": _options, "power": _power, "svg": svg}
+    return environment.get_template("report.html")
