@@ -118,7 +118,9 @@ def harmless(page: str) -> Page:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_result_has_a_page(name: str, results: dict[str, Any]) -> None:
     found = results[name]
-    seen = harmless(report_html(found))
+    page = report_html(found)
+    seen = harmless(page)
+    assert "&lt;" not in page
     verdict = found["both"]["verdict"] if "both" in found else found["verdict"]
     assert verdict in seen.text
     tests = found["tests"] if "plan" in found else []
@@ -128,6 +130,8 @@ def test_every_result_has_a_page(name: str, results: dict[str, Any]) -> None:
         assert one["assumptions"] in seen.text
     if not tests:
         assert f"{found['log10_pvalue']:.2f}" in seen.text
+    if name in ("distilled", "unrelated", "cannot tell"):
+        assert '<code class="option">--' in page, "parameters are spelled as options"
     assert small.SECRET.hex() not in seen.text
 
 

@@ -77,7 +77,7 @@ def _growth(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         ax.axhline(-math.log10(alpha), color=ALERT, linestyle="--", label=f"needed at alpha {alpha:g}")
         if len(at) > 1 and unit != "answers":
             ax.set_xscale("log")
-        if max(evidence) > 30:
+        if max(evidence) > 100:
             ax.set_yscale("symlog", linthresh=10)
         ax.set_ylim(0, max(*evidence, -math.log10(alpha)) * 1.15)
         ax.set_xlabel(f"{unit} that count" if unit != "answers" else "answers")

@@ -83,7 +83,7 @@ def _options(text: str) -> Markup:
     """A sentence whose parameters are spelled as options, which do not break at their hyphens."""
     from markupsafe import Markup, escape
 
-    words = escape(in_cli_words(text))
+    words = str(escape(in_cli_words(text)))  # of Markup a substitution would be escaped again
     return Markup(re.sub(r"(?<![\w-])--[a-z][a-z-]+", r'<code class="option">\g<0></code>', words))
 
 
