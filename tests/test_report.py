@@ -37,6 +37,8 @@ COMMANDS: Final = {
     "counts": "test text --mark MARK E/outputs.jsonl --skip-bad --method counts",
     "logprobs": "test logprobs --mark MARK E/suspect.jsonl --reference E/reference.jsonl --unmarked-probes",
     "sequential": "test logprobs --mark MARK E/answers.jsonl",
+    "endpoint": "test endpoint --mark MARK --suspect URL --model s --prompts E/prompts.jsonl --budget-tokens 300 "
+    "--log W/endpoint.jsonl --concurrency 1 --access text --max-tokens 32",
     "attribute": "attribute --mark MARK --labels E/labels.txt E/child.jsonl",
     "corpus": "test corpus --mark MARK E/outputs.jsonl E/plain.jsonl --skip-bad --out W/corpus",
     "weights": "test weights --teacher W/units --suspect W/units-copied",
@@ -170,7 +172,7 @@ def test_a_page_is_the_same_from_the_file(made: Workspace, results: dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["copied", "relayed", "counts", "corpus", "weights"])
+@pytest.mark.parametrize("name", ["copied", "relayed", "counts", "endpoint", "corpus", "weights"])
 def test_the_command_repeats_the_numbers(name: str, results: dict[str, Any], stillmark: Run, tmp_path: Path) -> None:
     found = results[name]
     shown = Page(report_html(found)).text
@@ -178,8 +180,6 @@ def test_the_command_repeats_the_numbers(name: str, results: dict[str, Any], sti
     words = shlex.split(line)[1:]
     if "--out" in words:
         words[words.index("--out") + 1] = str(tmp_path / "out")
-    if name == "corpus":  # its sources are files, and it is not told which records are bad
-        assert "--skip-bad" in words
     done = stillmark(*words, "--json")
     assert done.exit_code == 0, (line, done.stderr)
     again = json.loads(done.stdout)

@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "suspect": ("verify", "what"),
     "text_test": ("test text", "outputs"),
     "logprob_test": ("test logprobs", "suspect"),
-    "endpoint_test": ("test endpoint", ""),
+    "endpoint_test": ("test logprobs", "log"),
     "corpus_test": ("test corpus", "paths"),
     "attribute": ("attribute", "outputs"),
     "weights_test": ("test weights", ""),
@@ -42,7 +42,6 @@ COMMANDS: Final = {
 """A public function: the command that calls it, and the parameter that the command takes without an option."""
 
 OTHER_OPTIONS: Final = {
-    "endpoint": "--suspect",
     "mark_path": "--mark",
     "order": "--mark",
     "ordered": "--ordered",
@@ -229,7 +228,7 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
         plan=_text(found, "plan_digest", ""),
         versions=_versions(call),
         date=_text(call, "date", ""),
-        command=_command(call),
+        command=_command(found, call),
     )
 
 
@@ -277,7 +276,7 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         plan="",
         versions=_versions(call),
         date=_text(call, "date", ""),
-        command=_command(call),
+        command=_command(found, call),
     )
 
 
@@ -308,16 +307,23 @@ def _suspect(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
     return ""
 
 
-def _command(call: Mapping[str, Any]) -> str:
-    """The command that repeats a call; empty where something of it was only in memory."""
-    function, arguments = _text(call, "function", ""), _object(call, "arguments", {})
+def _command(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
+    """The command that gives the numbers again; empty where something of the call was only in memory.
+
+    An endpoint answers anew each time: there it is the test of the answers that were kept.
+    """
+    function, arguments = _text(call, "function", ""), dict(_object(call, "arguments", {}))
     if function not in COMMANDS:
         return ""
     name, bare = COMMANDS[function]
-    words = ["stillmark", *name.split()]
-    if function == "logprob_test" and "probes" in arguments | {"probes": None} and _is_folder(arguments.get("suspect")):
-        words, bare = ["stillmark", "test", "model"], ""
-    options = OPTIONS | OTHER_OPTIONS
+    if function == "logprob_test" and _is_folder(arguments.get("suspect")):
+        name, bare = "test model", ""
+    if function == "endpoint_test":
+        text = found.get("access") == "text"
+        name, bare = f"test {'text' if text else 'logprobs'}", "log"
+        arguments = {key: arguments[key] for key in ("mark", "log", "reference", "alpha") if key in arguments}
+        arguments["unmarked_prompts" if text else "unmarked_probes"] = found.get("unmarked_prompts") is True
+    words, options = ["stillmark", *name.split()], OPTIONS | OTHER_OPTIONS
     for key, value in arguments.items():
         several = value if isinstance(value, list) else [value]
         if value is None or value is False:
