@@ -15,7 +15,7 @@ import numpy.typing as npt
 from verify.data.pairs import Pairs
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import rate_statement, text_warnings
-from verify.results import NO_VERDICT, POWER, scientific
+from verify.results import NO_VERDICT, POWER, plural, scientific
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
 from watermark.keyfile import check_label
@@ -85,7 +85,7 @@ class Attribution(MarkResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} pairs, {len(self.labels):,} labels"
+        return f"{plural(self.n, 'pair')}, {plural(len(self.labels), 'label')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -110,7 +110,7 @@ class Attribution(MarkResult):
         }
         found |= {
             "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
-            "pairs scored": f"{self.n:,} distinct, of {self.pairs.positions:,} positions",
+            "pairs scored": f"{self.n:,} distinct, of {plural(self.pairs.positions, 'position')}",
             "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
             "could be seen": self.power_statement,

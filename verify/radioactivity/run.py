@@ -25,7 +25,7 @@ from verify.data.logprobs import (
 from verify.data.outputs import Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
 from verify.radioactivity.inputs import (
     Evidence,
@@ -290,7 +290,7 @@ def endpoint_test(
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
-    with progress("asking", "billed tokens") as update, closing(waves):
+    with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
         for wave in waves:
             if test is None and usage.answers:
                 if access == "logprobs" and not usage.logprobs:
@@ -356,7 +356,7 @@ def attribute(
     names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
     read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
-    with progress("trying labels", "labels") as update:
+    with progress(on("trying labels on", read.files), "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
 

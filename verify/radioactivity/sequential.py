@@ -23,6 +23,7 @@ from verify.data.pairs import SPECIAL_TOKEN, SeenPairs, WeightedPairs, contexts_
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult
 from verify.radioactivity.text import MAX_COUNT, without_prompts
+from verify.results import plural
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 
@@ -80,7 +81,7 @@ class SequentialResult(MarkResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.records:,} answers, {self.tokens:,} tokens"
+        return f"{plural(self.records, 'answer')}, {plural(self.tokens, 'token')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -140,9 +141,10 @@ class EndpointResult(SequentialResult):
 
     def rows(self) -> dict[str, str]:
         rows = super().rows()
-        rows["looked at"] += f", {self.billed_tokens:,} tokens billed"
+        rows["looked at"] += f", {plural(self.billed_tokens, 'token')} billed"
         if self.failed_requests or self.unknown_tokens:
-            rows["not used"] = f"{self.failed_requests} failed requests, {self.unknown_tokens} tokens of unknown name"
+            unknown = plural(self.unknown_tokens, "token")
+            rows["not used"] = f"{plural(self.failed_requests, 'failed request')}, {unknown} of unknown name"
         return rows | {"log": self.log}
 
 
@@ -207,7 +209,7 @@ class SequentialTest:
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,
-            power_statement=f"after {self._tokens:,} tokens a tilt of {least:g} "
+            power_statement=f"after {plural(self._tokens, 'token')} a tilt of {least:g} "
             + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
             mark=self.mark,
             access=self.access,

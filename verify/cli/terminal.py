@@ -1,0 +1,110 @@
+"""What a terminal shows: the one console of stdout and that of stderr, and results as wide as the window.
+
+Colour is never the only sign: with NO_COLOR, or on a terminal without it, the same words stand there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Column
+from rich.table import Table as Grid
+from rich.text import Text
+
+from verify.display import WIDTH, Heading, Paragraph, Part, Rows, Table, inert, sentence
+
+HEADING: Final = "bold cyan"
+NAME: Final = "cyan"
+LABEL: Final = "bold"
+LABELS: Final = ("Error:", "Hint:", "Note:", "Next:")
+"""Words that are bold where a text begins with them."""
+
+GAP: Final = 2
+NARROWEST: Final = 12
+"""Characters to which a column of words may shrink, and the least that a column of numbers leaves it."""
+
+
+@cache
+def console(*, stderr: bool = False) -> Console:
+    """The console of stdout, or of stderr."""
+    # rich takes a dumb terminal for 80 columns wide, whatever it says
+    size = shutil.get_terminal_size() if os.environ.get("TERM", "").lower() in ("dumb", "unknown") else (None, None)
+    return Console(
+        stderr=stderr,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=size[0],
+        height=size[1],
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+def room(to: Console) -> int:
+    """Characters of a line: the window, or what can be read with ease."""
+    return min(to.width, WIDTH)
+
+
+def draw(parts: Iterable[Part], *, stderr: bool = False) -> None:
+    """Show the parts of a result, or of a message."""
+    to = console(stderr=stderr)
+    for part in parts:
+        for one in _drawn(part, room(to)):
+            to.print(one, width=room(to), overflow="fold", soft_wrap=False)
+
+
+def _drawn(part: Part, width: int) -> list[RenderableType]:
+    match part:
+        case Heading(text):
+            return [Text(inert(text), HEADING)]
+        case Rows(rows, _, indent):
+            return [_rows(rows, indent, width)]
+        case Table(heads, rows):
+            return _table(part, width) if rows else [Text("  ".join(heads), LABEL)]
+        case Paragraph(text, indent):
+            shown = Text(sentence(text))
+            for label in LABELS:
+                if text.startswith(label):
+                    shown.stylize(LABEL, 0, len(label))
+            return [Padding(shown, (0, 0, 0, indent))]
+
+
+def _rows(rows: Mapping[str, str], indent: int, width: int) -> RenderableType:
+    """Names and values; names take a third of the width at most."""
+    grid = Grid.grid(Column(max_width=width // 3, overflow="fold"), Column(overflow="fold"), padding=(0, GAP, 0, 0))
+    for name, value in rows.items():
+        grid.add_row(Text(inert(name), NAME), Text(inert(value)))
+    return Padding(grid, (0, 0, 0, indent))
+
+
+def _table(part: Table, width: int) -> list[RenderableType]:
+    """A table if its numbers fit side by side, else each row as names and values."""
+    indent = 2
+    columns, needed = [], indent
+    for i, (head, right) in enumerate(zip(part.heads, part.right, strict=True)):
+        cells = [inert(row[i]) for row in part.rows]
+        words = max(map(cell_len, head.split()))  # a head may be broken between words
+        if right:
+            least = max([words, *map(cell_len, cells)])
+            columns.append(Column(Text(head, LABEL), justify="right", width=least, overflow="fold"))
+        else:
+            least = max([words, *(min(NARROWEST, cell_len(word)) for cell in cells for word in cell.split())])
+            columns.append(Column(Text(head, LABEL), overflow="fold"))
+        needed += least + GAP
+    if needed - GAP > width:
+        found: list[RenderableType] = []
+        for name, *cells in part.rows:
+            found += [Padding(Text(inert(name), LABEL), (0, 0, 0, indent))]
+            found += [_rows(dict(zip(part.heads[1:], cells, strict=True)), 2 * indent, width)]
+        return found
+    table = Grid(*columns, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    for row in part.rows:
+        table.add_row(*(Text(inert(cell)) for cell in row))
+    return [Padding(table, (0, 0, 0, indent))]
