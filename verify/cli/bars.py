@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from verify.cli.terminal import console, room
+from verify.cli.terminal import NAME, console, room
 from verify.display import inert
 from watermark import progress
 
@@ -29,22 +29,28 @@ class Bars(Progress):
     """rich's display of tasks, each on one line: what is done and on what, how much of how much, how long still."""
 
     def __init__(self, to: Console) -> None:
-        self._spinner = Spinner("line")  # of ASCII
+        self._to, self._spinner = to, Spinner("line")  # of ASCII
         super().__init__(console=to, transient=True)
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
-        width = room(self.console)
+        width = room(self._to)
         bar = [Column(width=BAR)] if width >= WITH_BAR else []
+        gap = 2 if width >= WITH_UNITS else 1
         what, count, times = (Column(no_wrap=True, overflow="ellipsis", ratio=ratio) for ratio in (1, None, None))
-        table = Table.grid(Column(width=1), what, *bar, count, times, padding=(0, 1, 0, 0), expand=True)
+        table = Table.grid(Column(width=1), what, *bar, count, times, padding=(0, gap, 0, 0), expand=True)
         table.width = width
         for task in tasks:
             if task.visible:
-                drawn = ProgressBar(total=task.total, completed=task.completed, width=BAR) if task.total else ""
+                drawn = self._bar(task)
                 spinner = self._spinner.render(self.get_time())
                 cells = (Text(_count(task, width)), Text(_times(task, width)))
                 table.add_row(spinner, Text(task.description), *([drawn] if bar else []), *cells)
         return table
+
+    def _bar(self, task: Task) -> ProgressBar | str:
+        if not task.total:
+            return ""
+        return ProgressBar(task.total, task.completed, BAR, complete_style=NAME, finished_style=NAME)
 
     @contextmanager
     def stage(self, what: str, unit: str) -> Iterator[progress.Progress]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment, Segments
 from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
@@ -26,9 +28,10 @@ LABEL: Final = "bold"
 LABELS: Final = ("Error:", "Hint:", "Note:", "Next:")
 """Words that are bold where a text begins with them."""
 
+INDENT: Final = 2
 GAP: Final = 2
 NARROWEST: Final = 12
-"""Characters to which a column of words may shrink, and the least that a column of numbers leaves it."""
+"""Characters to which a column of words may shrink, if it has words as long."""
 
 
 @cache
@@ -57,7 +60,15 @@ def draw(parts: Iterable[Part], *, stderr: bool = False) -> None:
     to = console(stderr=stderr)
     for part in parts:
         for one in _drawn(part, room(to)):
-            to.print(one, width=room(to), overflow="fold", soft_wrap=False)
+            for line in to.render_lines(one, to.options.update(width=room(to), overflow="fold"), pad=False):
+                to.print(Segments([*_trimmed(line), Segment.line()]), end="")
+
+
+def _trimmed(line: list[Segment]) -> list[Segment]:
+    """A line without the spaces at its end that fill the window: whoever copies it does not want them."""
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    return [*line[:-1], *(Segment(last.text.rstrip(), last.style) for last in line[-1:])]
 
 
 def _drawn(part: Part, width: int) -> list[RenderableType]:
@@ -86,25 +97,35 @@ def _rows(rows: Mapping[str, str], indent: int, width: int) -> RenderableType:
 
 def _table(part: Table, width: int) -> list[RenderableType]:
     """A table if its numbers fit side by side, else each row as names and values."""
-    indent = 2
-    columns, needed = [], indent
-    for i, (head, right) in enumerate(zip(part.heads, part.right, strict=True)):
-        cells = [inert(row[i]) for row in part.rows]
-        words = max(map(cell_len, head.split()))  # a head may be broken between words
+    for broken in (False, True):
+        columns, needed = _columns(part, broken)
+        if needed <= width:
+            grid = Grid(*columns, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+            for row in part.rows:
+                grid.add_row(*(Text(inert(cell)) for cell in row))
+            return [Padding(grid, (0, 0, 0, INDENT))]
+    found: list[RenderableType] = []
+    for name, *cells in part.rows:
+        found.append(Padding(Text(inert(name), LABEL), (0, 0, 0, INDENT)))
+        found.append(_rows(dict(zip(part.heads[1:], cells, strict=True)), 2 * INDENT, width))
+    return found
+
+
+def _columns(part: Table, broken: bool) -> tuple[list[Column], int]:
+    """The columns, and the least width that they need; broken: a head may be broken between its words.
+
+    A column of numbers is as wide as its widest; one of words may shrink.
+    """
+    columns, needed = [], INDENT + GAP * (len(part.heads) - 1)
+    for head, right, *cells in zip(part.heads, part.right, *part.rows, strict=True):
+        shown = [inert(cell) for cell in cells]
+        words = [word for cell in shown for word in cell.split()]
+        least = max(map(cell_len, head.split() if broken else [head]))
         if right:
-            least = max([words, *map(cell_len, cells)])
-            columns.append(Column(Text(head, LABEL), justify="right", width=least, overflow="fold"))
+            least = max([least, *map(cell_len, shown)])
         else:
-            least = max([words, *(min(NARROWEST, cell_len(word)) for cell in cells for word in cell.split())])
-            columns.append(Column(Text(head, LABEL), overflow="fold"))
-        needed += least + GAP
-    if needed - GAP > width:
-        found: list[RenderableType] = []
-        for name, *cells in part.rows:
-            found += [Padding(Text(inert(name), LABEL), (0, 0, 0, indent))]
-            found += [_rows(dict(zip(part.heads[1:], cells, strict=True)), 2 * indent, width)]
-        return found
-    table = Grid(*columns, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-    for row in part.rows:
-        table.add_row(*(Text(inert(cell)) for cell in row))
-    return [Padding(table, (0, 0, 0, indent))]
+            least = max([least, *(min(NARROWEST, cell_len(word)) for word in words)])
+        column = Column(Text(head, LABEL), overflow="fold")
+        columns.append(replace(column, justify="right", width=least) if right else column)
+        needed += least
+    return columns, needed

@@ -229,7 +229,7 @@ def _words(controls: int, top: int, alpha: float, *, based: bool, unanswered: in
     who, innocent = ("teacher", "an innocent teacher") if based else ("suspect", "an innocent suspect")
     warnings = []
     if 1 / (1 + controls) > alpha:
-        warnings.append(f"With {controls} controls, p cannot fall below {1 / (1 + controls):.3g}.")
+        warnings.append(f"With {plural(controls, 'control')}, p cannot fall below {1 / (1 + controls):.3g}.")
     if not based:
         warnings.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
     if unanswered:
