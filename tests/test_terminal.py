@@ -17,10 +17,9 @@ import subprocess
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
@@ -46,6 +45,9 @@ HOSTILE: Final = "a\x1b]0;owned\x07\x1b[2J[red]b[bold]\u202etxt\x9b31m\x7f\u05d0
 
 SHOWN: Final = r"[red]b[bold]\u202etxt\x9b31m\x7f"
 """A part of it as it must be shown."""
+
+
+LABELS: Final = 20_000
 
 
 def run(
@@ -126,8 +128,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS: Final = {
     "verdict": ["verify", "said.jsonl", "--mark", "m"],
-    "hostile file": ["verify", f"{HOSTILE}.jsonl", "--mark", "m"],
     "test": ["test", "text", "--mark", "m", "outputs.jsonl"],
+    "hostile file": ["test", "text", "--mark", "m", f"{HOSTILE}.jsonl"],
     "labels": ["attribute", "--mark", "m", "--labels", "labels.txt", "--unmarked-prompts", "of_a_customer.jsonl"],
     "sources": ["test", "corpus", "--mark", "m", "outputs.jsonl", "--out", "OUT"],
     "power": ["power", "--access", "text", "--delta", "1"],
@@ -137,36 +139,35 @@ COMMANDS: Final = {
 
 
 def words(name: str, out: Path) -> list[str]:
-    return [str(out / "out") if word == "OUT" else word for word in COMMANDS[name]]
+    return [str(out) if word == "OUT" else word for word in COMMANDS[name]]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("width", [40, 200])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "test"])
 def test_no_line_is_wider_than_the_window(name: str, width: int, here: Path, tmp_path: Path) -> None:
-    """Nor than 100 characters. And every word of the plain text is there, in the same number."""
-    out, err, status = run(words(name, tmp_path), width, folder=here)
+    """Nor than 100 characters. A hostile name is shown, its markup too, and does nothing: `lines` asserts that."""
+    out, err, status = run(words(name, tmp_path / "out"), width, folder=here)
     assert status == (1 if name == "error" else 0), err
-    assert out if name != "error" else not out
+    assert bool(out) == (name != "error")
     assert widest(out) <= min(width, 100)
     assert widest(err) <= width
-    assert "\x1b[1m" in out or "\x1b[36m" in out or name == "error"
-    piped, said, _ = run(words(name, tmp_path / "again"), piped="stderr" if name == "error" else "stdout", folder=here)
-    text = "".join((said if name == "error" else piped).split()).replace(str(tmp_path / "again"), str(tmp_path))
-    shown = "".join("".join(lines(err if name == "error" else out)).split())
-    if name in ("power", "error", "test"):  # elsewhere columns of several lines change the order
-        assert shown == text or sorted(shown) == sorted(text)
-    else:
-        assert sorted(shown) == sorted(text)
+    if name == "error":
+        assert r"Error:a\x1b]0;owned\x07" in "".join(lines(err)).replace(" ", "")
+    if name == "hostile file":
+        assert any(re.search(r"reading.*\.jsonl +\d:\d\d$", line) for line in lines(err))
+    if name in ("labels", "sources", "card") and width > 40:
+        assert "[red]" in "".join(lines(out))
 
 
-@pytest.mark.parametrize("name", ["hostile file", "labels", "sources", "card", "error"])
-def test_hostile_names_are_inert(name: str, here: Path, tmp_path: Path) -> None:
-    """`lines` asserts that no character but ours can do anything; the name is there, markup and all, as one line."""
-    out, err, _ = run(words(name, tmp_path), 100, folder=here)
-    assert SHOWN in "\n".join(lines(out) + lines(err))
-    piped, said, _ = run(words(name, tmp_path / "again"), piped="stdout", folder=here)
-    assert SHOWN in piped + said
-    assert not set(piped) & set("\x1b\x07\x9b\u202e\x7f")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["labels", "sources", "card", "verdict"])
+def test_a_terminal_shows_the_words_of_the_plain_text(name: str, here: Path, tmp_path: Path) -> None:
+    """Letter for letter, in columns of other widths; and a hostile name is inert in the plain text as well."""
+    out, _, _ = run(words(name, tmp_path / "out1"), 200, folder=here)
+    plain, _, _ = run(words(name, tmp_path / "out2"), piped="stdout", folder=here)
+    assert sorted("".join(lines(out)).replace(" ", "")) == sorted("".join(plain.replace("out2", "out1").split()))
+    assert plain.replace("\n", "").isprintable()
+    assert name == "verdict" or SHOWN in plain
 
 
 def test_a_name_that_is_no_text_is_shown(here: Path) -> None:
@@ -179,21 +180,19 @@ def test_a_name_that_is_no_text_is_shown(here: Path) -> None:
 
 def test_piped_it_is_plain_text(here: Path) -> None:
     """To the byte what Python prints, with options in place of parameters."""
-    out, _, _ = run(COMMANDS["verdict"], piped="stdout", folder=here)
-    assert out == in_cli_words(str(verify.suspect(here / "said.jsonl", mark=here / "m"))) + "\n"
     out, _, _ = run(COMMANDS["test"], piped="stdout", folder=here)
     assert out == in_cli_words(str(verify.text_test(here / "m", here / "outputs.jsonl"))) + "\n"
 
 
 def test_no_colour_where_it_is_not_wanted(here: Path) -> None:
     """The words are the same: colour was no sign of its own. FORCE_COLOR asks for it in a pipe."""
-    coloured, _, _ = run(COMMANDS["verdict"], 60, folder=here)
+    coloured, _, _ = run(COMMANDS["card"], 60, folder=here)
     assert "\x1b" in coloured
     for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        plain, _, _ = run(COMMANDS["verdict"], 60, folder=here, **variables)
+        plain, _, _ = run(COMMANDS["card"], 60, folder=here, **variables)
         assert "\x1b" not in plain
         assert lines(plain) == lines(coloured)
-    forced, _, _ = run(COMMANDS["verdict"], piped="stdout", folder=here, FORCE_COLOR="1", COLUMNS="60")
+    forced, _, _ = run(COMMANDS["card"], piped="stdout", folder=here, FORCE_COLOR="1", COLUMNS="60")
     assert "\x1b" in forced
     assert lines(forced) == lines(coloured)
 
@@ -203,49 +202,27 @@ def test_json_is_one_object_and_inert(here: Path) -> None:
     out, _, _ = run([*COMMANDS["card"], "--json"], 40, folder=here)
     assert json.loads(out)["label"] == HOSTILE
     assert re.fullmatch(r"[\x20-\x7f\r\n]+", out.replace("\x7f", ""))
-    out, err, _ = run([*COMMANDS["test"], "--json"], folder=here)
-    assert json.loads(out)["verdict"] == "carries the mark"
-    assert set(OURS.sub("", err)) & set("{}") == set()
-
-
-@pytest.fixture
-def slow(here: Path) -> Iterator[str]:
-    """An endpoint that takes its time for an answer, and has no mark: it is asked till the budget ends."""
-    table, draw = small.logits(), np.random.RandomState(1)
-
-    def reply(body: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.3)
-        output = small.sample(table, 40, draw)
-        said = {"prompt_ids": [5], "output_ids": output, "output": small.spell(output)}
-        return small.answer(small.read(table, said), False)
-
-    with small.serve(reply) as (url, _):
-        yield url
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 60, 100])
-def test_a_slow_task_says_what_on_what_and_how_long_still(
-    width: int, slow: str, here: Path, tmp_path: Path
-) -> None:
-    words = ["test", "endpoint", "--mark", here / "m", "--suspect", slow, "--model", "[i]org[/i]/student", "--log"]
-    more = ["--budget-tokens", "1500", "--max-tokens", "40", "--access", "text", "--concurrency", "1", "--json"]
-    prompts = small.jsonl(tmp_path / "p.jsonl", ({"id": str(i), "prompt": small.word(5 + i)} for i in range(40)))
-    options = [*more, "--tokenizer", here / "tokenizer", "--prompts", prompts]
-    out, err, status = run([*words, tmp_path / "log.jsonl", *options], width)
+def test_a_slow_task_says_what_on_what_and_how_long_still(width: int, here: Path, tmp_path: Path) -> None:
+    """Thousands of labels; the line is gone when the result comes."""
+    (tmp_path / "many.txt").write_text("".join(f"customer-{i}\n" for i in range(LABELS)))
+    words = ["attribute", "--mark", "m", "--labels", tmp_path / "many.txt", "outputs.jsonl", "--json"]
+    out, err, status = run(words, width, folder=here)
     assert status == 0, err
-    assert json.loads(out)["test"]
+    assert json.loads(out)["labels"] == LABELS
     assert widest(err) <= width
-    drawn = [line for line in lines(err) if "asking" in line]
-    count = r"\d[\d,]*/1,500" if width < 60 else r"\d[\d,]* of 1,500 billed tokens"
-    left = r"\d+:\d\d left$" if width < 60 else r"\d+:\d\d, \d+:\d\d left$"
-    whole = [line for line in drawn if re.search(rf"asking [^ ]*stu.* {count} +{left}", line)]
-    assert whole, drawn[-5:]
-    assert OURS.sub("", err).endswith("\r")  # the line is gone when the result comes
+    count = rf"\d[\d,]*/{LABELS:,}" if width < 70 else rf"\d[\d,]* of {LABELS:,} labels"
+    left = r"\d+:\d\d left" if width < 70 else r"\d+:\d\d, \d+:\d\d left"
+    shown = [line for line in lines(err) if re.fullmatch(rf"[-\\|/] +tr.*\.jsonl .*{count} +{left} *", line)]
+    assert shown, lines(err)[-5:]
     if width == 100:
-        assert any("━" in line for line in whole)
-        piped, silent, _ = run([*words, tmp_path / "log.jsonl", *options[:-1], prompts], piped="stderr")
-        assert (json.loads(piped)["n"], silent) == (json.loads(out)["n"], "")
+        assert all("trying labels on outputs.jsonl" in line and "━" in line for line in shown)
+        _, silent, _ = run(words, piped="stderr", folder=here)
+        assert silent == ""
+    assert OURS.sub("", err).endswith("\r")
 
 
 @pytest.mark.slow
@@ -261,52 +238,51 @@ def test_loading_a_model_is_shown(here: Path, tmp_path: Path) -> None:
     assert "loading" not in out
 
 
-def drawn(work: Callable[[Bars], None], width: int = 80) -> list[str]:
-    """The lines that a display draws last."""
-    to = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    with Bars(to) as bars:
-        work(bars)
-        with to.capture() as got:
-            to.print(bars.get_renderable())
+def drawn(bars: Bars) -> list[str]:
+    """The lines that a display shows."""
+    with bars.console.capture() as got:
+        bars.console.print(bars.get_renderable())
     return [line.rstrip() for line in got.get().splitlines()]
 
 
-def test_a_line_whose_end_is_not_known_counts() -> None:
-    def work(bars: Bars) -> None:
-        bars.line("reading a.jsonl", "records").update(12_000, None)
+@pytest.fixture
+def bars() -> Bars:
+    return Bars(Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
 
-    (line,) = drawn(work)
+
+def test_a_line_whose_end_is_not_known_counts(bars: Bars) -> None:
+    bars.line("reading a.jsonl", "records").update(12_000, None)
+    (line,) = drawn(bars)
     assert re.search(r"^[-\\|/]  reading a\.jsonl +12,000 records +0:00$", line)
 
 
-def test_time_left_is_told_from_where_a_run_began(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [8, 20, 30, 300])
+def test_it_is_one_line_in_every_window(width: int) -> None:
+    bars = Bars(Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None))
+    bars.line("reading \u6f22\u5b57 and a name that is longer than the window", "records").update(12_000, 90_000)
+    (line,) = drawn(bars)
+    assert cell_len(line) <= min(width, 100)
+
+
+def test_time_left_is_told_from_where_a_run_began(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has half of its records at once; the other half takes as long as it takes."""
     now = [100.0]
     monkeypatch.setattr("verify.cli.bars.time.monotonic", lambda: now[0])
-
-    def work(bars: Bars) -> None:
-        line = bars.line("writing", "records")
-        line.update(50, 100)
-        now[0] += 60
-        line.update(60, 100)
-
-    (line,) = drawn(work)
-    assert line.endswith("60 of 100 records  0:00, 4:00 left")
+    line = bars.line("writing", "records")
+    line.update(50, 100)
+    now[0] += 60
+    line.update(60, 100)
+    assert drawn(bars)[0].endswith("60 of 100 records  0:00, 4:00 left")
 
 
-def test_a_part_of_the_work_takes_the_line_of_the_whole() -> None:
+def test_a_part_of_the_work_takes_the_line_of_the_whole(bars: Bars) -> None:
     """And gives it back."""
-    seen = []
-
-    def work(bars: Bars) -> None:
-        with bars.stage("reading the suspect", "texts") as update:
-            update(1, 4)
-            with shown_by(bars.stage), doing("loading student"):
-                seen.append([task.description for task in bars.tasks if task.visible])
-            seen.append([task.description for task in bars.tasks if task.visible])
-
-    assert drawn(work) == []
-    assert seen == [["loading student"], ["reading the suspect"]]
+    with bars.stage("reading the suspect", "texts") as update:
+        update(1, 4)
+        with shown_by(bars.stage), doing("loading student"):
+            assert ["loading student" in line for line in drawn(bars)] == [True]
+        assert ["reading the suspect" in line for line in drawn(bars)] == [True]
+    assert drawn(bars) == []
 
 
 def test_what_is_done_on_what() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import Progress, Task
 from rich.progress_bar import ProgressBar
@@ -21,7 +22,7 @@ from watermark import progress
 
 BAR: Final = 16
 WITH_BAR: Final = 80
-WITH_UNITS: Final = 60
+WITH_UNITS: Final = 70
 """Columns of a window from which on a line has a bar, and has units and the time that went by."""
 
 
@@ -34,17 +35,17 @@ class Bars(Progress):
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
         width = room(self._to)
-        bar = [Column(width=BAR)] if width >= WITH_BAR else []
-        gap = 2 if width >= WITH_UNITS else 1
-        what, count, times = (Column(no_wrap=True, overflow="ellipsis", ratio=ratio) for ratio in (1, None, None))
-        table = Table.grid(Column(width=1), what, *bar, count, times, padding=(0, gap, 0, 0), expand=True)
-        table.width = width
-        for task in tasks:
-            if task.visible:
-                drawn = self._bar(task)
-                spinner = self._spinner.render(self.get_time())
-                cells = (Text(_count(task, width)), Text(_times(task, width)))
-                table.add_row(spinner, Text(task.description), *([drawn] if bar else []), *cells)
+        tasks = [task for task in tasks if task.visible]
+        numbers = [(_count(task, width), _times(task, width)) for task in tasks]
+        bar, gap = [BAR] if width >= WITH_BAR else [], 2 if width >= WITH_UNITS else 1
+        # what is left for the words on what is done: they are cut, and the numbers never are
+        fixed = [1, *bar, *(max((len(row[i]) for row in numbers), default=0) for i in (0, 1))]
+        words = max(1, width - sum(fixed) - gap * len(fixed))
+        columns = [Column(width=one, no_wrap=True) for one in (1, words, *fixed[1:])]
+        table = Table.grid(*columns, padding=(0, gap, 0, 0))
+        for task, row in zip(tasks, numbers, strict=True):
+            cells = [self._spinner.render(self.get_time()), Text(_cut(task.description, words))]
+            table.add_row(*cells, *(self._bar(task) for _ in bar), *map(Text, row))
         return table
 
     def _bar(self, task: Task) -> ProgressBar | str:
@@ -90,6 +91,14 @@ class Line:
         start, first = self.begun
         left = (now - start) * (total - done) / (done - first) if total is not None and done > first else None
         self.bars.update(self.task.id, completed=done, total=total, end=None if left is None else now + left)
+
+
+def _cut(text: str, most: int) -> str:
+    """A text that takes `most` cells at most, without its middle: the ends say what is done, and on what."""
+    if cell_len(text) <= most:
+        return text
+    end = most // 2
+    return f"{set_cell_size(text, most - 1 - end).rstrip()}…{set_cell_size(text[::-1], end)[::-1].lstrip()}"
 
 
 def _count(task: Task, width: int) -> str:

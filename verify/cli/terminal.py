@@ -28,6 +28,9 @@ LABEL: Final = "bold"
 LABELS: Final = ("Error:", "Hint:", "Note:", "Next:")
 """Words that are bold where a text begins with them."""
 
+OWN: Final = 16
+"""Characters of the longest name that is ours."""
+
 INDENT: Final = 2
 GAP: Final = 2
 NARROWEST: Final = 12
@@ -88,8 +91,10 @@ def _drawn(part: Part, width: int) -> list[RenderableType]:
 
 
 def _rows(rows: Mapping[str, str], indent: int, width: int) -> RenderableType:
-    """Names and values; names take a third of the width at most."""
-    grid = Grid.grid(Column(max_width=width // 3, overflow="fold"), Column(overflow="fold"), padding=(0, GAP, 0, 0))
+    """Names and values; names take a third of the width at most, or what ours are long."""
+    grid = Grid.grid(
+        Column(max_width=max(OWN, width // 3), overflow="fold"), Column(overflow="fold"), padding=(0, GAP, 0, 0)
+    )
     for name, value in rows.items():
         grid.add_row(Text(inert(name), NAME), Text(inert(value)))
     return Padding(grid, (0, 0, 0, indent))

@@ -29,6 +29,9 @@ ATTRIBUTED: Final = "attributed"
 NONE: Final = "none"
 AMBIGUOUS: Final = "ambiguous"
 
+_AT_ONCE: Final = 2_000
+"""Labels whose keys are derived before any is tried."""
+
 RANDOMNESS: Final = (
     "The p-values' randomness is the draw of the parent's secret: the labels' secrets are derived from it by HKDF, so "
     "that for a suspect that does not depend on a label's secret the green bits of distinct pairs are independent with "
@@ -148,12 +151,14 @@ def attribution(
     """
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
-    keys = [mark.child(label).prf_key for label in labels]
     parts, done = [], 0
-    for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
-        parts.append(part)
-        done += len(part)
-        progress(done, len(labels))
+    progress(0, len(labels))
+    for start in range(0, len(labels), _AT_ONCE):  # to derive a key takes about as long as to try it
+        keys = [mark.child(label).prf_key for label in labels[start : start + _AT_ONCE]]
+        for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
+            parts.append(part)
+            done += len(part)
+            progress(done, len(labels))
     green, n = np.concatenate(parts), len(pairs.tokens)
     tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.gamma))
     single = np.array([tail(number) for number in green.tolist()], np.float64)
