@@ -136,13 +136,18 @@ def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) ->
     return all(one is False for one in marked) if said is None else said
 
 
-def recorded(what: Recorded, mark: Mark) -> tuple[list[TextLogprobs], dict[str, Any]]:
+def recorded(what: Recorded, mark: Mark, progress: Stages) -> tuple[list[TextLogprobs], dict[str, Any]]:
     """Recorded log probabilities, and what a result says of where they came from. Raises InputError."""
     paths = [what] if isinstance(what, PathLike) else list(what)
     if any(isinstance(one, TextLogprobs) for one in paths):
         return cast("list[TextLogprobs]", paths), {"files": []}
     files = [Path(cast("PathLike", path)) for path in paths]
-    return [text for path in files for text in read_recorded(path, mark)], {"files": [str(path) for path in files]}
+    found: list[TextLogprobs] = []
+    with progress(on("reading", files), "records") as update:
+        for path in files:
+            found += read_recorded(path, mark)
+            update(len(found), None)
+    return found, {"files": [str(path) for path in files]}
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:

@@ -142,7 +142,8 @@ def text_test(
         weights = excess(positions, logprobs_at_positions(along, positions), mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
     number = (DECOYS if reference is not None else 0) if decoys is None else decoys
-    result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
+    with progress(on("testing", read.files), ""):
+        result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
     if not unmarked_prompts and result.pairs.prompts:
         free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
         if weights is not None:
@@ -208,7 +209,7 @@ def logprob_test(
     else:
         if probes is not None:
             raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
-        said, inputs = recorded(suspect, mark)
+        said, inputs = recorded(suspect, mark, progress)
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     compared = None
@@ -219,7 +220,7 @@ def logprob_test(
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
-            compared = recorded(reference, mark)[0]
+            compared = recorded(reference, mark, progress)[0]
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -231,7 +232,8 @@ def logprob_test(
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
         check_same_positions(scored, beside, named(suspect), inputs["reference"])
-    result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+    with progress(on("testing", named(suspect)), ""):
+        result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
