@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Final
 
@@ -103,8 +102,13 @@ def _rows(rows: Mapping[str, str], indent: int, width: int) -> RenderableType:
 def _table(part: Table, width: int) -> list[RenderableType]:
     """A table if its numbers fit side by side, else each row as names and values."""
     for broken in (False, True):
-        columns, needed = _columns(part, broken)
-        if needed <= width:
+        widths = _widths(part, width - INDENT - GAP * (len(part.heads) - 1), broken)
+        if widths:
+            named = zip(part.heads, part.right, widths, strict=True)
+            columns = [
+                Column(Text(head, LABEL), justify="right" if right else "left", width=wide, overflow="fold")
+                for head, right, wide in named
+            ]
             grid = Grid(*columns, box=None, padding=(0, GAP, 0, 0), pad_edge=False)
             for row in part.rows:
                 grid.add_row(*(Text(inert(cell)) for cell in row))
@@ -116,21 +120,26 @@ def _table(part: Table, width: int) -> list[RenderableType]:
     return found
 
 
-def _columns(part: Table, broken: bool) -> tuple[list[Column], int]:
-    """The columns, and the least width that they need; broken: a head may be broken between its words.
+def _widths(part: Table, width: int, broken: bool) -> list[int]:
+    """The columns' widths, of `width` at most together; none where that is too little.
 
-    A column of numbers is as wide as its widest; one of words may shrink.
+    A column of numbers is as wide as its widest number; one of words may shrink. broken: a head may be broken between
+    its words.
     """
-    columns, needed = [], INDENT + GAP * (len(part.heads) - 1)
+    least, most = [], []
     for head, right, *cells in zip(part.heads, part.right, *part.rows, strict=True):
+        top = max(map(cell_len, head.split() if broken else [head]))
         shown = [inert(cell) for cell in cells]
-        words = [word for cell in shown for word in cell.split()]
-        least = max(map(cell_len, head.split() if broken else [head]))
-        if right:
-            least = max([least, *map(cell_len, shown)])
-        else:
-            least = max([least, *(min(NARROWEST, cell_len(word)) for word in words)])
-        column = Column(Text(head, LABEL), overflow="fold")
-        columns.append(replace(column, justify="right", width=least) if right else column)
-        needed += least
-    return columns, needed
+        most.append(max([top, *map(cell_len, shown)]))
+        words = (min(NARROWEST, cell_len(word)) for cell in shown for word in cell.split())
+        least.append(most[-1] if right else max([top, *words]))
+    spare = width - sum(least)
+    if spare < 0:
+        return []
+    # what is left over: first to the columns that want little
+    wanting = sorted(range(len(least)), key=lambda i: most[i] - least[i])
+    for number, i in enumerate(wanting):
+        more = min(most[i] - least[i], spare // (len(wanting) - number))
+        least[i] += more
+        spare -= more
+    return least
