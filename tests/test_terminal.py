@@ -179,8 +179,9 @@ def test_a_name_that_is_no_text_is_shown(here: Path) -> None:
 
 
 def test_piped_it_is_plain_text(here: Path) -> None:
-    """To the byte what Python prints, with options in place of parameters."""
-    out, _, _ = run(COMMANDS["test"], piped="stdout", folder=here)
+    """To the byte what Python prints, with options in place of parameters. No line is drawn anew where none can be."""
+    out, err, _ = run(COMMANDS["test"], piped="stdout", folder=here, TERM="dumb")
+    assert not err
     assert out == in_cli_words(str(verify.text_test(here / "m", here / "outputs.jsonl"))) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -235,10 +236,15 @@ def print_json(value: dict[str, Any]) -> None:
     click.echo(text if shown else json.dumps(value, indent=2))
 
 
+def can_redraw() -> bool:
+    """Whether stderr is a terminal that can draw a line anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 @contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Progress]:
     """A line on stderr, only if that is a terminal. Yields `update(done, total)`; total None: unknown."""
-    if not sys.stderr.isatty():
+    if not can_redraw():
         yield silent
         return
     from verify.cli.bars import bars

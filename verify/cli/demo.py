@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json, progress, say
+from verify.cli.common import FILE, can_redraw, command, json_option, print_json, progress, say
 from verify.display import Paragraph, Table, inert
 from watermark.tokenizers import quiet_transformers
 
@@ -88,7 +87,7 @@ def _display() -> Iterator[tuple[Callable[[str], None], Show]]:
     def stamp(line: str) -> str:
         return f"[{time.monotonic() - start:4.0f} s] {inert(line)}"
 
-    if not sys.stderr.isatty():
+    if not can_redraw():
         last: dict[str, float] = {}
 
         def now_and_then(task: Task, done: int, total: int | None) -> None:
