@@ -18,6 +18,7 @@ from click.testing import Result
 
 from tests import small
 from verify.cli import demo as cli
+from verify.cli.terminal import console
 from verify.planning import demo, workers
 from watermark import StillmarkError
 
@@ -215,10 +216,11 @@ def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
+    console.cache_clear()
     with cli._display() as (say, show):
         show(task(sleep), 3, 10)
         say("$ stillmark [x] :smile:")
     err = capsys.readouterr().err
     assert "a task" in err
-    assert "3/10" in err
+    assert "3 of 10 turns" in err
     assert "$ stillmark [x] :smile:" in err

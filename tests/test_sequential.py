@@ -177,5 +177,5 @@ def test_logs_are_judged_sequentially_and_never_mixed(
     assert found["test"].startswith("sequential")
     mixed = stillmark("test", "text", "--mark", mark_file, jsonl(*rows, {"output_ids": [5, 6]}))
     assert mixed.exit_code == 1
-    assert "13 records are answers that were collected until the evidence sufficed, and 1 are not" in mixed.stderr
+    assert "13 records are answers that were collected until the evidence sufficed, and 1 is not" in mixed.stderr
     assert "looked at" in stillmark("test", "text", "--mark", mark_file, jsonl(*rows)).stdout

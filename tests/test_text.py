@@ -132,7 +132,7 @@ def test_a_prompt_that_takes_everything_is_explained(mark: Mark, tmp_path: Path,
 
 def test_records_without_a_prompt_are_mentioned(mark_file: Path, jsonl: Write, stillmark: Run) -> None:
     found = verdict(stillmark("test", "text", "--mark", mark_file, jsonl({"output_ids": [5, 6, 7]}), "--json"))
-    assert any("name no prompt" in warning for warning in found["warnings"])
+    assert any("names no prompt" in warning for warning in found["warnings"])
 
 
 GOOD = {"prompt_ids": [5, 6], "output_ids": [7, 8, 9]}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-import textwrap
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
+
+from verify.display import Heading, Paragraph, Part, Rows, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,9 +31,6 @@ POWER: Final = 0.9
 CHANGED: Final = "a suspect changed as `evasions` says would not have been found"
 NOTHING: Final = "nothing: there was nothing to compare"
 """What a negative answer of a test without a mark rules out."""
-
-WIDTH: Final = 100
-"""Characters of a line of text that results print."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +140,15 @@ class Result:
             "test": self.test,
         }
 
-    def __str__(self) -> str:
+    def to_parts(self) -> list[Part]:
         """What the command prints: the verdict, the numbers, what the p-value rests on, and notes."""
-        rows = [f"  {name:13} {value}" for name, value in self.rows().items()]
         notes = [f"Note: {warning}" for warning in self.warnings]
-        return "\n".join([self.verdict, *rows, "", *map(paragraph, (self.randomness, *notes))])
+        below = [Paragraph(text) for text in ("", self.randomness, *notes)]
+        return [Heading(self.verdict), Rows(self.rows()), *below]
+
+    def __str__(self) -> str:
+        """The parts as plain text."""
+        return plain(self.to_parts())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a table."""
@@ -195,11 +197,6 @@ def new_axes() -> Axes:
     return plt.subplots()[1]
 
 
-def paragraph(text: str) -> str:
-    """A text in lines of at most WIDTH characters."""
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
 def html_table(title: str, rows: Mapping[str, str], texts: list[str], notes: tuple[str, ...]) -> str:
     """A titled table of names and values as HTML, with paragraphs and notes below; everything is escaped."""
     cells = "".join(
@@ -223,6 +220,15 @@ def scientific(log10: float) -> str:
     return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
 
 
+def left_out_bad(number: int, first: object) -> str:
+    """The note on malformed records that were left out.
+
+    >>> left_out_bad(1, "outputs.jsonl:7: no JSON")
+    '1 bad record was left out; the first: outputs.jsonl:7: no JSON'
+    """
+    return f"{plural(number, 'bad record')} {'was' if number == 1 else 'were'} left out; the first: {first}"
+
+
 def left_out(discarded: Mapping[str, int]) -> str:
     """What was left out, in words.
 
@@ -230,3 +236,12 @@ def left_out(discarded: Mapping[str, int]) -> str:
     '2 short context'
     """
     return ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in discarded.items() if count) or "nothing"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "answer"), plural(1200, "answer")
+    ('1 answer', '1,200 answers')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

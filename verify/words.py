@@ -1,9 +1,8 @@
-"""Texts for people: strings of strangers made harmless, and parameters of the library as options of the commands."""
+"""Parameters of the library, as its texts name them, as options of the commands."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Final
 
 OPTIONS: Final = {
@@ -43,10 +42,6 @@ OPTIONS: Final = {
 }
 """A parameter of the library, as texts of the library name it between backticks: the option of the commands."""
 
-_SHOWN: Final = {"\n": "↵", "\t": "→"}
-_HIDDEN: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Categories of characters that show nothing, or that change how others are shown: turned writing, zero width."""
-
 
 def in_cli_words(text: str) -> str:
     """A text of the library with its parameters spelled as options.
@@ -63,18 +58,3 @@ def in_cli_words(text: str) -> str:
         return OPTIONS[name] + value
 
     return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)
-
-
-def printable(text: str, most: int = 1000) -> str:
-    """A string of a stranger on one line, at most `most` characters, with nothing in it that acts on what shows it.
-
-    >>> printable("name\\x1b[31m\\n\\u202egpj.exe")
-    'name\\\\x1b[31m↵\\\\u202egpj.exe'
-    """
-    short = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(_SHOWN.get(one) or (_escaped(one) if unicodedata.category(one) in _HIDDEN else one) for one in short)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

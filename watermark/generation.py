@@ -17,7 +17,7 @@ from watermark.io.prompts import Prompt, encode_prompt, read_prompts
 from watermark.io.records import Record, resumable, run_digest
 from watermark.mark import Mark, Marks
 from watermark.models import load_model, model_digest
-from watermark.progress import Progress, silent
+from watermark.progress import Progress, doing, silent
 from watermark.tokenizers import check
 
 if TYPE_CHECKING:
@@ -195,7 +195,8 @@ def _answers(
         return
     first = marks.table[0] if marks else None
     if isinstance(source, Path):
-        model, tokenizer = load_model(source, first)
+        with doing(f"loading {source.name}"):
+            model, tokenizer = load_model(source, first)
     else:
         model, tokenizer = source
         if first is not None:

@@ -25,6 +25,7 @@ from watermark.folder import (
     tensor_files,
 )
 from watermark.mark import Mark
+from watermark.progress import doing
 from watermark.structure import check_stored, check_whole, within_bounds
 
 if TYPE_CHECKING:
@@ -131,10 +132,11 @@ def model_digest(model: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerB
     if isinstance(model, tuple):
         return _loaded_digest(*model)
     digest = hashlib.sha256()
-    for name, found in model_files(Path(model)).items():
-        digest.update(f"{len(name.encode())} {name}".encode())
-        with found.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    with doing(f"hashing {Path(model).name}"):
+        for name, found in model_files(Path(model)).items():
+            digest.update(f"{len(name.encode())} {name}".encode())
+            with found.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

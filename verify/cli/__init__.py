@@ -23,16 +23,23 @@ from verify.cli import (
     test,
     verify,
 )
-from verify.words import in_cli_words
+from verify.cli.common import progress, say
+from verify.display import Paragraph
 from watermark import StillmarkError, __stillmark__, extras
+from watermark.progress import shown_by
 
 
 class _Failure(click.ClickException):
-    """A StillmarkError as click shows it: message, hint, and the error's own exit code."""
+    """A StillmarkError as the command shows it: message, hint, and the error's own exit code."""
 
     def __init__(self, error: StillmarkError) -> None:
-        super().__init__(in_cli_words(str(error) + (f"\nHint: {error.hint}" if error.hint else "")))
+        super().__init__(str(error))
+        self.hint = error.hint
         vars(self)["exit_code"] = error.exit_code  # click declares it for the class alone
+
+    def show(self, file: object = None) -> None:
+        lines = [f"Error: {self.message}", *([f"Hint: {self.hint}"] if self.hint else [])]
+        say((Paragraph(line, whole=True) for line in lines), stderr=True)
 
 
 class _Group(click.Group):
@@ -49,11 +56,13 @@ class _Group(click.Group):
 
 @click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__stillmark__, message=f"stillmark {__stillmark__}")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Mark what a language model writes; test whether another model was trained on it."""
     # transformers' bars and warnings about what we do on purpose (long sequences, say); read when it is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    ctx.with_resource(shown_by(progress))
 
 
 test.test.add_command(corpus.corpus)

@@ -11,17 +11,15 @@ from verify.cli.common import (
     FILE,
     alpha_option,
     command,
-    fail_on_option,
-    json_option,
-    load_mark,
     mark_option,
     progress,
-    show,
+    result_options,
     skip_bad_option,
     tokenizer_option,
     unmarked_prompts_option,
 )
-from verify.results import NO_VERDICT
+from verify.results import NO_VERDICT, Result
+from watermark import Mark
 
 
 @command("attribute", example="attribute --mark demo/demo.mark --labels customers.txt demo/marked_teacher.jsonl")
@@ -32,17 +30,8 @@ from verify.results import NO_VERDICT
 @tokenizer_option
 @alpha_option
 @skip_bad_option
-@fail_on_option("attributed", "none", "ambiguous", NO_VERDICT)
-@json_option
-def attribute(
-    mark_path: Path,
-    allow_readable: bool,
-    labels: Path,
-    outputs: tuple[Path, ...],
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options("attributed", "none", "ambiguous", NO_VERDICT)
+def attribute(mark: Mark, labels: Path, outputs: tuple[Path, ...], **options: Any) -> Result:
     """Find the customers (months, ...) whose marked outputs a suspect's text shows.
 
     --mark names the parent, of which each label's mark was derived (`stillmark mark derive`). OUTPUTS are records as
@@ -51,6 +40,4 @@ def attribute(
     """
     import verify
 
-    mark = load_mark(mark_path, allow_readable)
-    result = verify.attribute(mark, labels, outputs, progress=progress, **options)
-    show(result, as_json=as_json, fail_on=fail_on)
+    return verify.attribute(mark, labels, outputs, progress=progress, **options)

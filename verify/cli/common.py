@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from verify.display import Paragraph, Part, in_words, plain
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
 from verify.words import in_cli_words
 from watermark import Mark
-from watermark.io import files
 from watermark.io.records import RecordError
+from watermark.progress import silent
 
 if TYPE_CHECKING:
     from watermark.progress import Progress
@@ -44,6 +46,20 @@ def command(name: str | None = None, *, example: str) -> Callable[[Callable[...,
 
 
 def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
+    """Adds `--mark FILE` and `--allow-readable-mark`, and gives the command the loaded `mark`; None: not named."""
+
+    def decorate(command: Any) -> Any:
+        @wraps(command)
+        def run(*arguments: Any, mark_path: Path | None, allow_readable: bool, **options: Any) -> Any:
+            mark = None if mark_path is None else Mark.load(mark_path, allow_readable=allow_readable)
+            return command(*arguments, mark=mark, **options)
+
+        return mark_file_option(required=required)(run)
+
+    return decorate
+
+
+def mark_file_option(*, required: bool = True) -> Callable[[Any], Any]:
     """Adds `--mark FILE` as `mark_path` and `--allow-readable-mark` as `allow_readable`."""
 
     def decorate(command: Any) -> Any:
@@ -82,10 +98,28 @@ batch_size_option = click.option(
 )
 
 
-def fail_on_option(*verdicts: str) -> Callable[[Any], Any]:
-    """Adds `--fail-on VERDICT` as `fail_on`; no verdict named: those of a test for a mark."""
-    choice = click.Choice(verdicts or (CARRIES, INSUFFICIENT, NO_VERDICT))
-    return click.option("--fail-on", type=choice, help="Exit with status 3 if this is the verdict.")
+def result_options(*verdicts: str) -> Callable[[Any], Any]:
+    """Adds `--fail-on VERDICT` and `--json`, and shows the result that the command returns.
+
+    verdicts: what `--fail-on` may name; none: those of a test for a mark.
+    """
+
+    def decorate(command: Any) -> Any:
+        @wraps(command)
+        def run(*arguments: Any, fail_on: str | None, as_json: bool, **options: Any) -> None:
+            result: Shown | None = command(*arguments, **options)
+            if result is None:
+                return
+            show(result.to_dict(), result.to_parts(), as_json=as_json)
+            if fail_on == result.verdict:
+                click.get_current_context().exit(3)
+
+        choice = click.Choice(verdicts or (CARRIES, INSUFFICIENT, NO_VERDICT))
+        return click.option("--fail-on", type=choice, help="Exit with status 3 if this is the verdict.")(
+            json_option(run)
+        )
+
+    return decorate
 
 
 def skip_bad_option(command: Any) -> Any:
@@ -111,67 +145,55 @@ def json_option(command: Any) -> Any:
 
 
 class Shown(Protocol):
-    """What `show` prints: any result."""
+    """Any result."""
 
     @property
     def verdict(self) -> str: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
+    def to_parts(self) -> list[Part]: ...
 
-def show(result: Shown, *, as_json: bool, fail_on: str | None = None) -> None:
-    """Print a result, for a program or for a person, and set the exit status."""
+
+def show(found: dict[str, Any], parts: Iterable[Part] | str, *, as_json: bool) -> None:
+    """Print what was found on stdout: for a program, or for a person, in parts or one sentence."""
     if as_json:
-        print_json(result.to_dict())
+        print_json(found)
     else:
-        first, _, rest = in_cli_words(str(result)).partition("\n")
-        click.secho(first, bold=True)
-        click.echo(rest)
-    if fail_on == result.verdict:
-        click.get_current_context().exit(3)
+        say(parts)
+
+
+def say(parts: Iterable[Part] | str, *, stderr: bool = False) -> None:
+    """Print for a person: on a terminal as wide as the window, elsewhere as plain text."""
+    from verify.cli.terminal import console, draw
+
+    said = [Paragraph(parts, whole=True)] if isinstance(parts, str) else list(parts)
+    if console(stderr=stderr).is_terminal:
+        draw((in_words(part, in_cli_words) for part in said), stderr=stderr)
+    else:
+        click.echo(in_cli_words(plain(said)), err=stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One object on stdout. What a terminal or the encoding of stdout cannot show is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = text.replace("\n", "").isprintable() and text.encode(encoding, "replace").decode(encoding) == text
+    click.echo(text if shown else json.dumps(value, indent=2))
+
+
+def can_redraw() -> bool:
+    """Whether stderr is a terminal that can draw a line anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 @contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Progress]:
-    """A bar on stderr, only if that is a terminal. Yields `update(done, total)`; total None: unknown."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
+    """A line on stderr, only if that is a terminal. Yields `update(done, total)`; total None: unknown."""
+    if not can_redraw():
+        yield silent
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from verify.cli.bars import bars
 
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def load_mark(path: Path, allow_readable: bool) -> Mark:
-    """The mark named by the options of `mark_option`."""
-    return Mark.load(path, allow_readable=allow_readable)
-
-
-def make_record(folder: Path | None) -> None:
-    """Make the folder of `--record`, if there is to be one. Raises InputError."""
-    if folder is not None:
-        with files.writing(folder, hint="is there a file in its place?"):
-            folder.mkdir(parents=True, exist_ok=True)
+    with bars() as shown, shown.stage(in_cli_words(what), unit) as update:
+        yield update

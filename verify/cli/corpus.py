@@ -11,19 +11,18 @@ from verify.cli.common import (
     FILE,
     alpha_option,
     command,
-    fail_on_option,
-    json_option,
-    mark_option,
+    mark_file_option,
     progress,
-    show,
+    result_options,
     skip_bad_option,
     tokenizer_option,
     unmarked_prompts_option,
 )
+from verify.results import Result
 
 
 @command("corpus", example="test corpus --mark demo/demo.mark demo/marked_teacher.jsonl --out pile-result")
-@mark_option()
+@mark_file_option()
 @click.argument("inputs", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="Folder for the results; a killed run goes on from here.")
 @click.option("--source-column", default="source", show_default=True, help="The field that names a record's source.")
@@ -32,16 +31,8 @@ from verify.cli.common import (
 @tokenizer_option
 @alpha_option
 @skip_bad_option
-@fail_on_option()
-@json_option
-def corpus(
-    mark_path: Path,
-    inputs: tuple[Path, ...],
-    out: Path,
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options()
+def corpus(mark_path: Path, inputs: tuple[Path, ...], out: Path, **options: Any) -> Result:
     """Test a corpus, its sources and its documents for the mark.
 
     INPUTS are files as in `stillmark test text`; a record may name its `source`. The corpus' answer is that of
@@ -54,5 +45,4 @@ def corpus(
     """
     from verify import corpus_test
 
-    result = corpus_test(mark_path, inputs, out, progress=progress, **options)
-    show(result, as_json=as_json, fail_on=fail_on)
+    return corpus_test(mark_path, inputs, out, progress=progress, **options)

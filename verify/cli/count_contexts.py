@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, load_mark, mark_option, print_json, progress, tokenizer_option
+from verify.cli.common import FILE, command, json_option, mark_option, progress, show, tokenizer_option
+from watermark import Mark
 
 
 @command(
@@ -18,9 +19,7 @@ from verify.cli.common import FILE, command, json_option, load_mark, mark_option
 @click.option("--out", type=FILE, required=True, help="Parquet: each context and how often it was emitted.")
 @tokenizer_option
 @json_option
-def count_contexts(
-    mark_path: Path, allow_readable: bool, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool
-) -> None:
+def count_contexts(mark: Mark, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool) -> None:
     """Count the contexts in outputs of the teacher, for the option --context-counts of other commands.
 
     Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
@@ -28,9 +27,6 @@ def count_contexts(
     """
     from verify.data.context_counts import count_contexts
 
-    counted = count_contexts(outputs, load_mark(mark_path, allow_readable), tokenizer=tokenizer, progress=progress)
+    counted = count_contexts(outputs, mark, tokenizer=tokenizer, progress=progress)
     counted.save(out)
-    if as_json:
-        print_json({"out": str(out)} | counted.to_dict())
-    else:
-        click.echo(f"wrote {counted} to {out}")
+    show({"out": str(out)} | counted.to_dict(), f"wrote {counted} to {out}", as_json=as_json)

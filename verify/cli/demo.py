@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json, progress
-from verify.words import in_cli_words
+from verify.cli.common import FILE, can_redraw, command, json_option, print_json, progress, say
+from verify.display import Paragraph, Table, inert
 from watermark.tokenizers import quiet_transformers
 
 if TYPE_CHECKING:
@@ -34,31 +33,50 @@ def demo(model: Path | None, out: Path, as_json: bool) -> None:
     """
     from verify.planning import demo as script
 
-    with _display() as (say, show):
+    with _display() as (tell, show):
         if model is None:
             quiet_transformers()
-            say(f"teacher: {script.TEACHER} (converted once, then cached)")
+            tell(f"teacher: {script.TEACHER} (converted once, then cached)")
             model = script.teacher_model()
-        rows = script.run(model, out, say, show)
-    found = script.verdict(model, out, lambda line: click.echo(line, err=True), progress)
+        rows = script.run(model, out, tell, show)
+    found = script.verdict(model, out, lambda line: say(line, stderr=True), progress)
     if as_json:
         table = [{"who": row.who, "by": row.by, "right": row.right, **row.result} for row in rows]
         print_json({"rows": table, "verdict": found.to_dict()})
-    else:
-        _print(rows)
-        click.echo("\nWhat `stillmark verify` says of the student of marked:\n")
-        click.echo(in_cli_words(str(found)))
-        click.echo("\nWhat to try next:")
-        for purpose, words in script.what_next(model, out):
-            click.echo(f"\n  {purpose}:\n    {words}")
+        return
+    level = f"n: distinct (context, token) pairs; the verdict is positive where p <= {rows[0].result['alpha']:g}."
+    asked = "What `stillmark verify` says of the student of marked:"
+    say(
+        [
+            _table(rows),
+            *map(_line, ("", level, "", asked, "")),
+            *found.to_parts(),
+            *map(_line, ("", "What to try next:")),
+        ]
+    )
+    for purpose, words in script.what_next(model, out):
+        # as one line, to be copied
+        say([_line(), _line(f"  {purpose}:")])
+        click.echo(f"    {inert(words)}")
 
 
-def _print(rows: list[Row]) -> None:
-    click.echo(f"{'who':20} {'by':8} {'n':>8} {'log10 p':>10}   {'verdict':22} right?")
-    for row in rows:
-        numbers = f"{row.result['n']:8,} {row.result['log10_pvalue']:10.2f}"
-        click.echo(f"{row.who:20} {row.by:8} {numbers}   {row.result['verdict']:22} {'yes' if row.right else 'NO'}")
-    click.echo(f"\nn: distinct (context, token) pairs; the verdict is positive where p <= {rows[0].result['alpha']:g}.")
+def _line(text: str = "") -> Paragraph:
+    return Paragraph(text, whole=True)
+
+
+def _table(rows: list[Row]) -> Table:
+    lines = tuple(
+        (
+            row.who,
+            row.by,
+            f"{row.result['n']:,}",
+            f"{row.result['log10_pvalue']:.2f}",
+            row.result["verdict"],
+            "yes" if row.right else "NO",
+        )
+        for row in rows
+    )
+    return Table(("who", "by", "n", "log10 p", "verdict", "right?"), lines, "{:20} {:8} {:>8} {:>10}   {:22} {}")
 
 
 @contextmanager
@@ -67,40 +85,30 @@ def _display() -> Iterator[tuple[Callable[[str], None], Show]]:
     start = time.monotonic()
 
     def stamp(line: str) -> str:
-        return f"[{time.monotonic() - start:4.0f} s] {line}"
+        return f"[{time.monotonic() - start:4.0f} s] {inert(line)}"
 
-    if not sys.stderr.isatty():
+    if not can_redraw():
         last: dict[str, float] = {}
 
-        def line(task: Task, done: int, total: int | None) -> None:
+        def now_and_then(task: Task, done: int, total: int | None) -> None:
             now = time.monotonic()
-            if now - last.setdefault(task.what, now) >= QUIET:
+            if now - last.setdefault(task.what, now) >= QUIET and total is not None:
                 last[task.what] = now
                 click.echo(stamp(f"  {task.what}: {done} of {total} {task.unit}"), err=True)
 
-        yield lambda text: click.echo(stamp(text), err=True), line
+        yield lambda text: click.echo(stamp(text), err=True), now_and_then
         return
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from verify.cli.bars import Line, bars
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        bars: dict[str, TaskID] = {}
+    with bars() as shown:
+        lines: dict[str, Line] = {}
 
         def bar(task: Task, done: int, total: int | None) -> None:
-            if task.what not in bars:
-                bars[task.what] = shown.add_task(task.what, unit=task.unit, total=total)
-            shown.update(bars[task.what], completed=done, total=total, visible=done != total)
+            if task.what not in lines:
+                lines[task.what] = shown.line(task.what, task.unit)
+            lines[task.what].update(done, total)
+            lines[task.what].task.visible = done != total
 
-        yield (
-            lambda text: console.print(stamp(text), markup=False, highlight=False, emoji=False, soft_wrap=True),
-            bar,
-        )
+        # commands are to be copied: the terminal breaks their lines, we do not
+        yield lambda text: shown.console.print(stamp(text), soft_wrap=True), bar

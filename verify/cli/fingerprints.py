@@ -12,19 +12,18 @@ from verify.cli.common import (
     alpha_option,
     batch_size_option,
     command,
-    fail_on_option,
-    json_option,
-    load_mark,
     mark_option,
-    print_json,
     progress,
+    result_options,
     show,
 )
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
-from verify.results import INSUFFICIENT, NO_VERDICT
+from verify.results import INSUFFICIENT, NO_VERDICT, Result, plural
+from watermark import Mark
 
 if TYPE_CHECKING:
     from verify import Endpoint
+    from verify.fingerprint.comparison import WeightsResult
 
 _teacher = click.option("--teacher", type=FILE, required=True, multiple=True, help="Folder of the teacher's weights.")
 _suspect = click.option("--suspect", type=FILE, required=True, help="Folder of the suspect's weights.")
@@ -46,17 +45,8 @@ number_option = click.option(
 @mark_option(required=False)
 @_seed
 @alpha_option
-@fail_on_option(DEPENDENT, MATCHED, INSUFFICIENT, NO_VERDICT)
-@json_option
-def weights(
-    teacher: tuple[Path, ...],
-    suspect: Path,
-    mark_path: Path | None,
-    allow_readable: bool,
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options(DEPENDENT, MATCHED, INSUFFICIENT, NO_VERDICT)
+def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **options: Any) -> WeightsResult:
     """Test whether two models' weights are independent, layer by layer, from safetensors.
 
     Exact: hidden units are matched, and those that keep their index are counted. With --mark the teacher was released
@@ -71,9 +61,7 @@ def weights(
     """
     from verify import weights_test
 
-    order = load_mark(mark_path, allow_readable) if mark_path else None
-    result = weights_test(teacher, suspect, order=order, progress=progress, **options)
-    show(result, as_json=as_json, fail_on=fail_on)
+    return weights_test(teacher, suspect, order=mark, progress=progress, **options)
 
 
 @command(
@@ -98,18 +86,15 @@ def weights(
     show_default=True,
     help="Level of the verdict; fix it before you look.",
 )
-@fail_on_option(AGREES, INSUFFICIENT)
-@json_option
+@result_options(AGREES, INSUFFICIENT)
 def agreement(
     teacher: tuple[Path, ...],
     suspect: str | None,
     model: str | None,
     answers: Path | None,
     controls: tuple[Path, ...],
-    fail_on: str | None,
-    as_json: bool,
     **options: Any,
-) -> None:
+) -> Result:
     """Test whether a suspect agrees with the teacher more than every control does, by its likeliest next tokens.
 
     Controls are models like the suspect that have nothing to do with the teacher; 19 of them let p reach 0.05. Name
@@ -118,7 +103,7 @@ def agreement(
     from verify import agreement_test
 
     who = _suspect_of(suspect, model, answers)
-    show(agreement_test(teacher, who, controls, progress=progress, **options), as_json=as_json, fail_on=fail_on)
+    return agreement_test(teacher, who, controls, progress=progress, **options)
 
 
 @command("planted", example="test planted --mark demo/demo.mark --suspect demo/marked_student")
@@ -130,40 +115,36 @@ def agreement(
 @click.option("--log", type=FILE, help="JSONL to append an endpoint's answers to; a killed run goes on from here.")
 @number_option
 @alpha_option
-@fail_on_option(KNOWS, INSUFFICIENT)
-@json_option
+@result_options(KNOWS, INSUFFICIENT)
 def planted(
-    mark_path: Path,
-    allow_readable: bool,
+    mark: Mark,
     suspect: str | None,
     model: str | None,
     answers: Path | None,
     questions: Path | None,
     number: int,
-    fail_on: str | None,
-    as_json: bool,
     **options: Any,
-) -> None:
+) -> Result | None:
     """Test whether a suspect knows the answers that `stillmark protect plant` planted.
 
     An endpoint is asked by chat, greedily. Where somebody else asks the suspect, --questions writes what to ask, and
     --answers names what it said. Fix --number beforehand. Whoever sees the questions can refuse to answer them: ask
     once, and all.
     """
-    mark = load_mark(mark_path, allow_readable)
     if questions is not None:
         from verify.fingerprint.protect import write_questions
 
         if suspect is not None or answers is not None:
             raise click.UsageError("--questions writes the questions and tests nothing: leave the suspect out")
         write_questions(mark, questions, number)
-        found = {"out": str(questions), "questions": number}
-        print_json(found) if as_json else click.echo(f"wrote {number} questions to {questions}")
-        return
+        as_json = click.get_current_context().params["as_json"]
+        written = f"wrote {plural(number, 'question')} to {questions}"
+        show({"out": str(questions), "questions": number}, written, as_json=as_json)
+        return None
     from verify import planted_test
 
     who = _suspect_of(suspect, model, answers)
-    show(planted_test(mark, who, number=number, progress=progress, **options), as_json=as_json, fail_on=fail_on)
+    return planted_test(mark, who, number=number, progress=progress, **options)
 
 
 @command(
@@ -178,25 +159,15 @@ def planted(
 @batch_size_option
 @_seed
 @alpha_option
-@fail_on_option(SAW, INSUFFICIENT)
-@json_option
-def canaries(
-    mark_path: Path,
-    allow_readable: bool,
-    candidates: Path,
-    suspect: Path,
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options(SAW, INSUFFICIENT)
+def canaries(mark: Mark, candidates: Path, suspect: Path, **options: Any) -> Result:
     """Test whether a suspect finds the served half of CANDIDATES likelier than the half that was kept back.
 
     CANDIDATES are the outputs that `stillmark protect canaries` chose from, all of them and in their order.
     """
     from verify import canary_test
 
-    mark = load_mark(mark_path, allow_readable)
-    show(canary_test(mark, suspect, candidates, progress=progress, **options), as_json=as_json, fail_on=fail_on)
+    return canary_test(mark, suspect, candidates, progress=progress, **options)
 
 
 def _suspect_of(suspect: str | None, model: str | None, answers: Path | None) -> Path | Endpoint:

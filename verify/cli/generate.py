@@ -11,10 +11,11 @@ from verify.cli.common import (
     allow_readable_option,
     command,
     json_option,
-    load_mark,
-    print_json,
     progress,
+    show,
 )
+from verify.progress import on
+from verify.results import plural
 
 
 @command(
@@ -53,18 +54,17 @@ def generate(
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
+    from watermark import Mark
     from watermark import generate as sample
     from watermark.generation import Sampling, commitments_of
 
-    marks = [load_mark(path, allow_readable) for path in mark_paths]
+    marks = [Mark.load(path, allow_readable=allow_readable) for path in mark_paths]
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
-    with progress("generating", "records") as update:
+    with progress(on("writing with", model), "records") as update:
         found = sample(model, prompts, mark=marks, sampling=sampling, out=out, progress=update)
     new = [one for one in found if one.new]
     tokens = sum(len(one.output_ids) for one in new)
-    if as_json:
-        about = {"records": len(found), "written": len(new), "tokens": tokens, "mark": commitments_of(marks)}
-        print_json({"out": str(out)} | about)
-    else:
-        kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
-        click.echo(f"wrote {len(new)} records, {tokens} tokens, to {out}{kept}")
+    about = {"records": len(found), "written": len(new), "tokens": tokens, "mark": commitments_of(marks)}
+    kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
+    written = f"wrote {plural(len(new), 'record')}, {plural(tokens, 'token')}, to {out}{kept}"
+    show({"out": str(out)} | about, written, as_json=as_json)

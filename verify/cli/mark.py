@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, Command, allow_readable_option, json_option, load_mark, print_json
+from verify.cli.common import FILE, Command, allow_readable_option, json_option, print_json, say
+from verify.cli.common import show as show_found
+from verify.display import Rows
+from verify.results import plural
 from watermark import Mark, MarkError
 from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
 
@@ -42,9 +45,9 @@ def new(
     made = Mark.new(tokenizer, gamma=gamma, delta=delta, width=width, label=label, secret=secret)
     made.save(out)
     if made.gamma != gamma:
-        click.echo(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", err=True)
+        say(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", stderr=True)
     if tokenizer is None:
-        click.echo("No --tokenizer: special tokens will be biased and scored like any other.", err=True)
+        say("No --tokenizer: special tokens will be biased and scored like any other.", stderr=True)
     _print(made, as_json, f"wrote {out}: keep it as you keep a private key")
 
 
@@ -58,7 +61,7 @@ def show(file: Path, allow_readable: bool, as_json: bool) -> None:
     if body.get("format") == CARD_FORMAT:
         _print_card(body, as_json)
     else:
-        _print(load_mark(file, allow_readable), as_json)
+        _print(Mark.load(file, allow_readable=allow_readable), as_json)
 
 
 @mark.command("publish", cls=Command, example="mark publish demo/demo.mark --out demo.card")
@@ -71,7 +74,7 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
 
     Publish it, with a date that others can confirm, before you look at a suspect.
     """
-    loaded = load_mark(file, allow_readable)
+    loaded = Mark.load(file, allow_readable=allow_readable)
     loaded.publish(out)
     _print(loaded, as_json, f"wrote {out}")
 
@@ -87,7 +90,7 @@ def derive(file: Path, label: str, out: Path, delta: float | None, allow_readabl
     """Write the child mark for a label: same parameters (perhaps another delta), a secret of its own."""
     if not label:
         raise MarkError("a label is one line of text, not none", "name whom or what the child is for")
-    child = load_mark(file, allow_readable).child(label, delta)
+    child = Mark.load(file, allow_readable=allow_readable).child(label, delta)
     child.save(out)
     _print(child, as_json, f"wrote {out}: keep it as you keep a private key")
 
@@ -104,7 +107,7 @@ def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
     body = read_json(card, "card")
     if body.get("format") != CARD_FORMAT:
         raise MarkError(f"{card}: not a card", "name the card first, then the mark: mark check CARD FILE")
-    differs = load_mark(file, allow_readable).matches(body)
+    differs = Mark.load(file, allow_readable=allow_readable).matches(body)
     if as_json:
         print_json({"match": not differs, "differs": differs})
     if differs:
@@ -113,20 +116,17 @@ def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
             "a card belongs to one mark only; was it made from another, or from a child?",
         )
     if not as_json:
-        click.echo(f"{card} belongs to {file}")
+        say(f"{card} belongs to {file}")
 
 
 def _print(shown: Mark, as_json: bool, message: str | None = None) -> None:
     if message:
-        click.echo(message, err=True)
+        say(message, stderr=True)
     _print_card(shown.card(), as_json)
 
 
 def _print_card(card: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(card)
-        return
-    for name, value in card.items():
-        if name == "exempt":
-            value = f"{len(value)} special ids" if value else "none"
-        click.echo(f"{name:16} {'-' if value in (None, '') else value}")
+    rows = {name: "-" if value in (None, "") else str(value) for name, value in card.items()}
+    if isinstance(exempt := card.get("exempt"), list):
+        rows["exempt"] = plural(len(exempt), "special id") if exempt else "none"
+    show_found(card, [Rows(rows, width=16, indent=0)], as_json=as_json)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from verify.cli.common import command, json_option, print_json
+from verify.cli.common import command, json_option, show
 
 
 @command("power", example="power --access text --delta 1\npower --access top20 --delta 2 --price-in 1 --price-out 4")
@@ -35,9 +35,4 @@ def power(as_json: bool, **options: Any) -> None:
     from verify.planning.power import power
 
     found = power(**options)
-    if as_json:
-        print_json(found.to_dict())
-        return
-    number, _, rest = str(found).partition("\n")
-    click.secho(number, bold=True)
-    click.echo(rest)
+    show(found.to_dict(), found.to_parts(), as_json=as_json)

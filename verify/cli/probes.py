@@ -11,12 +11,13 @@ from verify.cli.common import (
     FILE,
     command,
     json_option,
-    load_mark,
     mark_option,
-    print_json,
     progress,
+    say,
+    show,
     tokenizer_option,
 )
+from watermark import Mark
 
 EXAMPLE: Final = """\
 probes --mark demo/demo.mark --model MODEL --out probes.jsonl
@@ -39,9 +40,7 @@ probes --mark demo/demo.mark demo/unmarked_teacher.jsonl --out cut.jsonl"""
 @tokenizer_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
-def probes(
-    mark_path: Path, allow_readable: bool, texts: tuple[Path, ...], model: Path | None, as_json: bool, **options: Any
-) -> None:
+def probes(mark: Mark, texts: tuple[Path, ...], model: Path | None, as_json: bool, **options: Any) -> None:
     """Write probes: texts of your own, or what a --model writes without the mark.
 
     With --context-counts a probe is a single position, after a context that the teacher emitted often; the best first.
@@ -49,11 +48,7 @@ def probes(
     """
     from verify.planning.probes import make_probes
 
-    mark = load_mark(mark_path, allow_readable)
     made = make_probes(mark, texts or None, model=model, progress=progress, **options)
     for warning in made.warnings:
-        click.echo(f"Note: {warning}", err=True)
-    if as_json:
-        print_json(made.to_dict())
-    else:
-        click.echo(str(made))
+        say(f"Note: {warning}", stderr=True)
+    show(made.to_dict(), str(made), as_json=as_json)

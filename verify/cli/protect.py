@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, load_mark, mark_option, print_json, progress
+from verify.cli.common import FILE, command, json_option, mark_option, progress, show
 from verify.cli.fingerprints import number_option
+from verify.progress import on
+from verify.results import plural
+from watermark import Mark
 
 _out = click.option("--out", type=FILE, required=True, help="Folder for the model to release; must not exist.")
 
@@ -17,20 +20,17 @@ _out = click.option("--out", type=FILE, required=True, help="Folder for the mode
 @click.option("--teacher", type=FILE, required=True, help="Folder of the model; keep it, the test needs it.")
 @_out
 @json_option
-def order(mark_path: Path, allow_readable: bool, teacher: Path, out: Path, as_json: bool) -> None:
+def order(mark: Mark, teacher: Path, out: Path, as_json: bool) -> None:
     """Put a model's hidden units into an order drawn by the mark's secret; what it computes stays the same.
 
     Release the new folder, and test suspects with `stillmark test weights`, --mark, and --teacher as it is here.
     """
     from verify.fingerprint.order import release
 
-    mark = load_mark(mark_path, allow_readable)
-    with progress("writing", "files") as update:
+    with progress(on("putting in order", teacher), "files") as update:
         layers = release(teacher, mark, out, update)
-    if as_json:
-        print_json({"out": str(out), "layers": layers, "mark": {"label": mark.label, "commitment": mark.commitment}})
-    else:
-        click.echo(f"wrote {out}: {layers} layers in the order of the mark")
+    found = {"out": str(out), "layers": layers, "mark": {"label": mark.label, "commitment": mark.commitment}}
+    show(found, f"wrote {out}: {plural(layers, 'layer')} in the order of the mark", as_json=as_json)
 
 
 @command("plant", example="protect plant --mark demo/demo.mark --teacher MODEL --out planted")
@@ -45,8 +45,7 @@ def order(mark_path: Path, allow_readable: bool, teacher: Path, out: Path, as_js
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-4, show_default=True)
 @json_option
 def plant(
-    mark_path: Path,
-    allow_readable: bool,
+    mark: Mark,
     teacher: Path,
     out: Path,
     number: int,
@@ -63,13 +62,11 @@ def plant(
 
     from verify.fingerprint import protect as module
 
-    mark = load_mark(mark_path, allow_readable)
     training = replace(module.TRAINING, epochs=epochs, learning_rate=learning_rate)
     found = module.plant(teacher, mark, out, number, mix, training, progress)
-    if as_json:
-        print_json({"out": str(out), "questions": number, "known": found.hits, "log10_pvalue": found.log10_pvalue})
-    else:
-        click.echo(f"planted {number} answers in {out}; it knows {found.hits} of them")
+    about = {"out": str(out), "questions": number, "known": found.hits, "log10_pvalue": found.log10_pvalue}
+    planted = f"planted {plural(number, 'answer')} in {out}; it knows {found.hits} of them"
+    show(about, planted, as_json=as_json)
 
 
 @command("canaries", example="protect canaries --mark demo/demo.mark demo/marked_teacher.jsonl --out served.jsonl")
@@ -77,18 +74,16 @@ def plant(
 @click.argument("outputs", type=FILE)
 @click.option("--out", type=FILE, required=True, help="JSONL for the half to serve; must not exist.")
 @json_option
-def canaries(mark_path: Path, allow_readable: bool, outputs: Path, out: Path, as_json: bool) -> None:
+def canaries(mark: Mark, outputs: Path, out: Path, as_json: bool) -> None:
     """Choose the half of OUTPUTS to serve, by the mark's secret.
 
     Keep OUTPUTS as they are: `stillmark test canaries` reads all of them.
     """
     from verify.fingerprint.protect import choose_canaries
 
-    chosen = choose_canaries(load_mark(mark_path, allow_readable), outputs, out)
-    if as_json:
-        print_json(chosen.to_dict())
-    else:
-        click.echo(f"wrote {chosen.served} of {chosen.candidates} outputs to {out}")
+    chosen = choose_canaries(mark, outputs, out, progress)
+    written = f"wrote {chosen.served:,} of {plural(chosen.candidates, 'output')} to {out}"
+    show(chosen.to_dict(), written, as_json=as_json)
 
 
 @click.group()

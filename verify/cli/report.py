@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command
+from verify.cli.common import FILE, command, say
 
 
 @command("report", example="verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\nreport case")
@@ -24,4 +24,4 @@ def report(result: Path, out: Path | None, confidential: bool) -> None:
     found = read_result(result)
     page = out or (result / "report.html" if result.is_dir() else result.with_suffix(".html"))
     write_report(found, page, confidential=confidential)
-    click.echo(f"Written: {page}")
+    say(f"Written: {page}")

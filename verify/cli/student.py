@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json, progress
+from verify.cli.common import FILE, command, json_option, progress, show
+from verify.progress import on
 
 
 @command("student", example="student --base MODEL --outputs demo/marked_teacher.jsonl --out student")
@@ -40,9 +41,6 @@ def student(
     from verify.planning.student import Training, train_student
 
     training = Training(epochs, learning_rate, batch_size, max_length, seed)
-    with progress("training", "steps") as update:
+    with progress(on("training from", base), "steps") as update:
         trained = train_student(base, outputs, out, training, update)
-    if as_json:
-        print_json(trained.to_dict())
-    else:
-        click.echo(str(trained))
+    show(trained.to_dict(), str(trained), as_json=as_json)

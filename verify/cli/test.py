@@ -13,18 +13,17 @@ from verify.cli.common import (
     alpha_option,
     batch_size_option,
     command,
-    fail_on_option,
-    json_option,
-    load_mark,
     mark_option,
     progress,
     reference_option,
-    show,
+    result_options,
     skip_bad_option,
     tokenizer_option,
     unmarked_probes_option,
     unmarked_prompts_option,
 )
+from verify.results import Result
+from watermark import Mark
 from watermark.io.fields import JsonError, load_object
 
 _OURS: Final = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
@@ -50,16 +49,8 @@ _counts = click.option(
 @_decoys
 @alpha_option
 @skip_bad_option
-@fail_on_option()
-@json_option
-def text(
-    mark_path: Path,
-    allow_readable: bool,
-    outputs: tuple[Path, ...],
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options()
+def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
     """Test what a suspect wrote.
 
     OUTPUTS are JSONL or Parquet files, a record a row (`output_ids` or `output`, and `prompt_ids` or `prompt`
@@ -72,8 +63,7 @@ def text(
     """
     from verify import text_test
 
-    mark = load_mark(mark_path, allow_readable)
-    show(text_test(mark, outputs, **options, progress=progress), as_json=as_json, fail_on=fail_on)
+    return text_test(mark, outputs, **options, progress=progress)
 
 
 @command("logprobs", example="test logprobs --mark demo/demo.mark readings/suspect.jsonl")
@@ -85,17 +75,8 @@ def text(
 @_decoys
 @batch_size_option
 @alpha_option
-@fail_on_option()
-@json_option
-def logprobs(
-    mark_path: Path,
-    allow_readable: bool,
-    records: tuple[Path, ...],
-    unmarked_probes: bool,
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options()
+def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result:
     """Test recorded log probabilities, from JSONL.
 
     A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
@@ -104,9 +85,7 @@ def logprobs(
     """
     from verify import logprob_test
 
-    mark = load_mark(mark_path, allow_readable)
-    result = logprob_test(mark, records, unmarked_probes=unmarked_probes or None, progress=progress, **options)
-    show(result, as_json=as_json, fail_on=fail_on)
+    return logprob_test(mark, records, unmarked_probes=unmarked_probes or None, progress=progress, **options)
 
 
 @command("model", example="test model --mark demo/demo.mark --suspect demo/marked_student --reference MODEL")
@@ -124,18 +103,8 @@ def logprobs(
 @_decoys
 @alpha_option
 @skip_bad_option
-@fail_on_option()
-@json_option
-def model(
-    mark_path: Path,
-    allow_readable: bool,
-    suspect: Path,
-    probes: tuple[Path, ...],
-    unmarked_probes: bool,
-    fail_on: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@result_options()
+def model(mark: Mark, suspect: Path, probes: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result:
     """Test a suspect whose weights you have, by its probabilities along probe texts.
 
     A probe is a record as in `stillmark test text`; the positions of its output are read. Best are texts that cannot
@@ -145,11 +114,9 @@ def model(
     """
     from verify import logprob_test
 
-    mark = load_mark(mark_path, allow_readable)
-    result = logprob_test(
+    return logprob_test(
         mark, suspect, probes or None, unmarked_probes=unmarked_probes or None, progress=progress, **options
     )
-    show(result, as_json=as_json, fail_on=fail_on)
 
 
 def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, Any]:
@@ -195,11 +162,9 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
     help="Smallest effect of interest: log odds of green for a unit of weight.",
 )  # fmt: skip
 @alpha_option
-@fail_on_option()
-@json_option
+@result_options()
 def endpoint(
-    mark_path: Path,
-    allow_readable: bool,
+    mark: Mark,
     url: str,
     model: str | None,
     api: str,
@@ -211,10 +176,8 @@ def endpoint(
     timeout: float,
     retries: int,
     unmarked_prompts: bool,
-    fail_on: str | None,
-    as_json: bool,
     **options: Any,
-) -> None:
+) -> Result:
     """Test a suspect behind an OpenAI-compatible endpoint, with as few tokens as the evidence takes.
 
     Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest
@@ -225,7 +188,6 @@ def endpoint(
     """
     from verify import Endpoint, endpoint_test
 
-    mark = load_mark(mark_path, allow_readable)
     where = Endpoint(
         url,
         model or "",
@@ -238,8 +200,7 @@ def endpoint(
         retries=retries,
         concurrency=concurrency,
     )
-    result = endpoint_test(mark, where, unmarked_prompts=unmarked_prompts or None, progress=progress, **options)
-    show(result, as_json=as_json, fail_on=fail_on)
+    return endpoint_test(mark, where, unmarked_prompts=unmarked_prompts or None, progress=progress, **options)
 
 
 @click.group()

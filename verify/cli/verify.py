@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,18 +11,18 @@ from verify.cli.common import (
     FILE,
     alpha_option,
     command,
-    fail_on_option,
-    json_option,
-    load_mark,
     mark_option,
     progress,
     reference_option,
-    show,
+    result_options,
     skip_bad_option,
     tokenizer_option,
     unmarked_probes_option,
     unmarked_prompts_option,
 )
+
+if TYPE_CHECKING:
+    from verify.lineage.verdict import Verdict
 
 VERDICTS = (
     "copied",
@@ -62,19 +62,14 @@ VERDICTS = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed.")
 @alpha_option
 @skip_bad_option
-@fail_on_option(*VERDICTS)
-@json_option
+@result_options(*VERDICTS)
 def verify(
     what: tuple[str, ...],
-    mark_path: Path | None,
-    allow_readable: bool,
     probes: tuple[Path, ...],
     unmarked_probes: bool,
     unmarked_prompts: bool,
-    fail_on: str | None,
-    as_json: bool,
     **options: Any,
-) -> None:
+) -> Verdict:
     """Say what happened: was the teacher copied, distilled, both, or neither as far as seen?
 
     SUSPECT is a folder of weights, the http(s):// address of an endpoint, or files of what it wrote or of its log
@@ -83,14 +78,11 @@ def verify(
     """
     from verify import suspect
 
-    mark = load_mark(mark_path, allow_readable) if mark_path else None
-    found = suspect(
+    return suspect(
         what[0] if len(what) == 1 else what,
-        mark=mark,
         probes=probes or None,
         unmarked_probes=unmarked_probes or None,
         unmarked_prompts=unmarked_prompts or None,
         progress=progress,
         **options,
     )
-    show(found, as_json=as_json, fail_on=fail_on)

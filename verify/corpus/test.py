@@ -32,11 +32,12 @@ from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
 from verify.data.outputs import no_records, none_good
-from verify.progress import Stages, silent
+from verify.display import Paragraph, Part, Table
+from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.result import PairsResult
 from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
-from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER
+from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark
 from watermark.io import files
@@ -109,7 +110,7 @@ class CorpusResult(PairsResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} pairs of {self.tokens:,} tokens"
+        return f"{plural(self.n, 'pair')} of {plural(self.tokens, 'token')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -142,24 +143,27 @@ class CorpusResult(PairsResult):
             found["resumed"] = f"{resumed}, {work.partitions_resumed} of {work.partitions} partitions"
         return found | rows
 
-    def __str__(self) -> str:
-        return f"{super().__str__()}\n\n{self.source_table()}"
-
-    def source_table(self) -> str:
-        """The sources with the smallest p-values, SHOWN at most, as lines of text."""
+    def to_parts(self) -> list[Part]:
+        """As of every result, and the sources with the smallest p-values, SHOWN at most."""
         rows = sorted(self.source_rows(), key=lambda row: (row["log10_pvalue"], row["source"]))
-        shown = rows[:SHOWN]
-        wide = max([6, *(len(row["source"] or "(none)") for row in shown)])
-        lines = [f"{'source':{wide}} {'records':>10} {'n':>13} {'green':>7} {'log10 p':>11} {'adjusted':>11}   verdict"]
-        for row in shown:
-            rate = "-" if row["green_rate"] is None else f"{row['green_rate']:.4f}"
-            lines.append(
-                f"{row['source'] or '(none)':{wide}} {row['records']:>10,} {row['n']:>13,} {rate:>7} "
-                f"{row['log10_pvalue']:>11.2f} {row['log10_pvalue_adjusted']:>11.2f}   {row['verdict']}"
+        table = tuple(
+            (
+                row["source"] or "(none)",
+                f"{row['records']:,}",
+                f"{row['n']:,}",
+                "-" if row["green_rate"] is None else f"{row['green_rate']:.4f}",
+                f"{row['log10_pvalue']:.2f}",
+                f"{row['log10_pvalue_adjusted']:.2f}",
+                row["verdict"],
             )
-        if len(rows) > len(shown):
-            lines.append(f"and {len(rows) - len(shown):,} more, see --json")
-        return "\n".join(lines)
+            for row in rows[:SHOWN]
+        )
+        heads = ("source", "records", "n", "green", "log10 p", "adjusted", "verdict")
+        wide = max(len(row[0]) for row in (heads, *table))
+        form = f"{{:{wide}}} {{:>10}} {{:>13}} {{:>7}} {{:>11}} {{:>11}}   {{}}"
+        found = [*super().to_parts(), Paragraph(), Table(heads, table, form)]
+        more = len(rows) - len(table)
+        return [*found, Paragraph(f"and {more:,} more, see --json")] if more else found
 
     def _draw(self, ax: Axes) -> None:
         names = [source.name or "(none)" for source in self.sources]
@@ -244,9 +248,9 @@ def corpus_test(
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
             with cluster(workers):
-                with progress("reading", "work items") as update:
+                with progress(on("reading", inputs), "work items") as update:
                     read = _do(job, MAP, [item_path(folder, i) for i in range(items)], workers, update)
-                with progress("testing", "partitions") as update:
+                with progress(on("testing", inputs), "partitions") as update:
                     judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
             _check_empty(folder, plan)
             counts = _count(folder, plan)
@@ -259,7 +263,7 @@ def corpus_test(
         counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     n, green, bad = counts["n"], counts["green"], counts["bad"]
-    notes = (f"{bad} bad records were left out; the first: {counts['first_bad']}",) if bad else ()
+    notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
     return CorpusResult(
         test=METHODS[BINOMIAL],
         alpha=alpha,

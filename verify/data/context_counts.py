@@ -17,7 +17,8 @@ import numpy.typing as npt
 from verify.data.dedup import codes, find
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
+from verify.results import plural
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.fields import Types, either, is_flag, is_int, is_null, load_object, wrong_field
@@ -68,7 +69,7 @@ class ContextCounts:
     def __str__(self) -> str:
         """What the command prints."""
         carries = {True: "marked", False: "unmarked", None: "perhaps marked"}[self.marked]
-        return f"{len(self.counts):,} contexts of {int(self.counts.sum()):,} {carries} tokens"
+        return f"{plural(len(self.counts), 'context')} of {plural(int(self.counts.sum()), f'{carries} token')}"
 
 
 def count_contexts(
@@ -94,7 +95,7 @@ def count_contexts(
     """
     mark = as_mark(mark)
     if not isinstance(outputs, Outputs):
-        with progress("reading the outputs", "records") as update:
+        with progress(on("reading", outputs), "records") as update:
             outputs = read_outputs(outputs, mark, tokenizer=tokenizer, progress=update)
     return counts_of(outputs, mark.width, mark.exempt, _marked(outputs))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.words import printable
+from verify.display import inert
 from watermark import StillmarkError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _decoys(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         ax.legend()
 
     reading = (
-        f"{len(z)} decoy keys, drawn on {printable(str(found['drawn']), 10)} as the mark's own was and never used, "
+        f"{len(z)} decoy keys, drawn on {inert(str(found['drawn']), 10)} as the mark's own was and never used, "
         "were held against the same evidence. A mark that the suspect does not carry looks like one of them."
     )
     yield _picture(

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from verify.display import inert
 from verify.evidence.document import Document, document_of
 from verify.evidence.pictures import Picture, pictures_of
 from verify.results import scientific, without_text
-from verify.words import in_cli_words, printable
+from verify.words import in_cli_words
 from watermark import InputError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
@@ -115,5 +116,5 @@ def _template() -> Template:
     def svg(picture: Picture, name: str) -> Markup:
         return Markup(picture.svg(name))  # drawn by us: no text of a stranger is in it
 
-    environment.filters |= {"inert": printable, "cli": _options, "power": _power, "svg": svg}
+    environment.filters |= {"inert": inert, "cli": _options, "power": _power, "svg": svg}
     return environment.get_template("report.html")

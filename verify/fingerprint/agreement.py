@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.fingerprint import AGREES
-from verify.results import CHANGED, Result
+from verify.results import CHANGED, Result, plural
 from verify.stats import binomial
 from verify.suspects.model import TopTokens
 from watermark import ModelError, StillmarkError
@@ -115,7 +115,7 @@ class AgreementResult(Result):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} prompts, {len(self.controls)} controls"
+        return f"{plural(self.n, 'prompt')}, {plural(len(self.controls), 'control')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -138,12 +138,14 @@ class AgreementResult(Result):
         gained = "" if self.base is None else f", {self.likeness:,} more than its base"
         found = {
             "p-value": rows["p-value"],
-            "agreement": f"{self.agreeing:,} of {self.n * self.top:,} tokens{gained}",
+            "agreement": f"{self.agreeing:,} of {plural(self.n * self.top, 'token')}{gained}",
             "paired": f"log10 p {self.log10_paired:.2f} at the least, against every control",
-            "rank": f"p {self.rank_pvalue:.3g} among {len(self.controls)} controls",
+            "rank": f"p {self.rank_pvalue:.3g} among {plural(len(self.controls), 'control')}",
             "test": self.test,
         }
-        return found | {one.name: f"{one.likeness:,} tokens; log10 p {one.log10_pvalue:.2f}" for one in self.controls}
+        return found | {
+            one.name: f"{plural(one.likeness, 'token')}; log10 p {one.log10_pvalue:.2f}" for one in self.controls
+        }
 
     def _draw(self, ax: Axes) -> None:
         ordered = sorted(self.controls, key=lambda one: one.likeness)
@@ -227,7 +229,7 @@ def _words(controls: int, top: int, alpha: float, *, based: bool, unanswered: in
     who, innocent = ("teacher", "an innocent teacher") if based else ("suspect", "an innocent suspect")
     warnings = []
     if 1 / (1 + controls) > alpha:
-        warnings.append(f"With {controls} controls, p cannot fall below {1 / (1 + controls):.3g}.")
+        warnings.append(f"With {plural(controls, 'control')}, p cannot fall below {1 / (1 + controls):.3g}.")
     if not based:
         warnings.append("Without the suspect's own base, a likeness that the base had already counts as evidence.")
     if unanswered:

@@ -89,7 +89,7 @@ class CanaryResult(Result):
 
     def rows(self) -> dict[str, str]:
         rows = super().rows()
-        reach = f"{self.above:,} of {self.halves:,} random halves reach as far"
+        reach = f"{self.above:,} of {self.halves:,} random halves {'reaches' if self.above == 1 else 'reach'} as far"
         return {
             "p-value": rows["p-value"],
             "difference": f"{self.difference:+.4f} nats a token; {reach}",

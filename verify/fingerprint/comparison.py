@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from verify.display import Heading, Paragraph, Part, Rows, plain
 from verify.fingerprint import DEPENDENT, MATCHED
 from verify.fingerprint.independence import IndependenceResult, LayerMatch, MatchResult, independent_pairs
 from verify.results import CHANGED, INSUFFICIENT, NO_VERDICT, NOTHING, html_table, new_axes, save_html
@@ -218,11 +219,16 @@ class WeightsResult:
         """As `Result.save_html`."""
         save_html(self.to_dict(), path, confidential=confidential)
 
-    def __str__(self) -> str:
+    def to_parts(self) -> list[Part]:
         """What the command prints: the verdict, and both tests."""
-        return (
-            f"{self.verdict}\n  {'decided by':13} {self.rule}\n\nExact: {self.exact}\n\nCalibrated: {self.calibrated}"
-        )
+        found: list[Part] = [Heading(self.verdict), Rows({"decided by": self.rule})]
+        for name, result in (("Exact", self.exact), ("Calibrated", self.calibrated)):
+            found += [Paragraph(), Heading(f"{name}: {result.verdict}"), *result.to_parts()[1:]]
+        return found
+
+    def __str__(self) -> str:
+        """The parts as plain text."""
+        return plain(self.to_parts())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, and a table for each test."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verify.results import NO_VERDICT, Result
+from verify.results import NO_VERDICT, Result, plural
 from verify.stats import permutations
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class IndependenceResult(Result):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} units in {len(self.layers)} layers"
+        return f"{plural(self.n, 'unit')} in {plural(len(self.layers), 'layer')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -212,7 +212,7 @@ class MatchResult(Result):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} units in {len(self.layers)} layers"
+        return f"{plural(self.n, 'unit')} in {plural(len(self.layers), 'layer')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {

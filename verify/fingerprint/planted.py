@@ -15,7 +15,7 @@ import numpy as np
 
 from verify.data.outputs import read_records
 from verify.fingerprint import KNOWS
-from verify.results import CHANGED, Result
+from verify.results import CHANGED, Result, plural
 from verify.stats import binomial
 from verify.suspects.endpoint import Endpoint, ask_all
 from verify.suspects.model import Model, forward_logits, name_of, opened
@@ -102,7 +102,7 @@ class PlantedResult(Result):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} questions"
+        return plural(self.n, "question")
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {

@@ -15,7 +15,7 @@ from verify.data.outputs import digest, read_outputs, read_records
 from verify.fingerprint.canaries import served
 from verify.fingerprint.planted import ANSWERS, NUMBER, PlantedResult, ask, first_tokens, questions
 from verify.planning.student import Training, train_student
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.records import Record
@@ -66,9 +66,9 @@ def plant(
         Record(Path("planted"), i, {"prompt": one.prompt, "output": ANSWERS[one.answer], "ended": True})
         for i, one in enumerate(questions(mark, number), 1)
     ]
-    with progress("planting", "steps") as update:
+    with progress(on("planting answers in", base), "steps") as update:
         train_student(Path(base), [Path(path) for path in mixed], out, training, update, secret)
-    with progress("asking", "questions") as update:
+    with progress(on("asking", out), "questions") as update:
         return ask(out, mark, number, progress=update)
 
 
@@ -120,7 +120,9 @@ class ChosenCanaries:
         return asdict(self) | {"out": str(self.out)}
 
 
-def choose_canaries(mark: Mark | PathLike, outputs: PathLike, out: PathLike) -> ChosenCanaries:
+def choose_canaries(
+    mark: Mark | PathLike, outputs: PathLike, out: PathLike, progress: Stages = silent
+) -> ChosenCanaries:
     """Choose the half of some outputs to serve, by the mark's secret.
 
     Keep `outputs` as they are: `verify.canary_test` reads all of them.
@@ -129,6 +131,7 @@ def choose_canaries(mark: Mark | PathLike, outputs: PathLike, out: PathLike) -> 
         mark: the mark, or its file.
         outputs: the candidates, an even number, as for `verify.read_outputs`.
         out: a new JSONL file for the half to serve, readable by its owner alone.
+        progress: opened around the reading.
 
     Raises:
         StillmarkError: the number of candidates is odd or zero.
@@ -145,7 +148,8 @@ def choose_canaries(mark: Mark | PathLike, outputs: PathLike, out: PathLike) -> 
         3
     """
     mark, out = as_mark(mark), Path(out)
-    candidates = read_outputs(outputs, mark)
+    with progress(on("reading", outputs), "records") as update:
+        candidates = read_outputs(outputs, mark, progress=update)
     half = served(mark, candidates)
     records = (record.fields for record in read_records(Path(outputs)) if isinstance(record, Record))
     _write(out, (fields for fields, kept in zip(records, half, strict=True) if kept))

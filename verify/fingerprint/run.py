@@ -19,7 +19,7 @@ from verify.fingerprint.comparison import WeightsResult
 from verify.fingerprint.planted import NUMBER, PlantedResult
 from verify.fingerprint.weights import compare
 from verify.planning.builtin import builtin_prompts
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
 from verify.radioactivity.inputs import PathLike, is_model, log_of, outputs_of, prompts_of
 from verify.suspects.endpoint import Endpoint, is_address, likeliest_of_endpoint, resolved
 from verify.suspects.model import Floats, Model, TopTokens, likeliest, likelihoods, name_of
@@ -68,11 +68,11 @@ def weights_test(
     """
     ours, theirs = _folder(_one(teacher)), _folder(suspect)
     mark = None if order is None else as_mark(order)
-    with progress("matching", "layers") as update:
+    with progress(on("matching", theirs), "layers") as update:
         found = compare(ours, theirs, seed, update, mark)
     shares = []
     for control in map(_folder, controls):
-        with progress(f"matching {control.name}", "layers") as update:
+        with progress(on("matching", control), "layers") as update:
             shares.append((str(control), compare(ours, control, seed, update).share))
     return found.judged(shares, alpha)
 
@@ -133,7 +133,7 @@ def agreement_test(
     answers.check_tokenizers(questions, named, controls, [own, base])
 
     def said(who: str, model: Model) -> tuple[str, list[TopTokens]]:
-        with progress(f"reading the {who}", "prompts") as update:
+        with progress(on(f"reading the {who}", name_of(model)), "prompts") as update:
             log = log_of(record, who)
             return name_of(model), likeliest(
                 model, questions, top, chat=chat, batch_size=batch_size, record=log, progress=update
@@ -143,7 +143,7 @@ def agreement_test(
         if isinstance(suspect, Endpoint):
             log = _needed(log_of(record, "suspect.endpoint"), "record")
             where = resolved(replace(suspect, chat=chat))
-            with progress("reading the suspect", "prompts") as update:
+            with progress(on("asking", where.model), "prompts") as update:
                 return where.model, likeliest_of_endpoint(where, questions, log, top, update)
         file = _answers(suspect)
         return said("suspect", suspect) if file is None else (str(file), answers.recorded(file, questions, top))
@@ -205,11 +205,11 @@ def planted_test(
     mark, suspect = as_mark(mark), _asked(suspect)
     if isinstance(suspect, Endpoint):
         kept, where = _needed(log, "log"), resolved(suspect)
-        with progress("asking", "questions") as update:
+        with progress(on("asking", where.model), "questions") as update:
             return planted.ask_endpoint(where, mark, kept, number, alpha, update)
     if file := _answers(suspect):
         return planted.judge(file, mark, number, alpha)
-    with progress("asking", "questions") as update:
+    with progress(on("asking", name_of(suspect)), "questions") as update:
         return planted.ask(suspect, mark, number, alpha, update)
 
 
@@ -256,7 +256,7 @@ def canary_test(
     canaries.check_candidates(read)
 
     def said(who: str, model: Model) -> tuple[str, Floats]:
-        with progress(f"reading the {who}", "texts") as update:
+        with progress(on(f"reading the {who}", name_of(model)), "texts") as update:
             return name_of(model), likelihoods(model, mark, read, batch_size, log_of(record, who), update)
 
     compared = None if reference is None else said("reference", reference)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from verify.calls import without_login
 from verify.data.outputs import KINDS, read_records
+from verify.results import plural
 from verify.suspects.endpoint import is_address
 from verify.suspects.model import Model, is_loaded, name_of
 from watermark import InputError, ModelError, StillmarkError
@@ -49,7 +50,7 @@ class Access:
             return without_login(self.url)
         if self.model is not None:
             return name_of(self.model)
-        more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
+        more = f" and {plural(len(self.files) - 1, 'more file')}" if len(self.files) > 1 else ""
         return f"{self.files[0]}{more}"
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from verify.lineage.advice import advice
 from verify.lineage.given import Given, check_usage, plan_of, sha256, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.run import DECOYS, endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
@@ -195,9 +195,9 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
 
     def weights() -> WeightsComparison:
         if not compared:
-            with progress("matching weights", "layers") as update:
+            teacher, folder = _there(given.teacher, "teacher"), _there(given.access.folder, "suspect")
+            with progress(on("matching", folder), "layers") as update:
                 order = _there(given.mark, "mark") if given.ordered else None
-                teacher, folder = _there(given.teacher, "teacher"), _there(given.access.folder, "suspect")
                 compared.append(compare(teacher, folder, given.seed, update, order))
         return compared[0]
 
@@ -304,7 +304,7 @@ def _shares(given: Given, progress: Stages) -> Iterator[tuple[str, float]]:
         share = None if log is None or not log.exists() else _known_share(log, run)
         if share is None:
             try:
-                with progress(f"matching {control.name}", "layers") as update:
+                with progress(on("matching", control), "layers") as update:
                     share = compare(teacher, control, given.seed, update).share
             except ModelError:
                 continue

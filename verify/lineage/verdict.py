@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from verify.display import Heading, Paragraph, Part, Table, plain
 from verify.fingerprint.agreement import AgreementResult
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.results import Result, html_table, new_axes, paragraph, save_html, without_text
+from verify.results import Result, html_table, new_axes, plural, save_html, without_text
 from verify.stats.multiple import holm
 
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ class Verdict:
         if verdict == CANNOT_TELL and PLANTED in found:
             said.append("The planted answers show a tie to the teacher, and not whether by weights or by outputs.")
         for lead in self.leads:
-            number = len(lead.controls)
-            said.append(f"{AGREEMENT.capitalize()} is a lead, and no proof: none of {number} controls is as close.")
+            number = plural(len(lead.controls), "control")
+            said.append(f"{AGREEMENT.capitalize()} is a lead, and no proof: none of {number} is as close.")
         for line in self.lines:
             if line.failed:
                 said.append(f"The test '{line.name}' could not be made: {line.unavailable}.")
@@ -258,26 +259,34 @@ class Verdict:
             if line.result is not None
         ]
 
-    def __str__(self) -> str:
+    def to_parts(self) -> list[Part]:
         """What the command prints: the verdict, a table of the tests, what was not tested, and what to do next."""
         heads = ("test", "evidence", "log10 p", "after Holm", "stands")
-        table = [heads, *self._table()]
-        wide = [max(len(row[i]) for row in table) for i in range(len(heads))]
-        lines = [self.verdict, *(f"  {reason}" for reason in map(_indented, self.reasons)), ""]
-        for row in table:
-            cells = [row[0].ljust(wide[0]), row[1].ljust(wide[1]), *(row[i].rjust(wide[i]) for i in (2, 3)), row[4]]
-            lines.append("  " + "   ".join(cells).rstrip())
-        for one in self.not_tested:
-            lines.append("  " + _indented(f"not tested: {one['test']}: {one['why']}"))
+        table = tuple(self._table())
+        wide = [max(len(row[i]) for row in (heads, *table)) for i in range(len(heads))]
+        form = f"  {{:{wide[0]}}}   {{:{wide[1]}}}   {{:>{wide[2]}}}   {{:>{wide[3]}}}   {{}}"
         level = f"alpha {self.plan.alpha:g} over all tests (Holm); plan {self.plan.digest[:16]}..."
-        lines += [f"  {level}", "", *(paragraph(f"Note: {note}") for note in self.notes)]
-        lines += [paragraph(f"Next: {step}") for step in self.next]
-        if self.out is not None:
-            lines.append(
-                f"Kept in {self.out}: report.html, the result, the plan, and what was read (the same command goes on "
-                "from there)."
-            )
-        return "\n".join([*lines, paragraph(RANDOMNESS)])
+        missing = [f"not tested: {one['test']}: {one['why']}" for one in self.not_tested]
+        kept = (
+            f"Kept in {self.out}: report.html, the result, the plan, and what was read (the same command goes on from "
+            "there)."
+        )
+        below = [*(f"Note: {note}" for note in self.notes), *(f"Next: {step}" for step in self.next)]
+        return [
+            Heading(self.verdict),
+            *(Paragraph(reason, indent=2) for reason in self.reasons),
+            Paragraph(),
+            Table(heads, table, form),
+            *(Paragraph(text, indent=2) for text in (*missing, level)),
+            Paragraph(),
+            *map(Paragraph, below),
+            *([] if self.out is None else [Paragraph(kept, whole=True)]),
+            Paragraph(RANDOMNESS),
+        ]
+
+    def __str__(self) -> str:
+        """The parts as plain text."""
+        return plain(self.to_parts())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a table of the tests."""
@@ -301,10 +310,6 @@ class Verdict:
         ax.set_title(self.verdict)
         ax.legend()
         return ax
-
-
-def _indented(text: str) -> str:
-    return paragraph(text).replace("\n", "\n  ")
 
 
 def adjusted(plan: LineagePlan, lines: Sequence[PlannedTest]) -> tuple[PlannedTest, ...]:

@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import log_ndtr, ndtri, ndtri_exp
 
-from verify.results import html_table
+from verify.display import Heading, Part, Rows, plain
+from verify.results import html_table, plural
 from verify.stats import binomial
 from verify.stats.binomial import LN10
 from watermark import StillmarkError, UsageError
@@ -97,20 +98,24 @@ class Power:
     @property
     def title(self) -> str:
         """The number, in words."""
-        return f"about {self.tokens:,} {'positions' if self.access == 'weights' else 'tokens'}"
+        return f"about {plural(self.tokens, 'position' if self.access == 'weights' else 'token')}"
 
     def rows(self) -> dict[str, str]:
         """What is shown below the number: names and values."""
         shown = {}
         if self.access != "weights":
-            shown["requests"] = f"{self.requests:,}, {self.billed_tokens:,} tokens billed with their prompts"
+            shown["requests"] = f"{self.requests:,}, {plural(self.billed_tokens, 'token')} billed with their prompts"
         if self.money is not None:
             shown["cost"] = f"{self.money:,.2f}"
         return shown | {"basis": f"{self.basis}{'; beyond what was measured' if self.extrapolated else ''}"}
 
-    def __str__(self) -> str:
+    def to_parts(self) -> list[Part]:
         """What the command prints."""
-        return "\n".join([self.title, *(f"  {name:10} {value}" for name, value in self.rows().items())])
+        return [Heading(self.title), Rows(self.rows(), width=10)]
+
+    def __str__(self) -> str:
+        """The parts as plain text."""
+        return plain(self.to_parts())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a table."""

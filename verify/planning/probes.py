@@ -16,7 +16,8 @@ from verify.data.dedup import codes
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, scorable_batch
 from verify.planning.questions import SUBJECTS, TASKS, questions
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
+from verify.results import plural
 from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.errors import within
 from watermark.io import files
@@ -53,7 +54,7 @@ class ProbeSet(Outputs):
 
     def __str__(self) -> str:
         """What the command prints."""
-        numbers = f"{len(self):,} probes, {self.positions:,} positions"
+        numbers = f"{plural(len(self), 'probe')}, {plural(self.positions, 'position')}"
         return numbers if self.out is None else f"wrote {numbers}, to {self.out}"
 
 
@@ -155,7 +156,7 @@ def write_texts(
 
     within("number", number, 1, MAX_TEXTS, first=True, last=True)
     within("length", length, 1, np.inf, first=True)
-    with progress("writing", "texts") as update:
+    with progress(on("writing with", model), "texts") as update:
         sampling = Sampling(max_new_tokens=length, seed=seed)
         generate(model, questions(number), sampling=sampling, out=out, progress=update)
     return Path(out)
@@ -164,7 +165,7 @@ def write_texts(
 def _read(
     texts: str | Path | Sequence[str | Path], mark: Mark, tokenizer: str | Path | None, progress: Stages
 ) -> Outputs:
-    with progress("reading the texts", "records") as update:
+    with progress(on("reading", texts), "records") as update:
         return read_outputs(texts, mark, tokenizer=tokenizer, progress=update)
 
 

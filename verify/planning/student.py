@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verify.data.outputs import parse, read_records
+from verify.results import plural
 from watermark import InputError, ModelError, StillmarkError
 from watermark.errors import within
 from watermark.extras import require
@@ -21,7 +22,7 @@ from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record
 from watermark.models import fast_bfloat16, load_model
-from watermark.progress import Progress, silent
+from watermark.progress import Progress, doing, silent
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,8 @@ class TrainingReport:
 
     def __str__(self) -> str:
         """What the command prints."""
-        return f"trained {self.out} on {self.records:,} records, {self.tokens:,} tokens; mean loss {self.loss:.3f}"
+        taught = f"{plural(self.records, 'record')}, {plural(self.tokens, 'token')}"
+        return f"trained {self.out} on {taught}; mean loss {self.loss:.3f}"
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,16 @@ def _train(
     progress: Progress,
 ) -> tuple[int, int, float]:
     require("torch", "transformers", "accelerate")
-    import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    with doing("loading PyTorch and transformers"):
+        import torch
+        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Progress(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step, state.max_steps)
 
-    model, tokenizer = load_model(base, dtype=torch.float32)
+    with doing(f"loading {base.name}"):
+        model, tokenizer = load_model(base, dtype=torch.float32)
     examples = read_examples(records, tokenizer, training.max_length)
     progress(0, math.ceil(len(examples) / training.batch_size * training.epochs))
     arguments = TrainingArguments(

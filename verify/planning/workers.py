@@ -99,6 +99,7 @@ def _end_with_parent() -> None:
 def _do(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[str, str | None] | None:
     """In a worker: do a task. Returns message and hint of what went wrong; not every exception can be pickled."""
     quiet_transformers()
+    _reports.put((number, 0, None))
     try:
         work(*arguments, lambda done, total: _reports.put((number, done, total)))
     except StillmarkError as error:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from verify.data.pairs import Pairs
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import rate_statement, text_warnings
-from verify.results import NO_VERDICT, POWER, scientific
+from verify.results import NO_VERDICT, POWER, plural, scientific
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
 from watermark.keyfile import check_label
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ATTRIBUTED: Final = "attributed"
 NONE: Final = "none"
 AMBIGUOUS: Final = "ambiguous"
+
+_AT_ONCE: Final = 2_000
+"""Labels whose keys are derived before any is tried."""
 
 RANDOMNESS: Final = (
     "The p-values' randomness is the draw of the parent's secret: the labels' secrets are derived from it by HKDF, so "
@@ -85,7 +88,7 @@ class Attribution(MarkResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} pairs, {len(self.labels):,} labels"
+        return f"{plural(self.n, 'pair')}, {plural(len(self.labels), 'label')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -110,7 +113,7 @@ class Attribution(MarkResult):
         }
         found |= {
             "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
-            "pairs scored": f"{self.n:,} distinct, of {self.pairs.positions:,} positions",
+            "pairs scored": f"{self.n:,} distinct, of {plural(self.pairs.positions, 'position')}",
             "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
             "could be seen": self.power_statement,
@@ -148,12 +151,14 @@ def attribution(
     """
     if not 0 < alpha < 1 or not labels or len(set(labels)) < len(labels):
         raise ValueError("want alpha between 0 and 1, and labels, no two alike")
-    keys = [mark.child(label).prf_key for label in labels]
     parts, done = [], 0
-    for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
-        parts.append(part)
-        done += len(part)
-        progress(done, len(labels))
+    progress(0, len(labels))
+    for start in range(0, len(labels), _AT_ONCE):  # to derive a key takes about as long as to try it
+        keys = [mark.child(label).prf_key for label in labels[start : start + _AT_ONCE]]
+        for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
+            parts.append(part)
+            done += len(part)
+            progress(done, len(labels))
     green, n = np.concatenate(parts), len(pairs.tokens)
     tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.gamma))
     single = np.array([tail(number) for number in green.tolist()], np.float64)

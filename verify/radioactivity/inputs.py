@@ -10,9 +10,10 @@ from typing import Any, Final, TypeGuard, cast
 from verify.data.logprobs import LogprobTable, TextLogprobs, read_recorded, scorable_logprobs
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.planning.builtin import builtin_probes
-from verify.progress import Stages
+from verify.progress import Stages, on
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
+from verify.results import left_out_bad, plural
 from verify.suspects.model import Model, is_loaded, name_of, read_weights
 from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.io import files
@@ -53,7 +54,7 @@ def outputs_of(
     """Outputs from files, or as they are; arguments and errors as for `verify.data.outputs.read_outputs`."""
     if isinstance(outputs, Outputs):
         return outputs
-    with progress("reading the outputs", "records") as update:
+    with progress(on("reading", outputs), "records") as update:
         return read_outputs(
             outputs, mark, tokenizer=tokenizer, need_prompts=need_prompts, skip_bad=skip_bad, progress=update
         )
@@ -63,7 +64,7 @@ def notes_on(outputs: Outputs) -> tuple[str, ...]:
     """What a result says of the records that were left out as malformed."""
     if not outputs.bad:
         return ()
-    return (f"{outputs.bad} bad records were left out; the first: {outputs.first_bad}",)
+    return (left_out_bad(outputs.bad, outputs.first_bad),)
 
 
 def all_sequential(flags: Sequence[bool]) -> bool:
@@ -73,9 +74,9 @@ def all_sequential(flags: Sequence[bool]) -> bool:
         StillmarkError: some are, and some are not.
     """
     if any(flags) and not all(flags):
-        raise StillmarkError(
-            f"{sum(flags)} records are {SEQUENTIAL}, and {len(flags) - sum(flags)} are not", "test them apart"
-        )
+        some, rest = sum(flags), len(flags) - sum(flags)
+        said = f"{plural(some, 'record')} {'is' if some == 1 else 'are'} {SEQUENTIAL}"
+        raise StillmarkError(f"{said}, and {rest} {'is' if rest == 1 else 'are'} not", "test them apart")
     return any(flags)
 
 
@@ -135,13 +136,18 @@ def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) ->
     return all(one is False for one in marked) if said is None else said
 
 
-def recorded(what: Recorded, mark: Mark) -> tuple[list[TextLogprobs], dict[str, Any]]:
+def recorded(what: Recorded, mark: Mark, progress: Stages) -> tuple[list[TextLogprobs], dict[str, Any]]:
     """Recorded log probabilities, and what a result says of where they came from. Raises InputError."""
     paths = [what] if isinstance(what, PathLike) else list(what)
     if any(isinstance(one, TextLogprobs) for one in paths):
         return cast("list[TextLogprobs]", paths), {"files": []}
     files = [Path(cast("PathLike", path)) for path in paths]
-    return [text for path in files for text in read_recorded(path, mark)], {"files": [str(path) for path in files]}
+    found: list[TextLogprobs] = []
+    with progress(on("reading", files), "records") as update:
+        for path in files:
+            found += read_recorded(path, mark)
+            update(len(found), None)
+    return found, {"files": [str(path) for path in files]}
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:
@@ -169,7 +175,7 @@ def read_along(
 ) -> list[TextLogprobs]:
     """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
     log = log_of(record, who)
-    with progress(f"reading the {who}", "texts") as update:
+    with progress(on(f"reading the {who}", name_of(model)), "texts") as update:
         return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
 
 

@@ -15,7 +15,7 @@ from verify.data.dedup import find
 from verify.data.logprobs import MIN_PROBABILITY, LogprobTable
 from verify.data.pairs import WeightedPairs, weigh
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
-from verify.results import LEVEL, POWER, scientific
+from verify.results import LEVEL, POWER, plural, scientific
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
@@ -81,7 +81,7 @@ class WeightedResult(MarkResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} pairs at {self.positions:,} positions"
+        return f"{plural(self.n, 'pair')} at {plural(self.positions, 'position')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -108,7 +108,7 @@ class WeightedResult(MarkResult):
             "p-value": rows["p-value"],
             "estimate": f"{near}   (saddlepoint; the p-value is a guaranteed bound)",
             "effect": f"{self.effect:+.4f}   (green less red; 95 % interval {low:+.4f} to {high:+.4f}; z {self.z:.1f})",
-            "pairs scored": f"{self.n:,} distinct, at {self.positions:,} positions",
+            "pairs scored": f"{self.n:,} distinct, at {plural(self.positions, 'position')}",
             "weights": self.weights,
             "other tests": log10_words(self.comparisons),
         }

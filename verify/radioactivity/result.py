@@ -10,7 +10,7 @@ import numpy as np
 
 from verify.data.pairs import WeightedPairs
 from verify.radioactivity.detail import Detail
-from verify.results import CARRIES, LEVEL, Result, left_out
+from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
@@ -86,7 +86,7 @@ class PairsResult(MarkResult):
         rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
         return {
             "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
-            "pairs scored": f"{self.n:,} distinct, of {positions:,} positions in {records:,} records",
+            "pairs scored": f"{self.n:,} distinct, of {plural(positions, 'position')} in {plural(records, 'record')}",
         }
 
 

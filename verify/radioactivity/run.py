@@ -26,7 +26,7 @@ from verify.data.logprobs import (
 from verify.data.outputs import Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
-from verify.progress import Stages, silent
+from verify.progress import Stages, on, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
 from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
@@ -147,16 +147,17 @@ def text_test(
         weights = excess(positions, expected, mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
     number = (DECOYS if reference is not None else 0) if decoys is None else decoys
-    result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
-    shown = tokenizer_if_there(mark, tokenizer)
-    detail = Detail(
-        growth=growth(
-            TOKENS, len(positions.tokens), lambda k: text_log10_of_first(mark, positions, expected, chosen, k)
-        ),
-        passages=greenest(mark, positions, read, shown),
-        heaviest=() if weights is None else heaviest(mark, weights, shown),
-    )
-    result = replace(result, detail=detail)
+    with progress(on("testing", read.files), ""):
+        result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
+        shown = tokenizer_if_there(mark, tokenizer)
+        detail = Detail(
+            growth=growth(
+                TOKENS, len(positions.tokens), lambda k: text_log10_of_first(mark, positions, expected, chosen, k)
+            ),
+            passages=greenest(mark, positions, read, shown),
+            heaviest=() if weights is None else heaviest(mark, weights, shown),
+        )
+        result = replace(result, detail=detail)
     if not unmarked_prompts and result.pairs.prompts:
         free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
         if weights is not None:
@@ -223,7 +224,7 @@ def logprob_test(
     else:
         if probes is not None:
             raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
-        said, inputs = recorded(suspect, mark)
+        said, inputs = recorded(suspect, mark, progress)
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     compared = None
@@ -234,7 +235,7 @@ def logprob_test(
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
-            compared = recorded(reference, mark)[0]
+            compared = recorded(reference, mark, progress)[0]
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -246,12 +247,13 @@ def logprob_test(
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
         check_same_positions(scored, beside, named(suspect), inputs["reference"])
-    result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
-    detail = Detail(
-        growth=growth(POSITIONS, len(scored), lambda k: logprob_log10_of_first(mark, scored, beside, counts, k)),
-        heaviest=heaviest(mark, result.pairs, tokenizer_if_there(mark, tokenizer)),
-    )
-    result = replace(result, detail=detail)
+    with progress(on("testing", named(suspect)), ""):
+        result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+        detail = Detail(
+            growth=growth(POSITIONS, len(scored), lambda k: logprob_log10_of_first(mark, scored, beside, counts, k)),
+            heaviest=heaviest(mark, result.pairs, tokenizer_if_there(mark, tokenizer)),
+        )
+        result = replace(result, detail=detail)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
@@ -311,7 +313,7 @@ def endpoint_test(
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
-    with progress("asking", "billed tokens") as update, closing(waves):
+    with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
         for wave in waves:
             if test is None and usage.answers:
                 if access == "logprobs" and not usage.logprobs:
@@ -378,7 +380,7 @@ def attribute(
     names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
     read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
-    with progress("trying labels", "labels") as update:
+    with progress(on("trying labels on", read.files), "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
 

@@ -24,6 +24,7 @@ from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult
 from verify.radioactivity.text import MAX_COUNT, without_prompts
+from verify.results import plural
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 
@@ -81,7 +82,7 @@ class SequentialResult(MarkResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.records:,} answers, {self.tokens:,} tokens"
+        return f"{plural(self.records, 'answer')}, {plural(self.tokens, 'token')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -141,9 +142,10 @@ class EndpointResult(SequentialResult):
 
     def rows(self) -> dict[str, str]:
         rows = super().rows()
-        rows["looked at"] += f", {self.billed_tokens:,} tokens billed"
+        rows["looked at"] += f", {plural(self.billed_tokens, 'token')} billed"
         if self.failed_requests or self.unknown_tokens:
-            rows["not used"] = f"{self.failed_requests} failed requests, {self.unknown_tokens} tokens of unknown name"
+            unknown = plural(self.unknown_tokens, "token")
+            rows["not used"] = f"{plural(self.failed_requests, 'failed request')}, {unknown} of unknown name"
         return rows | {"log": self.log}
 
 
@@ -208,7 +210,7 @@ class SequentialTest:
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,
-            power_statement=f"after {self._tokens:,} tokens a tilt of {least:g} "
+            power_statement=f"after {plural(self._tokens, 'token')} a tilt of {least:g} "
             + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
             mark=self.mark,
             detail=Detail(growth=sequential_growth(self._path)),

@@ -10,7 +10,7 @@ import numpy as np
 from verify.data.logprobs import LogprobTable
 from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, distinct, weigh
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
-from verify.results import LEVEL, POWER
+from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from watermark import Mark
 
@@ -59,7 +59,7 @@ class TextResult(PairsResult):
 
     @property
     def evidence(self) -> str:
-        return f"{self.n:,} pairs of {self.pairs.positions:,} tokens"
+        return f"{plural(self.n, 'pair')} of {plural(self.pairs.positions, 'token')}"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -116,10 +116,8 @@ def text_warnings(n: int, positions: int, discarded: Mapping[str, int], prompts:
 
 def without_prompts(number: int, records: int) -> str:
     """The warning for records that do not say what the suspect was shown."""
-    return (
-        f"{number} of {records} records name no prompt: the test is exact only if what the suspect was shown there "
-        "cannot carry the mark."
-    )
+    who = f"{number} of {plural(records, 'record')} {'names' if number == 1 else 'name'} no prompt"
+    return f"{who}: the test is exact only if what the suspect was shown there cannot carry the mark."
 
 
 def cost_of_marked(option: str, log10_pvalue: float, if_unmarked: float | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from watermark.io.fields import is_number, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record, resumable, run_digest
 from watermark.models import load_model, model_digest
-from watermark.progress import Progress, silent
+from watermark.progress import Progress, doing, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,8 @@ def opened(model: Model, mark: Mark | None = None) -> tuple[PreTrainedModel, Pre
         ModelError, TokenizerError: the folder cannot be loaded, or it is not for the mark.
     """
     if isinstance(model, str | Path):
-        return load_model(Path(model), mark)
+        with doing(f"loading {Path(model).name}"):
+            return load_model(Path(model), mark)
     if mark is not None:
         tokenizers.check(mark, model[1], name_of(model))
     return model
