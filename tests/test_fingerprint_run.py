@@ -145,7 +145,8 @@ def test_agreement_of_folders_and_loaded_models(made: Small, asked: Path, tmp_pa
     loaded = load_model(made.teacher)
     prompts = [Prompt(f"a{i}", small.spell([7, 20 + i]), None) for i in range(30)]
     again = agreement_test(loaded, loaded, [load_model(made.other)], [*prompts, replace(prompts[0], id="again")])
-    assert again.to_dict() == found.to_dict() | {"prompts": "in memory"}, "a prompt asked twice counts once"
+    told = {"prompts": "in memory", "call": None}
+    assert again.to_dict() | told == found.to_dict() | told, "a prompt asked twice counts once"
     recorded = agreement_test([made.teacher], log, [made.other], asked, base=made.other)
     assert (recorded.agreeing, recorded.suspect, recorded.base) == (30, str(log), str(made.other))
 
@@ -231,7 +232,7 @@ def test_canaries_of_folders_and_loaded_models(made: Small, tmp_path: Path) -> N
     loaded = canary_test(
         made.mark, load_model(guilty), read_outputs(candidates, made.mark), reference=load_model(made.teacher)
     )
-    assert loaded.to_dict() == found.to_dict()
+    assert loaded.to_dict() | {"call": None} == found.to_dict() | {"call": None}
     innocent = canary_test(made.mark, made.teacher, candidates, halves=999)
     assert innocent.verdict == INSUFFICIENT, "false failure 1e-3, key fixed"
 

@@ -556,7 +556,7 @@ def test_an_array_of_records_is_read(
     found = [
         json.loads(stillmark("test", "text", "--mark", mark_file, path, "--json").stdout) for path in (array, lines)
     ]
-    assert found[0] | {"files": None} == found[1] | {"files": None}
+    assert found[0] | {"files": None, "call": None} == found[1] | {"files": None, "call": None}
     whole = stillmark("test", "corpus", "--mark", mark_file, array, "--out", tmp_path / "run", "--json")
     assert json.loads(whole.stdout)["n"] == found[0]["n"]
     text = json.dumps([*rows, {"id": "x"}, 5, rows[0]], indent=1)

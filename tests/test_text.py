@@ -78,7 +78,7 @@ def test_formats_agree(mark: Mark, mark_file: Path, tmp_path: Path, jsonl: Write
     tests = [[lines], [tmp_path / "o.parquet"], [first, second], [lines, tmp_path / "o.parquet"]]
     found = [verdict(stillmark("test", "text", "--mark", mark_file, *paths, "--json")) for paths in tests]
     for other in found[1:3]:
-        assert {**other, "files": None} == {**found[0], "files": None}
+        assert {**other, "files": None, "call": None} == {**found[0], "files": None, "call": None}
     assert found[3]["n"] == found[0]["n"], "the same outputs twice are no more evidence (they are counted once)"
     assert found[3]["log10_pvalue"] == found[0]["log10_pvalue"]
 

@@ -110,6 +110,17 @@ def _lines(part: Part) -> Iterator[str]:
                 yield f"{'':{indent}}{line}"
 
 
+def scientific(log10: float) -> str:
+    """A probability of this log10, as one reads it.
+
+    >>> scientific(-1.672), scientific(-12.5), scientific(-4133.7)
+    ('0.0213', '3.2e-13', '10^-4133.7')
+    """
+    if log10 > -4:
+        return f"{10**log10:.4f}"
+    return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
+
+
 def in_words(part: Part, words: Callable[[str], str]) -> Part:
     """The part with each text that is no name put through `words`."""
     match part:

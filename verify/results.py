@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from verify.display import Heading, Paragraph, Part, Rows, plain
+from verify.display import Heading, Paragraph, Part, Rows, plain, scientific
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,13 +179,6 @@ def save_html(found: dict[str, Any], path: str | Path, *, confidential: bool) ->
     write_report(found, path, confidential=confidential)
 
 
-def without_text(found: Any) -> Any:
-    """A result, given as for JSON, without passages of text and single pairs, at any depth."""
-    if isinstance(found, dict):
-        return {name: [] if name in ("passages", "heaviest") else without_text(one) for name, one in found.items()}
-    return [without_text(one) for one in found] if isinstance(found, list) else found
-
-
 def new_axes() -> Axes:
     """New axes of matplotlib. Raises StillmarkError where it is not installed."""
     from watermark import StillmarkError
@@ -207,17 +200,6 @@ def html_table(title: str, rows: Mapping[str, str], texts: list[str], notes: tup
     below = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
     below += "".join(f"<p><b>Note:</b> {html.escape(note)}</p>" for note in notes)
     return f"<div><p><b>{html.escape(title)}</b></p><table>{cells}</table>{below}</div>"
-
-
-def scientific(log10: float) -> str:
-    """A probability of this log10, as one reads it.
-
-    >>> scientific(-1.672), scientific(-12.5), scientific(-4133.7)
-    ('0.0213', '3.2e-13', '10^-4133.7')
-    """
-    if log10 > -4:
-        return f"{10**log10:.4f}"
-    return f"{10**log10:.1e}" if log10 > -300 else f"10^{log10:.1f}"
 
 
 def left_out_bad(number: int, first: object) -> str:

@@ -180,6 +180,13 @@ VERDICTS_MEAN: Final = {
 }
 
 
+def without_text(found: Any) -> Any:
+    """A result, given as for JSON, without passages of text and single pairs, at any depth."""
+    if isinstance(found, dict):
+        return {name: [] if name in ("passages", "heaviest") else without_text(one) for name, one in found.items()}
+    return [without_text(one) for one in found] if isinstance(found, list) else found
+
+
 def document_of(found: Mapping[str, Any]) -> Document:
     """A result as it stands in JSON, checked: a verdict over several tests, or the result of one.
 

@@ -9,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.display import inert
-from verify.evidence.document import Document, document_of
+from verify.display import inert, scientific
+from verify.evidence.document import Document, document_of, without_text
 from verify.evidence.pictures import Picture, pictures_of
-from verify.results import scientific, without_text
 from verify.words import in_cli_words
 from watermark import InputError
 from watermark.io import files

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.display import Heading, Paragraph, Part, Table, plain
+from verify.evidence.document import without_text
 from verify.fingerprint.agreement import AgreementResult
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
-from verify.results import Result, html_table, new_axes, plural, save_html, without_text
+from verify.results import Result, html_table, new_axes, plural, save_html
 from verify.stats.multiple import holm
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.data.pairs import Pairs
+from verify.display import scientific
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.text import rate_statement, text_warnings
-from verify.results import NO_VERDICT, POWER, plural, scientific
+from verify.results import NO_VERDICT, POWER, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
 from watermark.keyfile import check_label

@@ -14,8 +14,9 @@ from verify.data.context_counts import ContextCounts
 from verify.data.dedup import find
 from verify.data.logprobs import MIN_PROBABILITY, LogprobTable
 from verify.data.pairs import WeightedPairs, weigh
+from verify.display import scientific
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
-from verify.results import LEVEL, POWER, plural, scientific
+from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
