@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
     from verify.lineage.run import suspect
     from verify.lineage.verdict import Verdict
+    from verify.planning.demo import teacher_model
     from verify.planning.power import power
+    from verify.planning.student import Training, TrainingReport, train_student
     from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
     from verify.results import Result
     from verify.suspects.endpoint import Endpoint
@@ -37,6 +39,8 @@ _PLACES = {
     "Output": "verify.data.outputs",
     "Outputs": "verify.data.outputs",
     "Result": "verify.results",
+    "Training": "verify.planning.student",
+    "TrainingReport": "verify.planning.student",
     "Verdict": "verify.lineage.verdict",
     "agreement_test": "verify.fingerprint.run",
     "attribute": "verify.radioactivity.run",
@@ -49,7 +53,9 @@ _PLACES = {
     "power": "verify.planning.power",
     "read_outputs": "verify.data.outputs",
     "suspect": "verify.lineage.run",
+    "teacher_model": "verify.planning.demo",
     "text_test": "verify.radioactivity.run",
+    "train_student": "verify.planning.student",
     "weights_test": "verify.fingerprint.run",
 }
 
@@ -60,6 +66,8 @@ __all__ = [
     "Output",
     "Outputs",
     "Result",
+    "Training",
+    "TrainingReport",
     "Verdict",
     "agreement_test",
     "attribute",
@@ -72,7 +80,9 @@ __all__ = [
     "power",
     "read_outputs",
     "suspect",
+    "teacher_model",
     "text_test",
+    "train_student",
     "weights_test",
 ]
 

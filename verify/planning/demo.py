@@ -64,6 +64,11 @@ def teacher_model() -> Path:
 
     Raises:
         ModelError: the package that carries it is not installed.
+
+    Example:
+        >>> import verify
+        >>> verify.teacher_model().name  # doctest: +SKIP
+        'SmolLM2-135M-Instruct'
     """
     folder = cache_folder() / TEACHER
     if folder.is_dir():

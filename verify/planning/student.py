@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 class Training:
     """How to train a student. batch_size in records, max_length in tokens of prompt + output.
 
+    >>> Training(epochs=2)
+    Training(epochs=2, learning_rate=0.0002, batch_size=4, max_length=1024, seed=0)
+
     Raises:
         UsageError: a number lies outside its range.
     """
@@ -147,6 +150,10 @@ def train_student(
     Raises:
         ModelError: `out` exists, or `base` cannot be loaded.
         InputError: the outputs cannot be used, or `out` cannot be written.
+
+    Example:
+        >>> import verify
+        >>> verify.train_student("MODEL", "outputs.jsonl", "student", verify.Training(epochs=2))  # doctest: +SKIP
     """
     base, out = Path(base), Path(out)
     sources = [outputs] if isinstance(outputs, str | Path) else list(outputs)
