@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from verify.corpus.test import CorpusResult, corpus_test
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
+    from verify.fingerprint.order import release_in_order
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
     from verify.lineage.run import suspect
     from verify.lineage.verdict import Verdict
+    from verify.planning.demo import teacher_model
     from verify.planning.power import power
     from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
     from verify.results import Result
@@ -48,7 +50,9 @@ _PLACES = {
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
     "read_outputs": "verify.data.outputs",
+    "release_in_order": "verify.fingerprint.order",
     "suspect": "verify.lineage.run",
+    "teacher_model": "verify.planning.demo",
     "text_test": "verify.radioactivity.run",
     "weights_test": "verify.fingerprint.run",
 }
@@ -71,7 +75,9 @@ __all__ = [
     "planted_test",
     "power",
     "read_outputs",
+    "release_in_order",
     "suspect",
+    "teacher_model",
     "text_test",
     "weights_test",
 ]

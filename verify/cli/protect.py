@@ -22,11 +22,11 @@ def order(mark_path: Path, allow_readable: bool, teacher: Path, out: Path, as_js
 
     Release the new folder, and test suspects with `stillmark test weights`, --mark, and --teacher as it is here.
     """
-    from verify.fingerprint.order import release
+    from verify.fingerprint.order import release_in_order
 
     mark = load_mark(mark_path, allow_readable)
     with progress("writing", "files") as update:
-        layers = release(teacher, mark, out, update)
+        layers = release_in_order(teacher, mark, out, update)
     if as_json:
         print_json({"out": str(out), "layers": layers, "mark": {"label": mark.label, "commitment": mark.commitment}})
     else:
