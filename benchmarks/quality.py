@@ -38,7 +38,7 @@ def perplexity(texts: list[Output]) -> float:
             ids = torch.from_numpy(text.output_ids)
             whole = torch.cat([torch.from_numpy(text.prompt_ids), ids])[None]
             logprobs = model(input_ids=whole).logits[0, -len(ids) - 1 : -1].float().log_softmax(-1)
-            total -= float(logprobs.scorable_logprobs(1, ids[:, None]).sum())
+            total -= float(logprobs.gather(1, ids[:, None]).sum())
             count += len(ids)
     return math.exp(total / count)
 

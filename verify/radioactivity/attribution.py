@@ -128,8 +128,9 @@ class Attribution(MarkResult):
             ax.annotate(one.label, (rank, -one.log10_pvalue), (6, 0), textcoords="offset points", va="center")
         ax.plot(ranks, np.log10((number + 1 - ranks) / self.alpha), "k--", label=f"Holm's line, alpha {self.alpha:g}")
         ax.set_xscale("log")
-        ax.set_yscale("symlog", linthresh=10)
-        ax.set_ylim(bottom=0)
+        ax.set_yscale("symlog", linthresh=1)  # most labels are near 0, and what is found may be at thousands
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.margins(x=0.1, y=0.1)
         ax.set_xlabel("rank of the label, the smallest p-value first")
         ax.set_ylabel("-log10 p of the label")
         ax.legend()
