@@ -29,6 +29,9 @@ ATTRIBUTED: Final = "attributed"
 NONE: Final = "none"
 AMBIGUOUS: Final = "ambiguous"
 
+SHOWN: Final = 8
+"""Labels that a picture names."""
+
 RANDOMNESS: Final = (
     "The p-values' randomness is the draw of the parent's secret: the labels' secrets are derived from it by HKDF, so "
     "that for a suspect that does not depend on a label's secret the green bits of distinct pairs are independent with "
@@ -123,9 +126,11 @@ class Attribution(MarkResult):
         number = len(self.labels)
         ranks = np.arange(1, number + 1)
         ax.plot(ranks, -np.sort(self.log10_pvalues), ".", color="C7", label=f"{number:,} labels")
-        for rank, one in enumerate(self.found, 1):  # what Holm's method finds are the smallest p-values
-            ax.plot(rank, -one.log10_pvalue, "o", color="C3")
-            ax.annotate(one.label, (rank, -one.log10_pvalue), (6, 0), textcoords="offset points", va="center")
+        if self.found:  # what Holm's method finds are the smallest p-values
+            names = [one.label for one in self.found[:SHOWN]]
+            more = [f"and {len(self.found) - SHOWN:,} more"] if len(self.found) > SHOWN else []
+            strongest = [-one.log10_pvalue for one in self.found]
+            ax.plot(ranks[: len(strongest)], strongest, "o", color="C3", label="\n".join(names + more))
         ax.plot(ranks, np.log10((number + 1 - ranks) / self.alpha), "k--", label=f"Holm's line, alpha {self.alpha:g}")
         ax.set_xscale("log")
         ax.set_yscale("symlog", linthresh=1)  # most labels are near 0, and what is found may be at thousands
