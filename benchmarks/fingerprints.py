@@ -29,7 +29,7 @@ import numpy as np
 from tests.models import fresh
 from verify.data.outputs import Output, read_outputs
 from verify.fingerprint import canaries, planted, protect
-from verify.fingerprint.order import release
+from verify.fingerprint.order import release_in_order
 from verify.fingerprint.weights import compare
 from verify.lineage.plan import LINES
 from verify.planning.demo import teacher_model
@@ -146,7 +146,7 @@ def models(folder: Path, teacher: Path) -> None:
             learn(folder, name, start, outputs, replace(FRESH, epochs=2) if "independent" in name else FRESH)
             shutil.rmtree(start)
     if not (folder / "released.start").exists():
-        release(folder / "teacher", Mark.load(folder / "teacher.mark"), folder / "released.start")
+        release_in_order(folder / "teacher", Mark.load(folder / "teacher.mark"), folder / "released.start")
     learn(folder, "adopted", folder / "independent2", "unmarked.all.jsonl", FRESH)
     for name, base in (("washed", "fresh_marked"), ("hidden", "paraphrased")):
         learn(folder, name, folder / base, "speeches.jsonl", replace(FRESH, epochs=1))

@@ -55,6 +55,22 @@ def test_the_guilty_are_found_and_nobody_else() -> None:
     assert one.log10_pvalue < one.log10_pvalue_adjusted <= one.log10_pvalue + np.log10(200) + 1e-9
 
 
+def test_the_picture_shows_what_was_found() -> None:
+    """The labels above Holm's line are those that are named."""
+    from matplotlib.figure import Figure
+
+    parent = Mark(bytes(range(32)))
+    result = attribution(parent, LABELS, evidence(written([parent.child(label) for label in LABELS[:3]], 500, 5)))
+    alone = [text_result(parent.child(label), result.pairs).log10_pvalue for label in LABELS[:3]]
+    assert result.log10_pvalues[:3].tolist() == alone
+    ax = Figure().subplots()
+    assert result.plot(ax) is ax
+    dots, line = ax.lines[0], ax.lines[-1]
+    above = np.asarray(dots.get_ydata()) >= np.asarray(line.get_ydata())
+    assert int(above.argmin()) == len(result.found) > 0
+    assert ax.lines[1].get_label() == "\n".join(one.label for one in result.found)
+
+
 def test_innocent_text_names_nobody(speeches: np.ndarray) -> None:
     """Family-wise: 300 parents, 20 labels each, real text; alpha 0.05."""
     pairs = evidence([Output("speech", None, speeches[:4000])])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import Tensors, architecture, save, siblings, write
 from verify.fingerprint import DEPENDENT, MATCHED
 from verify.fingerprint.layers import Weights
-from verify.fingerprint.order import keyed_order, release
+from verify.fingerprint.order import keyed_order, release_in_order
 from verify.fingerprint.weights import compare
 from verify.results import INSUFFICIENT
 from watermark import Mark, ModelError, prf
@@ -76,7 +76,7 @@ def test_the_release_in_the_teachers_place_is_no_evidence(
     fired = 0
     for i in range(40):
         mark = Mark(bytes([i]) * 32)
-        release(folders[0], mark, tmp_path / f"{i}")
+        release_in_order(folders[0], mark, tmp_path / f"{i}")
         found = compare(tmp_path / f"{i}", folders[0], seed=i, order=mark).independence()
         fired += found.log10_pvalue <= -1
     assert fired <= scipy.stats.binom(40, 0.1).isf(1e-6), "false failure 1e-6"
@@ -93,7 +93,7 @@ def test_the_release_in_the_teachers_place_is_no_evidence(
 def test_a_release_computes_the_same(kind: str, tmp_path: Path) -> None:
     model = architecture(kind, tmp_path / "m")
     mark = Mark(bytes(range(32)))
-    assert release(tmp_path / "m", mark, tmp_path / "out") == 2
+    assert release_in_order(tmp_path / "m", mark, tmp_path / "out") == 2
     again = type(model).from_pretrained(tmp_path / "out")
     ids = torch.arange(20)[None] % 50
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_a_release_computes_the_same(kind: str, tmp_path: Path) -> None:
     assert all("mlp" in name or "fc" in name for name in moved)
     assert all(before[name].dtype == after[name].dtype for name in before)
     with pytest.raises(ModelError, match="exists already"):
-        release(tmp_path / "m", mark, tmp_path / "out")
+        release_in_order(tmp_path / "m", mark, tmp_path / "out")
 
 
 def test_a_release_refuses_what_it_does_not_know(folders: list[Path], networks: list[Tensors], tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_release_refuses_what_it_does_not_know(folders: list[Path], networks: 
     ):
         odd = networks[0] | {f"model.layers.1.mlp.{name}": tensor for name, tensor in more.items()}
         with pytest.raises(ModelError, match=message):
-            release(write(tmp_path / f"odd{i}", odd), Mark(bytes(32)), tmp_path / "out")
+            release_in_order(write(tmp_path / f"odd{i}", odd), Mark(bytes(32)), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -154,7 +154,7 @@ def test_what_goes_along_with_a_release(networks: list[Tensors], tmp_path: Path)
     ):
         (folder / name).write_text("{}")
     mark = Mark(bytes(32))
-    release(folder, mark, tmp_path / "out")
+    release_in_order(folder, mark, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {"config.json", "LICENSE", "additional_chat_templates/t.jinja", "model.safetensors.index.json",
                      "a/m.safetensors", "b/m.safetensors"}  # fmt: skip

@@ -25,7 +25,7 @@ from tests import small
 from verify.data.outputs import Output
 from verify.fingerprint import planted
 from verify.fingerprint.layers import Weights
-from verify.fingerprint.order import release
+from verify.fingerprint.order import release_in_order
 from verify.fingerprint.weights import compare
 from verify.suspects import model as reader
 from watermark import Mark, ModelError
@@ -298,7 +298,7 @@ def test_an_index_names_files_of_its_own_folder(name: str, original: Path, folde
         with pytest.raises(ModelError):
             read(folder)
     with pytest.raises(ModelError):
-        release(folder, Mark(bytes(32)), folder.parent / "out")
+        release_in_order(folder, Mark(bytes(32)), folder.parent / "out")
     assert not (folder.parent / "out").exists()
     assert (folder.parent / "victim" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -341,7 +341,7 @@ def test_links_inside_a_folder_are_read_and_not_released(folder: Path) -> None:
     assert load_model(folder)
     assert model_digest(folder) == digest
     with pytest.raises(ModelError, match="is a link, and what it points to is not released"):
-        release(folder, Mark(bytes(32)), folder.parent / "out")
+        release_in_order(folder, Mark(bytes(32)), folder.parent / "out")
 
 
 def test_the_digest_of_a_loaded_model_is_of_all_that_shapes_what_it_says(folder: Path) -> None:
@@ -409,7 +409,7 @@ def test_what_a_release_leaves_behind(folder: Path) -> None:
     (folder / "additional_chat_templates" / "t.jinja").write_text("x")
     shutil.copy(secret, folder / "additional_chat_templates" / "m.mark")
     shard(folder, first="a/1.safetensors", rest="2.safetensors")
-    release(folder, Mark(bytes(32)), folder.parent / "out")
+    release_in_order(folder, Mark(bytes(32)), folder.parent / "out")
     found = [str(path.relative_to(folder.parent / "out")) for path in (folder.parent / "out").rglob("*")]
     assert "additional_chat_templates/t.jinja" in found
     assert not [name for name in found if name.endswith(".mark")]
@@ -421,13 +421,13 @@ def test_what_a_release_leaves_behind(folder: Path) -> None:
             (spoilt / "a").rename(spoilt / "b")
         (spoilt / name).symlink_to(target if name != "a" else "b")
         with pytest.raises(ModelError, match="link"):
-            release(spoilt, Mark(bytes(32)), folder.parent / "out2")
+            release_in_order(spoilt, Mark(bytes(32)), folder.parent / "out2")
         assert not (folder.parent / "out2").exists()
     templates = Path(shutil.copytree(folder, folder.parent / "templates"))
     shutil.rmtree(templates / "additional_chat_templates")
     (templates / "additional_chat_templates").symlink_to(folder.parent)
     with pytest.raises(ModelError, match="is a link"):
-        release(templates, Mark(bytes(32)), folder.parent / "out2")
+        release_in_order(templates, Mark(bytes(32)), folder.parent / "out2")
 
 
 def test_json_of_a_stranger(tmp_path: Path) -> None:

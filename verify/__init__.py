@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from verify.corpus.test import CorpusResult, corpus_test
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
+    from verify.fingerprint.order import release_in_order
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
     from verify.lineage.run import suspect
     from verify.lineage.verdict import Verdict
@@ -52,6 +53,7 @@ _PLACES = {
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
     "read_outputs": "verify.data.outputs",
+    "release_in_order": "verify.fingerprint.order",
     "suspect": "verify.lineage.run",
     "teacher_model": "verify.planning.demo",
     "text_test": "verify.radioactivity.run",
@@ -79,6 +81,7 @@ __all__ = [
     "planted_test",
     "power",
     "read_outputs",
+    "release_in_order",
     "suspect",
     "teacher_model",
     "text_test",

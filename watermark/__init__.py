@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from watermark.highlighting import highlight
     from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
     from watermark.mark import Mark, Marks
+    from watermark.models import load_model
     from watermark.schemes.greenlist import contexts_at_end
 
 __stillmark__ = "0.1.0"
@@ -46,6 +47,7 @@ _PLACES = {
     "contexts_at_end": "watermark.schemes.greenlist",
     "generate": "watermark.generation",
     "highlight": "watermark.highlighting",
+    "load_model": "watermark.models",
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "contexts_at_end",
     "generate",
     "highlight",
+    "load_model",
 ]
 
 

@@ -25,10 +25,10 @@ def order(mark: Mark, teacher: Path, out: Path, as_json: bool) -> None:
 
     Release the new folder, and test suspects with `stillmark test weights`, --mark, and --teacher as it is here.
     """
-    from verify.fingerprint.order import release
+    from verify.fingerprint.order import release_in_order
 
     with progress(on("putting in order", teacher), "files") as update:
-        layers = release(teacher, mark, out, update)
+        layers = release_in_order(teacher, mark, out, update)
     found = {"out": str(out), "layers": layers, "mark": {"label": mark.label, "commitment": mark.commitment}}
     show(found, f"wrote {out}: {plural(layers, 'layer')} in the order of the mark", as_json=as_json)
 

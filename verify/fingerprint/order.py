@@ -21,6 +21,7 @@ from watermark import Mark, ModelError, prf
 from watermark.extras import require
 from watermark.folder import check_folder, regular_file, template_files, tensor_names, weight_files
 from watermark.io import files
+from watermark.mark import as_mark
 from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def keyed_order(mark: Mark, layer: int, digest: str, units: int) -> npt.NDArray[
     return prf.shuffle(prf.hkdf(mark.secret, SALT, f"{layer}/{digest}"), units)
 
 
-def release(model: Path, mark: Mark, out: Path, progress: Progress = silent) -> int:
+def release_in_order(model: str | Path, mark: Mark | str | Path, out: str | Path, progress: Progress = silent) -> int:
     """Write a copy of a model with the hidden units of each MLP in the mark's order, file by file.
 
     Only what belongs to the model goes along: its weights, and files such as configuration, tokenizer and licence. They
@@ -54,7 +55,7 @@ def release(model: Path, mark: Mark, out: Path, progress: Progress = silent) -> 
 
     Args:
         model: folder with safetensors. Keep it as it is: the test needs it, and it is not to be released.
-        mark: whose secret draws the order.
+        mark: the mark, or its file, whose secret draws the order.
         out: a new folder.
         progress: called with files done and in all.
 
@@ -64,7 +65,13 @@ def release(model: Path, mark: Mark, out: Path, progress: Progress = silent) -> 
     Raises:
         ModelError: `out` exists or cannot be written, or a file to be released is a link or lies outside the folder, or
             the model holds no MLP that can be read, or one that may not be put in another order.
+        MarkError: the mark cannot be read.
+
+    Example:
+        >>> release_in_order("teacher/", "teacher.mark", "release/")  # doctest: +SKIP
+        30
     """
+    model, mark, out = Path(model), as_mark(mark), Path(out)
     require("torch", "safetensors")
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file

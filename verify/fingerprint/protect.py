@@ -1,6 +1,6 @@
 """What an owner does before a release, so that a copy or a student can be told later.
 
-`verify.fingerprint.order.release` belongs here too: it puts a model's hidden units into an order drawn by the mark.
+`verify.release_in_order` belongs here too: it puts a model's hidden units into an order drawn by the mark.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def weights_test(
     Args:
         teacher: the teacher's folder, one and named beforehand.
         suspect: the suspect's folder.
-        order: the mark, or its file, in whose order the teacher was released (`verify.fingerprint.order.release`);
+        order: the mark, or its file, in whose order the teacher was released (`verify.release_in_order`);
             `teacher` is then the model from before, the p-value rests on the secret alone, and a common parent does not
             spoil it.
         controls: folders of independent models. One that is as like the teacher as the suspect is takes the evidence of

@@ -32,6 +32,8 @@ AMBIGUOUS: Final = "ambiguous"
 
 _AT_ONCE: Final = 2_000
 """Labels whose keys are derived before any is tried."""
+SHOWN: Final = 8
+"""Labels that a picture names."""
 
 RANDOMNESS: Final = (
     "The p-values' randomness is the draw of the parent's secret: the labels' secrets are derived from it by HKDF, so "
@@ -62,6 +64,7 @@ class Attribution(MarkResult):
         labels: whose marks were tried.
         pairs: the evidence.
         green: int64 [labels], green pairs under each label's key.
+        log10_pvalues: float64 [labels], log10 p of each label's test, before Holm's adjustment.
         found: the labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named.
         log10_pvalue_joint: that the text carries any of the labels' marks: the greens of all keys together, exact.
         log10_pvalue_parent: the parent's own mark, by the same test.
@@ -71,6 +74,7 @@ class Attribution(MarkResult):
     labels: tuple[str, ...] = field(repr=False)
     pairs: Pairs = field(repr=False)
     green: npt.NDArray[np.int64] = field(repr=False)
+    log10_pvalues: npt.NDArray[np.float64] = field(repr=False)
     found: tuple[NamedLabel, ...]
     log10_pvalue_joint: float
     log10_pvalue_parent: float
@@ -122,12 +126,21 @@ class Attribution(MarkResult):
         return found | {name: rows[name] for name in ("left out", "mark") if name in rows}
 
     def _draw(self, ax: Axes) -> None:
-        rates = self.green / max(1, self.n)
-        ax.hist(rates, bins=50, color="C7", label=f"{len(self.labels):,} labels")
-        for one in self.found:
-            ax.axvline(one.green_rate, color="C3", label=one.label)
-        ax.axvline(self.mark.gamma, color="k", linestyle="--", label="chance")
-        ax.set_xlabel("green rate under a label's key")
+        number = len(self.labels)
+        ranks = np.arange(1, number + 1)
+        ax.plot(ranks, -np.sort(self.log10_pvalues), ".", color="C7", label=f"{number:,} labels")
+        if self.found:  # what Holm's method finds are the smallest p-values
+            names = [one.label for one in self.found[:SHOWN]]
+            more = [f"and {len(self.found) - SHOWN:,} more"] if len(self.found) > SHOWN else []
+            strongest = [-one.log10_pvalue for one in self.found]
+            ax.plot(ranks[: len(strongest)], strongest, "o", color="C3", label="\n".join(names + more))
+        ax.plot(ranks, np.log10((number + 1 - ranks) / self.alpha), "k--", label=f"Holm's line, alpha {self.alpha:g}")
+        ax.set_xscale("log")
+        ax.set_yscale("symlog", linthresh=1)  # most labels are near 0, and what is found may be at thousands
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.margins(x=0.1, y=0.1)
+        ax.set_xlabel("rank of the label, the smallest p-value first")
+        ax.set_ylabel("-log10 p of the label")
         ax.legend()
 
 
@@ -190,6 +203,7 @@ def attribution(
         labels=tuple(labels),
         pairs=pairs,
         green=green,
+        log10_pvalues=single,
         found=found,
         log10_pvalue_joint=joint,
         log10_pvalue_parent=tail(int(mark.green(pairs.contexts, pairs.tokens).sum())),
