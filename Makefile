@@ -27,7 +27,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 notebooks: .venv/ready
-	STILLMARK_SMALL=1 $(BIN)/jupyter-execute notebooks/*.ipynb
+	ls notebooks/*.ipynb | STILLMARK_SMALL=1 OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/jupyter-execute
 
 # The pages as a site, in build/site. A broken link or a page without a place is an error, and so is what a browser would
 # load from elsewhere.
