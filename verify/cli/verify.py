@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 VERDICTS = (
     "copied",
     "distilled",
+    "relays the teacher",
     "distilled or relayed",
     "copied and distilled",
     "unrelated as far as seen",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from verify.lineage import access as kinds
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, SHUFFLED, WEIGHTS
+from verify.lineage.verdict import DISTILLED_OR_RELAYED
 from verify.planning.power import more_needed, reference_gain
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.sequential import SequentialResult
@@ -42,10 +43,10 @@ def advice(found: Verdict, mark: Mark | None, *, reference: bool) -> tuple[str, 
         steps.append(f"The test for the mark could not be made ({line.unavailable}): fix that, and run it again.")
     if mark is None:
         steps.append("Name the `mark` that your outputs carry: only it can show that the suspect learned from them.")
-    if found.own_writing and MARK in found.found and not found.found & {WEIGHTS, SHUFFLED, CANARIES}:
+    if found.verdict == DISTILLED_OR_RELAYED and not found.found & {WEIGHTS, SHUFFLED, CANARIES}:
         steps.append(
-            "To tell a student from a relay, look at the suspect's weights, or compare its green rate with that of "
-            "your own marked outputs: a relay has the same, a student far less."
+            "To tell a student from a relay, name a `reference`, best the teacher without its mark; or look at the "
+            "suspect's weights."
         )
     if found.access == kinds.WEIGHTS and WEIGHTS in found.unplanned and found.teacher is None:
         steps.append("Name the `teacher`: its weights tell a copy from a student.")

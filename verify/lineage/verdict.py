@@ -13,6 +13,9 @@ from verify.display import Heading, Paragraph, Part, Table, plain
 from verify.evidence.document import without_text
 from verify.fingerprint.agreement import AgreementResult
 from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.radioactivity import tilt
+from verify.radioactivity.result import MarkResult
+from verify.radioactivity.tilt import Tilt
 from verify.results import Result, html_table, new_axes, plural, save_html
 from verify.stats.multiple import holm
 
@@ -26,16 +29,19 @@ if TYPE_CHECKING:
 COPIED: Final = "copied"
 DISTILLED: Final = "distilled"
 DISTILLED_OR_RELAYED: Final = "distilled or relayed"
+RELAYED: Final = "relays the teacher"
 BOTH: Final = "copied and distilled"
 UNRELATED: Final = "unrelated as far as seen"
 CANNOT_TELL: Final = "cannot tell"
-VERDICTS: Final = (COPIED, DISTILLED, DISTILLED_OR_RELAYED, BOTH, UNRELATED, CANNOT_TELL)
+VERDICTS: Final = (COPIED, DISTILLED, RELAYED, DISTILLED_OR_RELAYED, BOTH, UNRELATED, CANNOT_TELL)
 
 MEANING: Final = {
     COPIED: "The suspect's weights come from the teacher's.",
     DISTILLED: "The suspect learned from text of the teacher.",
     DISTILLED_OR_RELAYED: "What the suspect writes carries the mark: it learned from text of the teacher, or it passes "
     "the teacher's answers on.",
+    RELAYED: "What the suspect writes carries the mark as strongly as the teacher's own text: it passes the teacher's "
+    "answers on, now or from a store.",
     BOTH: "The suspect's weights come from the teacher's, and it learned from text of the teacher.",
     UNRELATED: "No test that was made found a tie to the teacher; each line says what it could have found.",
     CANNOT_TELL: "No test answers what happened.",
@@ -47,6 +53,10 @@ SHOWS_NOT: Final = {
         "It does not say whether the suspect learned, or passes the teacher's answers on.",
         "It does not say how the text got there: text that others published can carry the mark.",
     ),
+    RELAYED: (
+        "It does not say whether the suspect learned from the teacher as well.",
+        "A student that learned the mark to the full would look the same.",
+    ),
     BOTH: ("It does not say who copied the weights, or how the text got there.",),
     UNRELATED: (
         "It is no proof of innocence: a smaller effect than the tests could have found may be there.",
@@ -55,6 +65,15 @@ SHOWS_NOT: Final = {
     CANNOT_TELL: ("It is neither a finding against the suspect nor one for it.",),
 }
 NO_INTENT: Final = "It does not say who queried the teacher, or with which intent."
+STRENGTHS: Final = {
+    tilt.FULL: RELAYED,
+    tilt.MIXED: RELAYED,
+    tilt.FAINT: DISTILLED,
+    tilt.OPEN: DISTILLED_OR_RELAYED,
+    None: DISTILLED_OR_RELAYED,
+}
+"""What is concluded of a suspect's own writing that carries the mark, by how strongly it does."""
+
 RANDOMNESS: Final = (
     "A p-value here says how often a secret drawn at random (for weights: an order of units) would fit as well, "
     "whatever the suspect is. See docs/statistics.md."
@@ -155,11 +174,17 @@ class Verdict:
         if CANARIES in found or (MARK in found and not self.own_writing):
             return DISTILLED
         if MARK in found:
-            return DISTILLED_OR_RELAYED
+            return STRENGTHS[None if self.tilt is None else self.tilt.kind]
         telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, MARK, CANARIES)]
         if found or self.leads or any(line.failed for line in telling):
             return CANNOT_TELL
         return UNRELATED if any(line.conclusive for line in telling) else CANNOT_TELL
+
+    @property
+    def tilt(self) -> Tilt | None:
+        """How strongly what the suspect wrote carries the mark; None where that is not known."""
+        found = (line.result for line in self.lines if line.name == MARK)
+        return next((one.tilt for one in found if isinstance(one, MarkResult)), None)
 
     @property
     def leads(self) -> list[AgreementResult]:
@@ -189,6 +214,8 @@ class Verdict:
                 "The units match, and not in the order of the release: a sibling from a common parent, or a copy whose "
                 "units were shuffled. It was not counted for the verdict."
             )
+        if verdict in (DISTILLED, RELAYED, DISTILLED_OR_RELAYED) and self.own_writing and self.tilt is not None:
+            said.append(_strength(self.tilt))
         if verdict in (DISTILLED, DISTILLED_OR_RELAYED):
             compared = any(line.conclusive for line in self.lines if line.name in (WEIGHTS, SHUFFLED))
             said.append(
@@ -311,6 +338,24 @@ class Verdict:
         ax.set_title(self.verdict)
         ax.legend()
         return ax
+
+
+def _strength(found: Tilt) -> str:
+    """What the strength of the mark in a suspect's own writing says, in a sentence."""
+    interval = f"{found.tilt:.2f} ({found.low:.2f} to {found.high:.2f})"
+    if found.kind == tilt.MIXED:
+        return (
+            f"About {found.full_answers:.0f} of {plural(found.answers, 'answer')} carry the mark at full strength, as "
+            "the teacher's own text does; the others hardly."
+        )
+    if found.kind == tilt.FULL:
+        least = "" if found.reference else "at least "
+        strength = f"{least}{interval}, that of the mark {found.delta:g}"
+        return f"The tilt of its text is {strength}: as in the teacher's own text."
+    if found.kind == tilt.FAINT:
+        return f"The tilt of its text is {interval}, far below that of the mark, {found.delta:g}: no relay."
+    why = "both fit" if found.reference else "without a `reference` this is a lower estimate, and both fit"
+    return f"The tilt of its text is {interval}, that of the mark {found.delta:g}: {why}."
 
 
 def adjusted(plan: LineagePlan, lines: Sequence[PlannedTest]) -> tuple[PlannedTest, ...]:

@@ -13,6 +13,7 @@ from verify.planning.builtin import builtin_probes
 from verify.progress import Stages, on
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
+from verify.radioactivity.tilt import tilt_of_answers
 from verify.results import left_out_bad, plural
 from verify.suspects.model import Model, is_loaded, name_of, read_weights
 from watermark import InputError, Mark, StillmarkError, UsageError
@@ -204,6 +205,8 @@ def replayed(
     """The sequential test over recorded answers, and what it costs to take the prompts for possibly marked."""
     test = SequentialTest(mark, access, alpha, unmarked=unmarked)
     found = replay(test, answers, along)
+    if found.significant:
+        found = replace(found, tilt=tilt_of_answers(mark, answers, along, unmarked=unmarked))
     if unmarked:
         return found
     return with_cost(found, replay(SequentialTest(mark, access, alpha, unmarked=True), answers, along))

@@ -10,6 +10,7 @@ import numpy as np
 
 from verify.data.pairs import WeightedPairs
 from verify.radioactivity.detail import Detail
+from verify.radioactivity.tilt import Tilt
 from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
@@ -33,10 +34,17 @@ NO_EVIDENCE: Final = "No position could be scored: there is no evidence either w
 
 @dataclass(frozen=True, kw_only=True)
 class MarkResult(Result):
-    """What every test for a mark answers. mark: the mark tested; detail: what a report shows of the evidence."""
+    """What every test for a mark answers.
+
+    Attributes:
+        mark: the mark tested.
+        detail: what a report shows of the evidence.
+        tilt: how strongly what the suspect wrote carries the mark; None where nothing was found, or it wrote nothing.
+    """
 
     mark: Mark
     detail: Detail = field(default=Detail(), repr=False)
+    tilt: Tilt | None = field(default=None, repr=False)
     positive_verdict: str = CARRIES
     randomness: str = field(default=RANDOMNESS, repr=False)
     assumptions: str = field(default=ASSUMPTIONS, repr=False)
@@ -47,10 +55,13 @@ class MarkResult(Result):
             "gamma": self.mark.gamma,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
             "detail": self.detail.to_dict(),
+            "tilt": None if self.tilt is None else self.tilt.to_dict(),
         }
 
     def rows(self) -> dict[str, str]:
         rows = super().rows()
+        if self.tilt is not None:
+            rows["tilt"] = str(self.tilt)
         if self.discarded:
             rows["left out"] = left_out(self.discarded)
         label = self.mark.label or "(no label)"

@@ -67,6 +67,7 @@ from verify.radioactivity.text import (
     text_log10_of_first,
     text_result,
 )
+from verify.radioactivity.tilt import tilt_of, tilt_of_answers
 from verify.suspects.endpoint import Endpoint, resolved
 from verify.suspects.interview import ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
@@ -158,6 +159,8 @@ def text_test(
             heaviest=() if weights is None else heaviest(mark, weights, shown),
         )
         result = replace(result, detail=detail)
+        if result.significant:
+            result = replace(result, tilt=tilt_of(mark, positions, expected))
     if not unmarked_prompts and result.pairs.prompts:
         free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
         if weights is not None:
@@ -259,6 +262,10 @@ def logprob_test(
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     sampled = any(text.sampled for text in said)
+    if sampled and result.significant:
+        own = [i for i, text in enumerate(said) if text.sampled]
+        along = None if compared is None else [compared[i] for i in own]
+        result = replace(result, tilt=tilt_of_answers(mark, [said[i] for i in own], along, unmarked=unmarked))
     return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
