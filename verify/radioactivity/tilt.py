@@ -197,7 +197,7 @@ def _full_answers(
     answers = int(answer.max()) + 1
 
     def by_answer(h: float) -> Floats:
-        return np.bincount(answer, _log_likelihoods(green, odds, h), minlength=answers)
+        return np.bincount(answer, _log_likelihoods(green, odds, h), minlength=answers).astype(np.float64)
 
     full, share, small = by_answer(delta), 0.5, 0.0
     both = np.zeros((2, answers))
