@@ -10,6 +10,7 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
+    columns_option,
     command,
     fail_on_option,
     json_option,
@@ -30,6 +31,7 @@ from verify.results import NO_VERDICT
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @alpha_option
 @skip_bad_option
 @fail_on_option("attributed", "none", "ambiguous", NO_VERDICT)

@@ -26,6 +26,7 @@ FILE = click.Path(path_type=Path)
 
 OPTIONS: Final = {
     "chat": "--api",
+    "columns": "--columns",
     "access": "--access",
     "alpha": "--alpha",
     "answers": "--answers",
@@ -134,6 +135,22 @@ tokenizer_option = click.option("--tokenizer", type=FILE, help="Folder of the ma
 batch_size_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts in one forward pass."
 )
+
+
+def _columns(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, str] | None:
+    if value is None:
+        return None
+    pairs = [one.partition("=") for one in value.split(",")]
+    found = {name.strip(): path.strip() for name, _, path in pairs}
+    if len(found) < len(pairs) or not all(found) or not all(found.values()):
+        raise click.BadParameter("want FIELD=COLUMN,FIELD=COLUMN, such as prompt=question,output=model.text")
+    return found
+
+
+columns_option = click.option(
+    "--columns", callback=_columns, metavar="FIELD=COLUMN,...",
+    help="Where the fields are in records of no known shape: prompt=question,output=model.text.",
+)  # fmt: skip
 
 
 def fail_on_option(*verdicts: str) -> Callable[[Any], Any]:

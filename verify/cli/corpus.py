@@ -10,6 +10,7 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
+    columns_option,
     command,
     fail_on_option,
     json_option,
@@ -30,6 +31,7 @@ from verify.cli.common import (
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="More than one: by Ray.")
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @alpha_option
 @skip_bad_option
 @fail_on_option()

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, load_mark, mark_option, print_json, progress, tokenizer_option
+from verify.cli.common import (
+    FILE,
+    columns_option,
+    command,
+    json_option,
+    load_mark,
+    mark_option,
+    print_json,
+    progress,
+    tokenizer_option,
+)
 
 
 @command(
@@ -17,9 +27,16 @@ from verify.cli.common import FILE, command, json_option, load_mark, mark_option
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="Parquet: each context and how often it was emitted.")
 @tokenizer_option
+@columns_option
 @json_option
 def count_contexts(
-    mark_path: Path, allow_readable: bool, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool
+    mark_path: Path,
+    allow_readable: bool,
+    outputs: tuple[Path, ...],
+    out: Path,
+    tokenizer: Path | None,
+    columns: dict[str, str] | None,
+    as_json: bool,
 ) -> None:
     """Count the contexts in outputs of the teacher, for the option --context-counts of other commands.
 
@@ -28,7 +45,8 @@ def count_contexts(
     """
     from verify.data.context_counts import count_contexts
 
-    counted = count_contexts(outputs, load_mark(mark_path, allow_readable), tokenizer=tokenizer, progress=progress)
+    mark = load_mark(mark_path, allow_readable)
+    counted = count_contexts(outputs, mark, tokenizer=tokenizer, columns=columns, progress=progress)
     counted.save(out)
     if as_json:
         print_json({"out": str(out)} | counted.to_dict())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json, progress
+from verify.cli.common import FILE, columns_option, command, json_option, print_json, progress
 
 
 @command("student", example="student --base MODEL --outputs demo/marked_teacher.jsonl --out student")
@@ -20,6 +20,7 @@ from verify.cli.common import FILE, command, json_option, print_json, progress
     "--max-length", type=click.IntRange(2), default=1024, show_default=True, help="Prompt + output, in tokens."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
+@columns_option
 @json_option
 def student(
     base: Path,
@@ -30,6 +31,7 @@ def student(
     batch_size: int,
     max_length: int,
     seed: int,
+    columns: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Train a student on outputs, as somebody who distils a teacher would.
@@ -41,7 +43,7 @@ def student(
 
     training = Training(epochs, learning_rate, batch_size, max_length, seed)
     with progress("training", "steps") as update:
-        trained = train_student(base, outputs, out, training, update)
+        trained = train_student(base, outputs, out, training, update, columns=columns)
     if as_json:
         print_json(trained.to_dict())
     else:

@@ -12,6 +12,7 @@ from verify.cli.common import (
     FILE,
     alpha_option,
     batch_size_option,
+    columns_option,
     command,
     fail_on_option,
     json_option,
@@ -46,6 +47,7 @@ _counts = click.option(
 )
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @batch_size_option
 @_decoys
 @alpha_option
@@ -62,8 +64,8 @@ def text(
 ) -> None:
     """Test what a suspect wrote.
 
-    OUTPUTS are JSONL or Parquet files, a record a row (`output_ids` or `output`, and `prompt_ids` or `prompt`
-    if there was one), or .txt files, an output each.
+    OUTPUTS are files of records (`output_ids` or `output`, and `prompt_ids` or `prompt` if there was one), logs of chat
+    completions and other shapes that are recognised, or .txt files, an output each.
 
     The --method that decides is `binomial`, in which a distinct pair is one coin, however often it was written. In
     `counts` a pair weighs as often as it was written. With a --reference the method is `excess`: a pair weighs as
@@ -83,6 +85,8 @@ def text(
 @unmarked_probes_option
 @_counts
 @_decoys
+@tokenizer_option
+@columns_option
 @batch_size_option
 @alpha_option
 @fail_on_option()
@@ -96,7 +100,7 @@ def logprobs(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Test recorded log probabilities, from JSONL.
+    """Test recorded log probabilities, from JSONL, or from logs of answers as servers give them.
 
     A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
     log probability]; the top 20 are plenty. Or it is a text: `output_ids`, `prompt_ids`, and `top_logprobs` with

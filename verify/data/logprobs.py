@@ -12,8 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import Output, check_ids, read_records
+from verify.data.dialects import is_logprob
+from verify.data.outputs import Output, check_ids
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
+from verify.data.shapes import Answers
 from watermark import InputError, Mark
 from watermark.io.prompts import prompt_of
 from watermark.io.records import Record
@@ -106,7 +108,7 @@ def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
         InputError: the file cannot be read, or a record is malformed.
     """
     texts: list[TextLogprobs] = []
-    for record in read_records(path):
+    for record in Answers(path):
         if isinstance(record, InputError):
             raise record
         texts.append(from_record(record, _limit(mark)))
@@ -209,11 +211,6 @@ def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
     logprobs = np.array([max(p, 10 * MIN_LOGPROB) for _, p in rows], np.float64)
     kept = logprobs >= MIN_LOGPROB
     return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
-
-
-def is_logprob(p: Any) -> bool:
-    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
-    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
 
 
 def to_record(read: TextLogprobs) -> dict[str, Any]:

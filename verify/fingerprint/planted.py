@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from verify.data.outputs import read_records
+from verify.data.sources import read_records
 from verify.fingerprint import KNOWS
 from verify.results import CHANGED, Result
 from verify.stats import binomial

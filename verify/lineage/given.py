@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verify.data.outputs import Outputs, read_records
+from verify.data.outputs import Outputs
+from verify.data.shapes import Answers, Columns
 from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds
@@ -46,6 +47,7 @@ class Given:
     tokenizer: PathLike | None
     skip_bad: bool
     readings: Path | None
+    columns: Columns | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -84,6 +86,8 @@ def check_usage(given: Given) -> None:
         raise UsageError("`probes` are read by a suspect whose weights are at hand")
     if given.prompts is not None and kind != kinds.ENDPOINT and not given.controls:
         raise UsageError("`prompts` are asked of an endpoint, or for agreement with `controls`")
+    if given.columns is not None and kind not in (kinds.TEXT, kinds.LOGPROBS):
+        raise UsageError("`columns` are those of recorded outputs")
     if given.model is not None and kind != kinds.ENDPOINT:
         raise UsageError("`model` is the name by which an endpoint knows the suspect")
 
@@ -118,7 +122,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     for path in (*named.values(), given.access.folder):
         if isinstance(path, str | Path) and not Path(path).is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-    if given.canaries is not None and (number := sum(1 for _ in read_records(Path(given.canaries)))) % 2:
+    if given.canaries is not None and (number := sum(1 for _ in Answers(Path(given.canaries)))) % 2:
         what = f"holds {number} outputs"
         raise InputError(given.canaries, 0, what, "half of them are served: want an even number")
     inputs = {name: model_digest(model) for name, model in named.items() if model is not None}
@@ -143,6 +147,8 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     }
     if given.access.kind == kinds.ENDPOINT:
         settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
+    if given.columns is not None:
+        settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verify.data.outputs import Outputs
+from verify.data.shapes import Columns
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
@@ -23,6 +24,7 @@ from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFF
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import WeightedResult
+from verify.radioactivity.logs import UnusableLogprobsError
 from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
@@ -58,6 +60,7 @@ def suspect(
     alpha: float = 1e-3,
     seed: int = 0,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     plan: PathLike | None = None,
     out: PathLike | None = None,
@@ -88,6 +91,7 @@ def suspect(
         alpha: family-wise level of the verdict, fixed before looking.
         seed: of every draw that is not keyed.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in recorded outputs of no known shape: `{"prompt": "question", "output": "text"}`.
         skip_bad: count malformed records instead of stopping at the first.
         plan: file of the plan: written if not there, else it must hold this very plan.
         out: folder to keep the plan, what was read (a killed run goes on from there) and `result.json` in. For an
@@ -102,7 +106,7 @@ def suspect(
         >>> verdict = verify.suspect("suspect/", mark="teacher.mark")  # doctest: +SKIP
         >>> print(verdict)  # doctest: +SKIP
     """
-    access = recognise(what)
+    access = recognise(what, columns)
     if access.kind == kinds.ENDPOINT:
         Endpoint(access.url, model or "").check(())
         out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
@@ -127,6 +131,7 @@ def suspect(
         tokenizer=tokenizer,
         skip_bad=skip_bad,
         readings=None if folder is None else folder / "readings",
+        columns=columns,
     )
     check_usage(given)
     unplanned = unplanned_of(given)
@@ -141,7 +146,9 @@ def suspect(
         fixed.fix(Path(plan))
     lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
     made = [line.result for line in lines if line.result is not None]
-    notes = [f"{line.name}: {note}" for line in lines if line.result is not None for note in line.result.warnings]
+    read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
+    notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
+    notes += [f"{line.name}: {note}" for line in lines if line.result is not None for note in line.result.warnings]
     found = Verdict(
         suspect=access.shown,
         access=access.kind,
@@ -239,18 +246,24 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         )
     if access.kind == kinds.LOGPROBS:
         free = given.unmarked_probes or given.unmarked_prompts
-        found = logprob_test(
-            mark,
-            access.files,
-            reference=given.reference,
-            unmarked_probes=free,
-            record=_log(given, "mark"),
-            alpha=alpha,
-            progress=progress,
-        )
-        if found.n:
-            return found
-        given.notes.append("No log probability could be used: the text that the suspect wrote was tested instead.")
+        why = "No log probability could be used"
+        try:
+            found = logprob_test(
+                mark,
+                access.files,
+                reference=given.reference,
+                unmarked_probes=free,
+                record=_log(given, "mark"),
+                alpha=alpha,
+                tokenizer=given.tokenizer,
+                columns=given.columns,
+                progress=progress,
+            )
+            if found.n:
+                return found
+        except UnusableLogprobsError as error:
+            why = error.message[:1].upper() + error.message[1:]
+        given.notes.append(f"{why}: the text that the suspect wrote was tested instead.")
     return text_test(
         mark,
         access.files,
@@ -258,6 +271,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         unmarked_prompts=bool(given.unmarked_prompts),
         alpha=alpha,
         tokenizer=given.tokenizer,
+        columns=given.columns,
         skip_bad=given.skip_bad,
         progress=progress,
     )

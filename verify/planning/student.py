@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.data.outputs import parse, read_records
+from verify.data.outputs import parse
+from verify.data.shapes import Answers, Columns
+from verify.data.sources import files_of
 from watermark import InputError, ModelError, StillmarkError
 from watermark.errors import within
 from watermark.extras import require
@@ -128,6 +130,7 @@ def train_student(
     training: Training = Training(),
     progress: Progress = silent,
     secret: Sequence[Record] = (),
+    columns: Columns | None = None,
 ) -> TrainingReport:
     """Train a model further on outputs, as somebody who distils a teacher would: a positive control.
 
@@ -141,17 +144,18 @@ def train_student(
         training: how to train.
         progress: called with steps done and in all.
         secret: records to learn besides: they are written to no file, and `out` says nothing about the training.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
 
     Raises:
         ModelError: `out` exists, or `base` cannot be loaded.
         InputError: the outputs cannot be used, or `out` cannot be written.
     """
     base, out = Path(base), Path(out)
-    sources = [outputs] if isinstance(outputs, str | Path) else list(outputs)
+    sources = files_of(outputs if isinstance(outputs, str | Path) else list(outputs))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
     with files.writing(out), files.new_folder(out) as scratch:
-        records = chain(secret, *(read_records(Path(path)) for path in sources))
+        records = chain(secret, *(Answers(path, columns) for path in sources))
         trained = _train(base, records, scratch, training, progress)
         if not secret:
             about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeGuard, cast
 
-from verify.data.logprobs import LogprobTable, TextLogprobs, read_recorded, scorable_logprobs
+from verify.data.logprobs import LogprobTable, TextLogprobs, scorable_logprobs
 from verify.data.outputs import Output, Outputs, read_outputs
+from verify.data.shapes import Columns
+from verify.data.sources import files_of
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages
+from verify.radioactivity.logs import read_logs
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.model import Model, is_loaded, name_of, read_weights
@@ -49,13 +52,20 @@ def outputs_of(
     need_prompts: bool,
     skip_bad: bool,
     progress: Stages,
+    columns: Columns | None = None,
 ) -> Outputs:
     """Outputs from files, or as they are; arguments and errors as for `verify.data.outputs.read_outputs`."""
     if isinstance(outputs, Outputs):
         return outputs
     with progress("reading the outputs", "records") as update:
         return read_outputs(
-            outputs, mark, tokenizer=tokenizer, need_prompts=need_prompts, skip_bad=skip_bad, progress=update
+            outputs,
+            mark,
+            tokenizer=tokenizer,
+            columns=columns,
+            need_prompts=need_prompts,
+            skip_bad=skip_bad,
+            progress=update,
         )
 
 
@@ -135,13 +145,21 @@ def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) ->
     return all(one is False for one in marked) if said is None else said
 
 
-def recorded(what: Recorded, mark: Mark) -> tuple[list[TextLogprobs], dict[str, Any]]:
-    """Recorded log probabilities, and what a result says of where they came from. Raises InputError."""
+def recorded(
+    what: Recorded, mark: Mark, tokenizer: PathLike | None = None, columns: Columns | None = None
+) -> tuple[list[TextLogprobs], dict[str, Any]]:
+    """Recorded log probabilities, and what a result says of where they came from.
+
+    Raises:
+        UnusableLogprobsError: nothing can be told from them.
+        StillmarkError: a file cannot be read, or a record is malformed; the tokenizer is needed and cannot be loaded.
+    """
     paths = [what] if isinstance(what, PathLike) else list(what)
     if any(isinstance(one, TextLogprobs) for one in paths):
         return cast("list[TextLogprobs]", paths), {"files": []}
-    files = [Path(cast("PathLike", path)) for path in paths]
-    return [text for path in files for text in read_recorded(path, mark)], {"files": [str(path) for path in files]}
+    files = files_of([cast("PathLike", path) for path in paths])
+    texts, read_as = read_logs(files, mark, tokenizer=tokenizer, columns=columns)
+    return texts, {"files": [str(path) for path in files]} | ({"read_as": read_as} if read_as else {})
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:

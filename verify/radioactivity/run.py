@@ -24,6 +24,7 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
+from verify.data.shapes import Columns
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
@@ -86,6 +87,7 @@ def text_test(
     alpha: float = 1e-3,
     decoys: int | None = None,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     batch_size: int = 8,
     progress: Stages = silent,
@@ -103,6 +105,7 @@ def text_test(
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200 with a reference, else none.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
         batch_size: texts that the reference reads in one forward pass.
         progress: opened around each piece of work.
@@ -123,7 +126,9 @@ def text_test(
     if method == EXCESS and reference is None:
         raise UsageError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
     need = reference is not None or not unmarked_prompts
-    read = outputs_of(mark, outputs, tokenizer, need_prompts=need, skip_bad=skip_bad, progress=progress)
+    read = outputs_of(
+        mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
+    )
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -165,6 +170,7 @@ def logprob_test(
     alpha: float = 1e-3,
     decoys: int | None = None,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     batch_size: int = 8,
     progress: Stages = silent,
@@ -173,8 +179,8 @@ def logprob_test(
 
     Args:
         mark: the mark, or its file.
-        suspect: a model, which is read along the probes; or recorded log probabilities (files, or what
-            `verify.data.logprobs.read_recorded` gave).
+        suspect: a model, which is read along the probes; or recorded log probabilities (files of our own records or of
+            answers as servers give them, or what `verify.data.logprobs.read_recorded` gave).
         probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
             cannot carry any mark. Not with recorded log probabilities.
         reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
@@ -186,6 +192,7 @@ def logprob_test(
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed probes instead of stopping at the first.
         batch_size: texts in one forward pass.
         progress: opened around each piece of work.
@@ -208,7 +215,7 @@ def logprob_test(
     else:
         if probes is not None:
             raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
-        said, inputs = recorded(suspect, mark)
+        said, inputs = recorded(suspect, mark, tokenizer, columns)
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     compared = None
@@ -219,7 +226,7 @@ def logprob_test(
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
-            compared = recorded(reference, mark)[0]
+            compared = recorded(reference, mark, tokenizer)[0]
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -334,6 +341,7 @@ def attribute(
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     progress: Stages = silent,
 ) -> Attribution:
@@ -346,6 +354,7 @@ def attribute(
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: the chance that one wrong label or more is named, fixed before looking.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
         progress: opened around each piece of work.
 
@@ -354,7 +363,15 @@ def attribute(
     """
     mark = as_mark(mark)
     names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
-    read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
+    read = outputs_of(
+        mark,
+        outputs,
+        tokenizer,
+        columns=columns,
+        need_prompts=not unmarked_prompts,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress("trying labels", "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
@@ -363,4 +380,5 @@ def attribute(
 
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
     compared = None if reference is None else named(reference)
-    return {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    found = {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    return found | ({"read_as": outputs.read_as} if outputs.read_as else {})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import unquote, urlsplit
 
-from verify.data.logprobs import is_logprob
+from verify.data.dialects import is_logprob
 from verify.suspects.model import TopTokens
 from watermark import ApiError, InputError
 from watermark.extras import require

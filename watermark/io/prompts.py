@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from watermark.errors import InputError
 from watermark.io.fields import is_text
-from watermark.io.records import Record, read_jsonl
+from watermark.io.records import Record, checked, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
     try:
-        for record in read_jsonl(path):
+        for record in map(checked, read_jsonl(path)):
             if isinstance(record, InputError):
                 raise record
             prompt = _prompt(record)
@@ -42,7 +42,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             lines[prompt.id] = record.line
             prompts.append(prompt)
     except OSError as error:
-        raise InputError(path, 0, f"cannot read the prompts: {error.strerror}") from None
+        raise InputError(path, 0, f"cannot read the prompts: {error.strerror or error}") from None
     if not prompts:
         raise InputError(path, 0, "holds no prompts", 'a line is like {"prompt": "Write a story."}')
     return prompts

@@ -1,0 +1,120 @@
+"""Logs with log probabilities: records of our own, or answers of servers, whose names of tokens become ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from verify.data.logprobs import TextLogprobs, from_record
+from verify.data.outputs import with_our_ids
+from verify.data.shapes import Answers, Columns, described, has_logprobs, tally
+from verify.suspects.vocabulary import TELLING, Vocabulary, useless
+from watermark import InputError, Mark
+from watermark.io.records import Record
+from watermark.prf import NO_TOKEN
+from watermark.tokenizers import load_for
+
+FEW: Final = 20
+"""Answers of a log that are looked at to see whether it has log probabilities."""
+
+
+class UnusableLogprobsError(InputError):
+    """A log has log probabilities, and nothing can be told from them."""
+
+
+def has_any_logprobs(path: Path, columns: Columns | None = None) -> bool:
+    """Whether any of the first answers in a file has log probabilities."""
+    found = (one for one in Answers(path, columns) if isinstance(one, Record))
+    return any(map(has_logprobs, islice(found, FEW)))
+
+
+def read_logs(
+    files: Iterable[Path], mark: Mark, *, tokenizer: str | Path | None = None, columns: Columns | None = None
+) -> tuple[list[TextLogprobs], str]:
+    """What the answers in some logs say of each token, and in words what was read; empty for records of our own.
+
+    Answers without log probabilities are left out of logs that are not our own.
+
+    Args:
+        files: the logs.
+        mark: whose tokens are scored.
+        tokenizer: folder of its tokenizer, if not where the mark says; loaded if tokens are named by text.
+        columns: where the fields are in records of no known shape.
+
+    Raises:
+        UnusableLogprobsError: the log probabilities tell nothing, or the tokens are not those of the mark's tokenizer.
+        InputError: a file cannot be read, or a record is malformed.
+        TokenizerError: tokens are named by text, and the mark's tokenizer cannot be loaded.
+    """
+    limit = NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
+    texts: list[TextLogprobs] = []
+    reader: _Reader | None = None
+    read = [Answers(path, columns) for path in files]
+    for one in read:
+        for record in one:
+            if isinstance(record, InputError):
+                raise record
+            if one.shape is None:
+                texts.append(from_record(record, limit))
+            elif has_logprobs(record):
+                reader = reader or _Reader(mark, tokenizer, limit)
+                texts += reader.read(record)
+    if reader is not None and not reader.useful:
+        raise UnusableLogprobsError(
+            ", ".join(str(one.part.path) for one in read), 0, f"no log probability can be used: {reader.why}", USE_TEXT
+        )
+    return texts, described(tally(read))
+
+
+USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`"
+
+
+class _Reader:
+    """Reads answers whose tokens are named by text, bytes or ids of the suspect.
+
+    useful: some answer's log probabilities tell something. why: why the first that tells nothing does not.
+    """
+
+    def __init__(self, mark: Mark, tokenizer: str | Path | None, limit: int) -> None:
+        loaded = load_for(mark, tokenizer)
+        self.vocabulary, self.limit = Vocabulary(loaded, min(limit, len(loaded))), limit
+        self.stand_in = next(iter(mark.exempt), 0)  # for a token that cannot be told: it is never scored itself
+        self.useful = False
+        self.why = "no answer names enough tokens"
+
+    def read(self, record: Record) -> list[TextLogprobs]:
+        """What one answer says; nothing if its tokens cannot be told."""
+        (record,) = _good(with_our_ids([record], self._encode))
+        fields, steps = record.fields, record.fields["steps"]
+        text = fields.get("output")
+        if text is None:
+            text = self.vocabulary.text([int(i) for i in fields["output_ids"]])
+        told = self.vocabulary.told(steps, text)
+        if why := "the tokens are not those of the mark's tokenizer" if told is None else useless(steps):
+            self.why = why if len(steps) >= TELLING and not self.useful else self.why
+        else:
+            self.useful = True
+        if told is None:
+            return []
+        prompt = fields.get("prompt_ids")
+        if prompt is None:
+            prompt = self.vocabulary.encode(fields.get("prompt") or "")
+        ours = {
+            "prompt_ids": prompt,
+            "output_ids": [self.stand_in if i is None else i for i in told.ids],
+            "top_logprobs": [[[i, p] for i, p in top.items()] or None for top in told.tops],
+        }
+        kept = {name: fields[name] for name in ("id", "marked", "sampled", "sequential") if name in fields}
+        return [from_record(Record(record.path, record.line, kept | ours), self.limit)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [self.vocabulary.encode(text) for text in texts]
+
+
+def _good(records: Sequence[Record | InputError]) -> list[Record]:
+    for one in records:
+        if isinstance(one, InputError):
+            raise one
+    return [one for one in records if isinstance(one, Record)]
