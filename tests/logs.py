@@ -154,7 +154,8 @@ def sharegpt(rows: Rows) -> bytes:
     """An earlier turn is the suspect's too; with a byte order mark, and lines that end as in Windows."""
     said = [
         {"id": f"s{i}", "conversations": [
-            {"from": "system", "value": SYSTEM}, {"from": "human", "value": "w240"}, {"from": "gpt", "value": "w241 w242"},
+            {"from": "system", "value": SYSTEM},
+            {"from": "human", "value": "w240"}, {"from": "gpt", "value": "w241 w242"},
             {"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["output"]}]}
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -193,7 +194,7 @@ def vllm(rows: Rows) -> bytes:
          "outputs": [{
              "index": 0, "text": row["output"], "token_ids": row["ids"], "cumulative_logprob": -9.0,
              "logprobs": [
-                 {str(t): {"logprob": p, "rank": rank, "decoded_token": small.word(t)} for rank, (t, p) in enumerate(tops, 1)}
+                 {str(t): {"logprob": p, "rank": 1, "decoded_token": small.word(t)} for t, p in tops}
                  for tops in row["tops"]],
              "finish_reason": "length", "stop_reason": None}],
          "finished": True}

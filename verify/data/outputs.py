@@ -209,7 +209,7 @@ def with_our_ids(records: Sequence[Record | RecordError], encode: Encode) -> lis
 def _chosen(record: Record, ours: Sequence[int]) -> Record | RecordError:
     fields = record.fields
     theirs = [int(i) for i in fields.get("output_ids", ()) if is_int(i)]
-    if 2 * sum((Counter(ours) & Counter(theirs)).values()) >= len(ours):
+    if not theirs or 2 * sum((Counter(ours) & Counter(theirs)).values()) >= len(ours):
         return record
     if fields.get("prompt_ids") is not None and fields.get("prompt") is None:
         message = "the ids of the prompt are not those of the mark's tokenizer, and there is no text of it"

@@ -9,6 +9,8 @@ token of the output, with the tokens as the server names them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,39 +105,44 @@ class Answers:
         self.columns, self.keep = columns, tuple(keep)
         self.shape: Shape | None = None
         self.answers = self.with_logprobs = self.failed = 0
+        self._native = False
+        self._chunks = _Chunks()
 
     def __iter__(self) -> Iterator[Record | RecordError]:
-        native = False
         if not self.whole:
-            self.shape, native = shape_of(self.part.path, self.columns)
-        chunks = _Chunks()
-        number = 0
+            self.shape, self._native = shape_of(self.part.path, self.columns)
+        empty = True
         for number, read in enumerate(read_part(self.part, _wanted(self.columns, self.keep)), 1):
+            empty = False
             if isinstance(read, RecordError):
                 yield read
                 continue
-            record = _mapped(read, self.columns, self.keep)
-            fields = record.fields
-            if self.shape is None and not native and number <= _FIRST:
-                self.shape, native = _shape(fields)
-            if native:
-                yield self._counted(_native(record) if _is_native(fields) else _unknown(read, self.columns))
-            elif self.shape is None:
-                if failed(fields):
-                    self.failed += 1
-                else:
-                    yield _unknown(read, self.columns)
-            elif self.shape is STREAM and _is_piece(fields):
-                yield from self._answers(chunks.add(record))
-            elif self.shape.fits(fields):
-                yield from self._answers([(record, self.shape.read)])
-            elif failed(fields):
-                self.failed += 1
-            else:
-                yield _other(record, self.shape)
-        yield from self._answers(chunks.rest())
-        if number == 0 and self.whole and self.part.stop is None:
+            try:
+                yield from self._take(read, first=number <= _FIRST)
+            except RecursionError:
+                yield read.error("the record is nested too deeply")
+        yield from self._answers(self._chunks.rest())
+        if empty and self.whole and self.part.stop is None:
             raise no_records(self.part.path)
+
+    def _take(self, read: Record, *, first: bool) -> list[Record | RecordError]:
+        """The outputs in one record; first: the file's shape may be learned from it."""
+        record = _mapped(read, self.columns, self.keep)
+        fields = record.fields
+        if self.shape is None and not self._native and first:
+            self.shape, self._native = _shape(fields)
+        if self._native:
+            if not _is_native(fields):
+                return [_unknown(read, self.columns)]
+            return [self._counted(_native(record))]
+        if self.shape is STREAM and _is_piece(fields):
+            return list(self._answers(self._chunks.add(record)))
+        if self.shape is not None and self.shape.fits(fields):
+            return list(self._answers([(record, self.shape.read)]))
+        if failed(fields):
+            self.failed += 1
+            return []
+        return [_unknown(read, self.columns) if self.shape is None else _other(record, self.shape)]
 
     def _answers(self, found: Iterable[tuple[Record, Any]]) -> Iterator[Record | RecordError]:
         """The outputs of some records, each with the function that reads them."""
@@ -197,9 +204,9 @@ def _described(name: str, answers: int, with_logprobs: int, without: int) -> str
 
 def shape_of(path: Path, columns: Columns | None = None) -> tuple[Shape | None, bool]:
     """The shape of a file, and whether it holds our own records; None and False: no shape that is known."""
-    for number, read in enumerate(read_part(Part(path), _wanted(columns, ()))):
-        found = (None, False) if isinstance(read, RecordError) else _shape(_mapped(read, columns, ()).fields)
-        if found != (None, False) or number + 1 == _FIRST:
+    for read in islice(read_part(Part(path), _wanted(columns, ())), _FIRST):
+        found = None if isinstance(read, RecordError) else _shape(_mapped(read, columns, ()).fields)
+        if found is not None and found != (None, False):
             return found
     return None, False
 
@@ -219,7 +226,9 @@ def parts(path: Path, tokens: int, columns: Columns | None = None) -> Iterator[t
 def _shape(fields: Fields) -> tuple[Shape | None, bool]:
     if _is_native(fields):
         return None, True
-    return next((shape for shape in SHAPES if shape.fits(fields)), None), False
+    with suppress(RecursionError):
+        return next((shape for shape in SHAPES if shape.fits(fields)), None), False
+    return None, False
 
 
 def _is_native(fields: Fields) -> bool:
@@ -231,20 +240,17 @@ _SHOWN_BESIDE: Final = frozenset(PROMPTS) - {"prompt"}
 
 def _native(record: Record) -> Record | RecordError:
     """A record of our own with all that was shown as its prompt, if it has no ids of it."""
-    found = checked(record)
-    if isinstance(found, RecordError):
-        return found
     fields = record.fields
-    ids = fields.get("prompt_ids")
-    if (ids is not None and not _is_empty(ids)) or not _SHOWN_BESIDE & fields.keys():
-        return record
+    ids, beside = fields.get("prompt_ids"), isinstance(fields.get("prompt"), list) or _SHOWN_BESIDE & fields.keys()
+    if (ids is not None and not _is_empty(ids)) or not beside:
+        return checked(record)
     output = fields.get("output")
     try:
         prompt = prompt_of(fields, output if isinstance(output, str) else None)
     except ShapeError as error:
         return record.error(str(error), error.hint)
     kept = {name: value for name, value in fields.items() if name not in _SHOWN_BESIDE}
-    return Record(record.path, record.line, kept | {"prompt": prompt if prompt is not None else fields.get("prompt")})
+    return checked(Record(record.path, record.line, kept | {"prompt": prompt or fields.get("prompt")}))
 
 
 def _as_record(record: Record, answer: Answer, number: int, keep: Collection[str]) -> Record | RecordError:
