@@ -6,10 +6,12 @@ token is green after the one before, in the others they are drawn uniformly.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ FOLDER: Final = Path(__file__).parent / "data" / "logs"
 NUMBER: Final = 10
 LENGTH: Final = 40
 SYSTEM: Final = "w250 w251"
+THINGS: Final = ("rain", "ships", "bread", "chess", "whales", "music", "maps", "salt", "clocks", "rivers")
 Rows = list[dict[str, Any]]
 
 
@@ -117,7 +120,7 @@ def stream(rows: Rows) -> bytes:
 def chunks(rows: Rows) -> bytes:
     """Two answers at a time."""
     pairs = [(_chunks(rows[i], i), _chunks(rows[i + 1], i + 1)) for i in range(0, len(rows), 2)]
-    return _lines(chunk for pair in pairs for both in zip(*pair, strict=True) for chunk in both)
+    return _lines(chunk for pair in pairs for both in zip_longest(*pair) for chunk in both if chunk)
 
 
 def responses(rows: Rows) -> bytes:
@@ -163,8 +166,9 @@ def sharegpt(rows: Rows) -> bytes:
 
 
 def alpaca(rows: Rows) -> bytes:
-    parts = [(row["prompt"].split(" "), row["output"]) for row in rows]
-    return json.dumps([{"instruction": a, "input": b, "output": output} for (a, b), output in parts], indent=1).encode()
+    parts = [(row["prompt"].partition(" "), row["output"]) for row in rows]
+    said = [{"instruction": first, "input": rest, "output": output} for (first, _, rest), output in parts]
+    return json.dumps(said, indent=1).encode()
 
 
 def trl(rows: Rows) -> bytes:
@@ -174,8 +178,6 @@ def trl(rows: Rows) -> bytes:
 
 
 def table_csv(rows: Rows) -> bytes:
-    import csv
-
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(["prompt", "completion", "score"])
@@ -184,8 +186,10 @@ def table_csv(rows: Rows) -> bytes:
 
 
 def table_tsv(rows: Rows) -> bytes:
-    body = "".join(f"{row['prompt']}\t{row['output']}\r\n" for row in rows)
-    return f"question\tanswer\r\n{body}".encode("utf-8-sig")
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter="\t")
+    writer.writerows([["question", "answer"], *([row["prompt"], row["output"]] for row in rows)])
+    return out.getvalue().encode("utf-8-sig")
 
 
 def vllm(rows: Rows) -> bytes:

@@ -567,6 +567,74 @@ def test_deep_nesting_is_refused(mark: Mark, tmp_path: Path) -> None:
     assert shown_in([["w5"], {"text": "w6"}]) == "w5\nw6"
 
 
+# the real tokenizer
+
+
+def _real_answers(teacher: Path, mark: Mark, marked: bool) -> logs.Rows:
+    """Ten answers of the real teacher, and what it says of each token in them: the ten likeliest, mark and all."""
+    import torch
+
+    from watermark import generate
+    from watermark.generation import Sampling
+    from watermark.models import load_model
+
+    questions = [f"Write a few sentences about {what}." for what in logs.THINGS]
+    model, tokenizer = load_model(teacher)
+    sampling = Sampling(max_new_tokens=60, seed=3)
+    rows: logs.Rows = []
+    for said in generate((model, tokenizer), questions, mark=mark if marked else None, sampling=sampling):
+        ids = [i for i in said.output_ids if i not in mark.exempt]
+        whole = torch.tensor([[*said.prompt_ids, *ids]])
+        with torch.no_grad():
+            scores = model(whole).logits[0, len(said.prompt_ids) - 1 : -1].float()
+        if marked:
+            mark.bias_(scores, whole[0, len(said.prompt_ids) - 1 : -1, None])
+        top = torch.log_softmax(scores, -1).topk(10)
+        tops = [list(zip(*one, strict=True)) for one in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        rows.append({"prompt": said.prompt, "output": tokenizer.decode(ids), "ids": ids, "tops": tops})
+    return rows
+
+
+def _real_log(rows: logs.Rows, name: Callable[[int], str]) -> list[dict[str, Any]]:
+    def entry(token: int, tops: Any) -> dict[str, Any]:
+        told = [{"token": name(t), "logprob": round(p, 4)} for t, p in tops]
+        return {"token": name(token), "logprob": -1.0, "top_logprobs": told}
+
+    return [
+        {"request": {"messages": logs._user(row)}, "response": {"choices": [{
+            "message": {"role": "assistant", "content": row["output"]}, "finish_reason": "length",
+            "logprobs": {"content": [entry(t, tops) for t, tops in zip(row["ids"], row["tops"], strict=True)]}}]}}
+        for row in rows
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: Run) -> None:
+    """Real words in a real tokenizer: delta 6 in some 500 tokens. The secret and the seed are fixed."""
+    from watermark.tokenizers import load
+
+    mark = Mark.new(teacher, secret=small.SECRET, delta=6.0)
+    mark.save(tmp_path / "m")
+    tokenizer = load(teacher)
+    pieces = {i: piece for piece, i in tokenizer.get_vocab().items()}
+    for marked, verdict in ((True, "distilled or relayed"), (False, "unrelated as far as seen")):
+        rows = _real_answers(teacher, mark, marked)
+        folder = tmp_path / str(marked)
+        for name, made in logs.FORMATS.items():
+            if name not in WITH_LOGPROBS:  # their tokens are words
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(made(rows))
+        small.jsonl(folder / "chat.jsonl", _real_log(rows, lambda t: tokenizer.decode([t])))
+        small.jsonl(folder / "pieces.jsonl", _real_log(rows, lambda t: pieces[t]))
+        small.jsonl(folder / "ids.jsonl", _real_log(rows, lambda t: f"token_id:{t}"))
+        for path in sorted(folder.iterdir()):
+            found = json.loads(stillmark("verify", path, "--mark", tmp_path / "m", "--json").stdout)
+            assert found["verdict"] == verdict, path.name
+            told = path.name in ("chat.jsonl", "pieces.jsonl", "ids.jsonl")
+            assert found["access"] == ("log probabilities" if told else "text")
+            assert not [note for note in found["notes"] if "tested instead" in note]
+
+
 def test_counts_are_those_of_what_was_read() -> None:
     read = Answers(logs.FOLDER / "marked" / "vllm.jsonl")
     assert all(isinstance(one, Record) for one in read)
