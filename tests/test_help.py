@@ -5,6 +5,7 @@ What runs is the text of the example, in a folder that holds small files under t
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import subprocess
@@ -121,6 +122,11 @@ def small_demo(folder: Path) -> None:
     (folder / "customers.txt").write_text("customer-17\ncustomer-18\n")
     (folder / "readings").mkdir()
     small.jsonl(folder / "readings" / "suspect.jsonl", (small.read(marked, row) for row in rows[:10]))
+    (folder / "logs").mkdir()
+    chats = small.jsonl(folder / "logs" / "chat.jsonl", (small.answer(small.read(plain, row)) for row in rows))
+    (folder / "logs" / "chat.jsonl.gz").write_bytes(gzip.compress(chats.read_bytes()))
+    cells = "".join(f"{row['prompt']},{row['output']}\n" for row in rows)
+    (folder / "logs" / "other.csv").write_text(f"question,model.text\n{cells}")
 
 
 @pytest.fixture(scope="module")

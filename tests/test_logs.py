@@ -428,6 +428,16 @@ def test_a_first_answer_without_log_probabilities_decides_nothing(place: Path, t
     assert "The records were read as chat completions, 11 answers, log probabilities for 10." in found["notes"]
 
 
+def test_bad_records_beside_log_probabilities_are_counted(place: Path, tmp_path: Path, stillmark: Run) -> None:
+    good = [logs._completion(row, i, logprobs=True) for i, row in enumerate(logs.answers(True))]
+    path = small.jsonl(tmp_path / "o.jsonl", [*good, {"x": 1}])
+    refused = stillmark("verify", path, "--mark", place / "m")
+    assert (refused.exit_code, "o.jsonl:11: the records before are chat" in refused.stderr) == (1, True)
+    found = json.loads(stillmark("verify", path, "--mark", place / "m", "--skip-bad", "--json").stdout)
+    assert found["access"] == "log probabilities"
+    assert [note for note in found["notes"] if "1 bad records were left out" in note]
+
+
 # files
 
 

@@ -257,6 +257,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
                 alpha=alpha,
                 tokenizer=given.tokenizer,
                 columns=given.columns,
+                skip_bad=given.skip_bad,
                 progress=progress,
             )
             if found.n:

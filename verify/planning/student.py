@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.data.outputs import parse
+from verify.data.outputs import parse, with_our_ids
 from verify.data.shapes import Answers, Columns
 from verify.data.sources import files_of
 from watermark import InputError, ModelError, StillmarkError
@@ -89,7 +89,12 @@ def read_examples(
         InputError: a record is malformed, or its ids are not this tokenizer's.
     """
     examples: list[Example] = []
-    for record in records:
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    for one in records:
+        record = with_our_ids([one], encode)[0] if isinstance(one, Record) else one
         if isinstance(record, InputError):
             raise record
         parts = parse(record, len(tokenizer), need_prompts=True)

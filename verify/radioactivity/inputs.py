@@ -13,7 +13,7 @@ from verify.data.shapes import Columns
 from verify.data.sources import files_of
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages
-from verify.radioactivity.logs import read_logs
+from verify.radioactivity.logs import Logs, read_logs
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.model import Model, is_loaded, name_of, read_weights
@@ -69,7 +69,7 @@ def outputs_of(
         )
 
 
-def notes_on(outputs: Outputs) -> tuple[str, ...]:
+def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
     """What a result says of the records that were left out as malformed."""
     if not outputs.bad:
         return ()
@@ -146,9 +146,13 @@ def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) ->
 
 
 def recorded(
-    what: Recorded, mark: Mark, tokenizer: PathLike | None = None, columns: Columns | None = None
-) -> tuple[list[TextLogprobs], dict[str, Any]]:
-    """Recorded log probabilities, and what a result says of where they came from.
+    what: Recorded,
+    mark: Mark,
+    tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
+    skip_bad: bool = False,
+) -> tuple[list[TextLogprobs], dict[str, Any], tuple[str, ...]]:
+    """Recorded log probabilities, what a result says of where they came from, and its notes.
 
     Raises:
         UnusableLogprobsError: nothing can be told from them.
@@ -156,10 +160,12 @@ def recorded(
     """
     paths = [what] if isinstance(what, PathLike) else list(what)
     if any(isinstance(one, TextLogprobs) for one in paths):
-        return cast("list[TextLogprobs]", paths), {"files": []}
+        return cast("list[TextLogprobs]", paths), {"files": []}, ()
     files = files_of([cast("PathLike", path) for path in paths])
-    texts, read_as = read_logs(files, mark, tokenizer=tokenizer, columns=columns)
-    return texts, {"files": [str(path) for path in files]} | ({"read_as": read_as} if read_as else {})
+    logs = read_logs(files, mark, tokenizer=tokenizer, columns=columns, skip_bad=skip_bad)
+    inputs: dict[str, Any] = {"files": [str(path) for path in files]}
+    inputs |= ({"read_as": logs.read_as} if logs.read_as else {}) | ({"bad_records": logs.bad} if logs.bad else {})
+    return logs.texts, inputs, notes_on(logs)
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from verify.data.logprobs import TextLogprobs, from_record
-from verify.data.outputs import with_our_ids
+from verify.data.outputs import none_good, with_our_ids
 from verify.data.shapes import Answers, Columns, described, has_logprobs, tally
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from watermark import InputError, Mark
-from watermark.io.records import Record
+from watermark.io.records import Record, RecordError
 from watermark.prf import NO_TOKEN
 from watermark.tokenizers import load_for
 
@@ -25,15 +26,38 @@ class UnusableLogprobsError(InputError):
 
 
 def has_any_logprobs(path: Path, columns: Columns | None = None) -> bool:
-    """Whether any of the first answers in a file has log probabilities."""
-    found = (one for one in Answers(path, columns) if isinstance(one, Record))
-    return any(map(has_logprobs, islice(found, FEW)))
+    """Whether any of the first answers in a file has log probabilities; of our own records, the first."""
+    read = Answers(path, columns)
+    few = [one for one in islice(read, FEW) if isinstance(one, Record)]
+    return any(map(has_logprobs, few[:1] if read.shape is None else few))
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What the answers in some logs say of each token.
+
+    Attributes:
+        texts: one for each answer with log probabilities.
+        read_as: in words what was read; empty for records of our own.
+        bad: malformed records that were left out.
+        first_bad: what was wrong with the first of them.
+    """
+
+    texts: list[TextLogprobs]
+    read_as: str
+    bad: int = 0
+    first_bad: InputError | None = None
 
 
 def read_logs(
-    files: Iterable[Path], mark: Mark, *, tokenizer: str | Path | None = None, columns: Columns | None = None
-) -> tuple[list[TextLogprobs], str]:
-    """What the answers in some logs say of each token, and in words what was read; empty for records of our own.
+    files: Sequence[Path],
+    mark: Mark,
+    *,
+    tokenizer: str | Path | None = None,
+    columns: Columns | None = None,
+    skip_bad: bool = False,
+) -> Logs:
+    """The log probabilities in some logs.
 
     Answers without log probabilities are left out of logs that are not our own.
 
@@ -42,6 +66,7 @@ def read_logs(
         mark: whose tokens are scored.
         tokenizer: folder of its tokenizer, if not where the mark says; loaded if tokens are named by text.
         columns: where the fields are in records of no known shape.
+        skip_bad: count malformed records instead of stopping at the first.
 
     Raises:
         UnusableLogprobsError: the log probabilities tell nothing, or the tokens are not those of the mark's tokenizer.
@@ -51,21 +76,29 @@ def read_logs(
     limit = NO_TOKEN if mark.vocabulary_size is None else mark.vocabulary_size
     texts: list[TextLogprobs] = []
     reader: _Reader | None = None
+    bad, first_bad = 0, None
     read = [Answers(path, columns) for path in files]
-    for one in read:
-        for record in one:
-            if isinstance(record, InputError):
-                raise record
-            if one.shape is None:
-                texts.append(from_record(record, limit))
-            elif has_logprobs(record):
-                reader = reader or _Reader(mark, tokenizer, limit)
-                texts += reader.read(record)
+    for log in read:
+        for record in log:
+            try:
+                if isinstance(record, InputError):
+                    raise record
+                if log.shape is None:
+                    texts.append(from_record(record, limit))
+                elif has_logprobs(record):
+                    reader = reader or _Reader(mark, tokenizer, limit)
+                    texts += reader.read(record)
+            except RecordError as error:
+                if not skip_bad:
+                    raise
+                bad, first_bad = bad + 1, first_bad or error
+    if first_bad is not None and not texts and reader is None:
+        raise none_good(files, bad, str(first_bad))
     if reader is not None and not reader.useful:
         raise UnusableLogprobsError(
-            ", ".join(str(one.part.path) for one in read), 0, f"no log probability can be used: {reader.why}", USE_TEXT
+            ", ".join(map(str, files)), 0, f"no log probability can be used: {reader.why}", USE_TEXT
         )
-    return texts, described(tally(read))
+    return Logs(texts, described(tally(read)), bad, first_bad)
 
 
 USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`"
@@ -86,7 +119,10 @@ class _Reader:
 
     def read(self, record: Record) -> list[TextLogprobs]:
         """What one answer says; nothing if its tokens cannot be told."""
-        (record,) = _good(with_our_ids([record], self._encode))
+        (found,) = with_our_ids([record], self._encode)
+        if isinstance(found, RecordError):
+            raise found
+        record = found
         fields, steps = record.fields, record.fields["steps"]
         text = fields.get("output")
         if text is None:
@@ -111,10 +147,3 @@ class _Reader:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [self.vocabulary.encode(text) for text in texts]
-
-
-def _good(records: Sequence[Record | InputError]) -> list[Record]:
-    for one in records:
-        if isinstance(one, InputError):
-            raise one
-    return [one for one in records if isinstance(one, Record)]

@@ -193,7 +193,7 @@ def logprob_test(
         decoys: number of decoy keys; None: 200.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
-        skip_bad: count malformed probes instead of stopping at the first.
+        skip_bad: count malformed probes or records instead of stopping at the first.
         batch_size: texts in one forward pass.
         progress: opened around each piece of work.
 
@@ -215,8 +215,8 @@ def logprob_test(
     else:
         if probes is not None:
             raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
-        said, inputs = recorded(suspect, mark, tokenizer, columns)
-        texts, notes, few = [as_output(text) for text in said], (), most_named(said)
+        said, inputs, notes = recorded(suspect, mark, tokenizer, columns, skip_bad)
+        texts, few = [as_output(text) for text in said], most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     compared = None
     inputs["reference"] = None if reference is None else named(reference)
