@@ -416,6 +416,20 @@ def test_useless_log_probabilities_fall_back_to_text(
     assert why in note
 
 
+def test_answers_in_other_tokens_are_counted(place: Path, tmp_path: Path, stillmark: Run) -> None:
+    rows = logs.answers(True)
+    some = [_spoilt("names" if i < 4 else "none", row) for i, row in enumerate(rows)]
+    for one, row in zip(some[4:], rows[4:], strict=True):
+        one["choices"][0]["logprobs"] = {"content": logs._content(row)}
+    path = small.jsonl(tmp_path / "o.jsonl", some)
+    found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
+    assert (found["access"], found["verdict"]) == ("log probabilities", "distilled or relayed")
+    assert [one for one in found["notes"] if "4 answers were left out: their tokens are not" in one]
+    small.jsonl(path, [*some, *some[:4]])
+    found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
+    assert [one for one in found["notes"] if "tested instead" in one], "more are lost than kept"
+
+
 def test_a_first_answer_without_log_probabilities_decides_nothing(place: Path, tmp_path: Path, stillmark: Run) -> None:
     """A8 in a log."""
     rows = logs.answers(True)

@@ -165,7 +165,10 @@ def recorded(
     logs = read_logs(files, mark, tokenizer=tokenizer, columns=columns, skip_bad=skip_bad)
     inputs: dict[str, Any] = {"files": [str(path) for path in files]}
     inputs |= ({"read_as": logs.read_as} if logs.read_as else {}) | ({"bad_records": logs.bad} if logs.bad else {})
-    return logs.texts, inputs, notes_on(logs)
+    notes = notes_on(logs)
+    if logs.left_out:
+        notes += (f"{logs.left_out} answers were left out: their tokens are not those of the mark's tokenizer.",)
+    return logs.texts, inputs, notes
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from verify.data.logprobs import TextLogprobs, from_record
-from verify.data.outputs import none_good, with_our_ids
+from verify.data.outputs import check_ids, none_good, with_our_ids
 from verify.data.shapes import Answers, Columns, described, has_logprobs, tally
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from watermark import InputError, Mark
@@ -41,12 +41,14 @@ class Logs:
         read_as: in words what was read; empty for records of our own.
         bad: malformed records that were left out.
         first_bad: what was wrong with the first of them.
+        left_out: answers whose tokens are not those of the mark's tokenizer.
     """
 
     texts: list[TextLogprobs]
     read_as: str
     bad: int = 0
     first_bad: InputError | None = None
+    left_out: int = 0
 
 
 def read_logs(
@@ -94,11 +96,11 @@ def read_logs(
                 bad, first_bad = bad + 1, first_bad or error
     if first_bad is not None and not texts and reader is None:
         raise none_good(files, bad, str(first_bad))
-    if reader is not None and not reader.useful:
-        raise UnusableLogprobsError(
-            ", ".join(map(str, files)), 0, f"no log probability can be used: {reader.why}", USE_TEXT
-        )
-    return Logs(texts, described(tally(read)), bad, first_bad)
+    left_out = 0 if reader is None else reader.left_out
+    if reader is not None and (not reader.useful or left_out > len(texts)):
+        where = ", ".join(map(str, files))
+        raise UnusableLogprobsError(where, 0, f"no log probability can be used: {reader.why}", USE_TEXT)
+    return Logs(texts, described(tally(read)), bad, first_bad, left_out)
 
 
 USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`"
@@ -107,14 +109,15 @@ USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`
 class _Reader:
     """Reads answers whose tokens are named by text, bytes or ids of the suspect.
 
-    useful: some answer's log probabilities tell something. why: why the first that tells nothing does not.
+    useful: some answer's log probabilities tell something. why: why one that tells nothing does not. left_out: answers
+    whose tokens are not those of the mark's tokenizer.
     """
 
     def __init__(self, mark: Mark, tokenizer: str | Path | None, limit: int) -> None:
         loaded = load_for(mark, tokenizer)
         self.vocabulary, self.limit = Vocabulary(loaded, min(limit, len(loaded))), limit
         self.stand_in = next(iter(mark.exempt), 0)  # for a token that cannot be told: it is never scored itself
-        self.useful = False
+        self.useful, self.left_out = False, 0
         self.why = "no answer names enough tokens"
 
     def read(self, record: Record) -> list[TextLogprobs]:
@@ -126,14 +129,15 @@ class _Reader:
         fields, steps = record.fields, record.fields["steps"]
         text = fields.get("output")
         if text is None:
-            text = self.vocabulary.text([int(i) for i in fields["output_ids"]])
+            text = self.vocabulary.text(check_ids(record, "output_ids", fields["output_ids"], self.limit).tolist())
         told = self.vocabulary.told(steps, text)
-        if why := "the tokens are not those of the mark's tokenizer" if told is None else useless(steps):
-            self.why = why if len(steps) >= TELLING and not self.useful else self.why
-        else:
-            self.useful = True
-        if told is None:
+        if not told.fits:
+            self.left_out += 1
+            self.why = "the tokens are not those of the mark's tokenizer"
             return []
+        why = useless(steps)
+        self.useful = self.useful or why is None
+        self.why = why if why is not None and len(steps) >= TELLING else self.why
         prompt = fields.get("prompt_ids")
         if prompt is None:
             prompt = self.vocabulary.encode(fields.get("prompt") or "")

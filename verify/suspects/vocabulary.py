@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeVar
 
@@ -17,7 +17,8 @@ TELLING: Final = 8
 """Tokens of an answer from which on it tells how a server names tokens, and whether its log probabilities are any."""
 
 MIN_AGREEMENT: Final = 0.5
-"""Share of an answer's tokens that must be tokens of its text. (A model may cut a text in another way.)"""
+"""Share of an answer's tokens that must be tokens of its text (a model may cut a text otherwise than its tokenizer);
+of a short answer, of its names that must be known."""
 
 ENOUGH: Final = 0.9
 """Share from which on no other way of reading the names is tried."""
@@ -37,11 +38,13 @@ class Told:
         ids: of the tokens that were written; None: it cannot be told.
         tops: {id: log probability} of the likely tokens at each place.
         unknown: names of which no id can be told.
+        fits: the names are of this tokenizer.
     """
 
     ids: list[int | None]
     tops: list[dict[int, float]]
     unknown: int
+    fits: bool = False
 
 
 class Vocabulary:
@@ -55,21 +58,26 @@ class Vocabulary:
     def __init__(self, tokenizer: AnyTokenizer, size: int) -> None:
         self.tokenizer, self.size = tokenizer, size
 
-    def told(self, steps: Sequence[Step], text: str) -> Told | None:
-        """The ids of an answer's tokens; None if its names are not of this tokenizer. text: all that was written."""
+    def told(self, steps: Sequence[Step], text: str) -> Told:
+        """The ids of an answer's tokens. text: all that was written."""
         own = Counter(self.encode(text))
-        best: tuple[tuple[float, int], Told] | None = None
+        best, agreement = Told([], [], 0), -1.0
         for name in (self._by_id, self._by_text, self._by_piece, self._alone):
             found = _read(steps, name)
             ids = [i for i in found.ids if i is not None]
-            agreement = sum((own & Counter(ids)).values()) / max(1, len(steps))
-            if best is None or (agreement, -found.unknown) > best[0]:
-                best = (agreement, -found.unknown), found
-            if agreement >= ENOUGH and found.unknown <= len(steps):
+            agrees = sum((own & Counter(ids)).values()) / max(1, len(steps))
+            if (agrees, -found.unknown) > (agreement, -best.unknown):
+                best, agreement = found, agrees
+            if agrees >= ENOUGH and found.unknown <= len(steps):
                 break
-        if best is None or (len(steps) >= TELLING and best[0][0] < MIN_AGREEMENT):
-            return None
-        return best[1]
+        names = sum(1 + len(step.top) for step in steps)
+        known = agreement if len(steps) >= TELLING else 1 - best.unknown / max(1, names)
+        return replace(best, fits=known >= MIN_AGREEMENT)
+
+    def id_of(self, token: Token, *, by_number: bool) -> int | None:
+        """A token's id by the text that it adds; by_number: by the id that the server names, where it names one."""
+        found = self._by_id(token) if by_number else None
+        return self._by_text(token) if found is None else found
 
     def encode(self, text: str) -> list[int]:
         """A text's ids, those in the mark's vocabulary."""
@@ -90,8 +98,13 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
-        """The id of each token by the bytes of its text, where there is one such token."""
-        return _unique(self.texts)
+        """The id of each token by the bytes of its text, where there is one such token.
+
+        A byte's own token (`<0x61>`) is none where a piece has the same text: no tokenizer would use it.
+        """
+        lone = {i for i in self.texts if _BYTE_PIECE.fullmatch(self._pieces[i])}
+        pieces = {i: text for i, text in self.texts.items() if i not in lone}
+        return {self.texts[i]: i for i in lone} | dict.fromkeys(pieces.values(), -1) | _unique(pieces)
 
     def _after_another(self) -> dict[int, bytes]:
         """The text of each token behind another one, for tokenizers that join their tokens by rules of their own."""
@@ -132,7 +145,8 @@ class Vocabulary:
     def _by_text(self, token: Token) -> int | None:
         if token.data is None and "�" in token.name:  # a part of a character
             return None
-        return self.ids.get(token.data or token.name.encode("utf-8", "replace"))
+        found = self.ids.get(token.data or token.name.encode("utf-8", "replace"), -1)
+        return found if found >= 0 else None
 
     def _by_piece(self, token: Token) -> int | None:
         return self._ids_of_pieces.get(token.name)
