@@ -500,6 +500,38 @@ def test_a_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert isinstance(found, RecordError)
 
 
+def test_damaged_tables_are_refused(mark: Mark, tmp_path: Path) -> None:
+    """What an Arrow file says of itself is checked before it is believed."""
+    good = pa.table({"prompt": ["w5"] * 50, "response": ["w6 w7"] * 50})
+    text = pa.array([b"w5", b"\xff\xfe"]).cast(pa.binary()).view(pa.string())
+    bad = pa.table({"prompt": text, "response": text})
+    path, whole = tmp_path / "o.arrow", []
+    for table, rows in ((good, 50), (bad, 0)):
+        for opened in (pa.ipc.new_stream, pa.ipc.new_file):
+            with opened(path, table.schema) as writer:
+                writer.write_table(table)
+            if rows:
+                assert len(read_outputs(path, mark)) == rows
+                whole.append(path.read_bytes())
+            else:
+                with pytest.raises(InputError, match=r"o.arrow:1: no readable values"):
+                    read_outputs(path, mark)
+        pq.write_table(table, tmp_path / "o.parquet")
+        if not rows:
+            with pytest.raises(InputError, match=r"o.parquet:1: no readable values"):
+                read_outputs(tmp_path / "o.parquet", mark)
+    draw = random.Random(3)
+    for _ in range(300):
+        spoilt = bytearray(draw.choice(whole))
+        for _ in range(3):
+            spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
+        path.write_bytes(spoilt[: draw.choice([len(spoilt), draw.randrange(len(spoilt))])])
+        try:
+            read_outputs(path, mark, skip_bad=True)
+        except InputError:
+            continue
+
+
 def test_csv_that_is_none(mark: Mark, tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
     for content, line, message in (

@@ -616,10 +616,10 @@ def test_hints_can_be_followed(mark_file: Path, tmp_path: Path, stillmark: Run) 
         ("test", "text", *with_mark, cut),
         ("test", "model", *with_mark, "--suspect", tmp_path, "--probes", cut),
         ("test", "corpus", *with_mark, cut, "--out", tmp_path / "run"),
+        ("test", "logprobs", *with_mark, cut),
         ("attribute", *with_mark, "--labels", tmp_path / "labels", cut),
     ]
     have_not = [
-        ("test", "logprobs", *with_mark, cut),
         ("generate", "--model", tmp_path, "--prompts", cut, "--out", tmp_path / "o"),
         ("count-contexts", *with_mark, cut, "--out", tmp_path / "c"),
         ("probes", *with_mark, cut, "--out", tmp_path / "p"),

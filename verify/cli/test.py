@@ -89,6 +89,7 @@ def text(
 @columns_option
 @batch_size_option
 @alpha_option
+@skip_bad_option
 @fail_on_option()
 @json_option
 def logprobs(

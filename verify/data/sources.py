@@ -41,6 +41,7 @@ KINDS: Final = {
 _PLAIN: Final = ("jsonl", "csv", "text")  # may be compressed as a whole
 _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _DEPTH: Final = 3  # folders within a folder of records
+_CELL: Final = MOST >> 4  # characters of a cell, and of a line, of a table in text
 _FLAGS: Final = {"true": True, "false": False}
 
 
@@ -203,7 +204,7 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             yield file
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(path, 0, f"no readable Parquet: {str(error).splitlines()[0]}") from error
 
 
@@ -213,7 +214,7 @@ def _open_arrow(path: Path) -> Iterator[pa.RecordBatchReader]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as file:
+        with pa.OSFile(str(path)) as file:
             if file.read(6) == b"ARROW1":
                 batches = pa.ipc.open_file(file)
                 stream = (batches.get_batch(i) for i in range(batches.num_record_batches))
@@ -222,7 +223,7 @@ def _open_arrow(path: Path) -> Iterator[pa.RecordBatchReader]:
                 file.seek(0)
                 with pa.ipc.open_stream(file) as reader:
                     yield reader
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # a name of a column that is no text
         raise InputError(path, 0, f"no readable Arrow file: {str(error).splitlines()[0]}") from error
 
 
@@ -263,6 +264,8 @@ def _split_arrow(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
 def _read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record | RecordError]:
     row = 0
     for batch in _batches(part, fields):
+        # what a batch says of itself is believed otherwise, offsets into memory among it
+        _check(part.path, batch, row + 1)
         columns = batch.schema.names
         first, row = row, row + len(batch)
         if row <= part.start:
@@ -271,7 +274,10 @@ def _read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record |
             return
         low, high = max(part.start - first, 0), row if part.stop is None else min(row, part.stop)
         cut = batch.slice(low, high - first - low)
-        values = [_values(column) for column in cut.columns]
+        try:
+            values = [_values(column) for column in cut.columns]
+        except UnicodeDecodeError as error:
+            raise InputError(part.path, row, "the name of a nested field is no valid UTF-8") from error
         for i in range(len(cut)):
             named = zip(columns, (value[i] for value in values), strict=True)
             there = {name: value for name, value in named if value is not None}
@@ -285,7 +291,7 @@ def _batches(part: Part, fields: Collection[str] | None) -> Iterator[pa.RecordBa
     if _kind(part.path) == "arrow":
         with _open_arrow(part.path) as stream:
             for batch in stream:
-                kept = [name for name in batch.schema.names if fields is None or name in fields]
+                kept = [i for i, name in enumerate(batch.schema.names) if fields is None or name in fields]
                 for start in range(0, len(batch), _ROWS):
                     yield batch.select(kept).slice(start, _ROWS)
         return
@@ -295,6 +301,16 @@ def _batches(part: Part, fields: Collection[str] | None) -> Iterator[pa.RecordBa
         nested = any(pa.types.is_nested(schema.field(name).type) for name in columns if not name.endswith("_ids"))
         groups = None if part.group is None else [part.group]
         yield from file.iter_batches(batch_size=_ROWS if nested else 1024, row_groups=groups, columns=columns)
+
+
+def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        message = f"no readable values in this row or in the {len(batch) - 1} that follow"
+        raise InputError(path, row, f"{message}: {str(error).splitlines()[0]}") from error
 
 
 _ROWS: Final = 128  # of nested columns at a time
@@ -326,8 +342,9 @@ def _read_csv(path: Path) -> Iterator[Record | RecordError]:
             yield RecordError(path, 1, "no valid UTF-8, but UTF-16 or UTF-32", "save it as UTF-8")
             return
         line = 1
-        csv.field_size_limit(MOST >> 4)
-        rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+        csv.field_size_limit(_CELL)
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        rows = csv.reader(iter(lambda: _line(text), ""), delimiter=delimiter, strict=True)
         try:
             names = next(rows, [])
             if len(set(names)) < len(names) or not any(names):
@@ -344,6 +361,13 @@ def _read_csv(path: Path) -> Iterator[Record | RecordError]:
             yield RecordError(path, line, "no valid UTF-8 here or in the lines that follow")
         except csv.Error as error:
             yield RecordError(path, line, f"no valid CSV: {error}")
+
+
+def _line(text: io.TextIOWrapper) -> str:
+    line = text.readline(_CELL)
+    if len(line) == _CELL:
+        raise csv.Error("a line is too long")
+    return line
 
 
 def _cells(names: list[str], row: list[str]) -> Iterator[tuple[str, Any]]:
@@ -364,6 +388,9 @@ def _cells(names: list[str], row: list[str]) -> Iterator[tuple[str, Any]]:
 def _read_text(path: Path) -> Iterator[Record | RecordError]:
     with open_bytes(path) as file:
         data = file.read(MOST)
+    if len(data) == MOST:
+        yield RecordError(path, 1, f"a text of more than {MOST >> 20} MiB")
+        return
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
