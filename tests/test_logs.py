@@ -22,7 +22,8 @@ from verify.data.outputs import read_outputs
 from verify.data.shapes import Answers, described, tally
 from verify.radioactivity.logs import UnusableLogprobsError
 from watermark import InputError, Mark, UsageError
-from watermark.io.records import Record, RecordError, read_jsonl
+from watermark.io.jsonl import read_jsonl
+from watermark.io.records import Record, RecordError
 
 Run = Callable[..., Result]
 FILES = [name.partition("/")[0] for name in logs.FORMATS]
@@ -487,9 +488,9 @@ def test_compressed_files(mark: Mark, tmp_path: Path) -> None:
 
 def test_a_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of a few kilobytes may hold a line of gigabytes."""
-    from watermark.io import records
+    from watermark.io import jsonl
 
-    monkeypatch.setattr(records, "MOST", 1 << 16)
+    monkeypatch.setattr(jsonl, "MOST", 1 << 16)
     for name, content in (
         ("a.jsonl.gz", b'{"output": "' + b"w5 " * (1 << 20)),
         ("b.json.gz", b'[{"output": "' + b"w5 " * (1 << 20)),

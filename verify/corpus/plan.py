@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from verify.data.shapes import Columns, parts
-from verify.data.sources import Part, no_records
+from verify.data.columns import Columns
+from verify.data.shapes import parts
+from verify.data.sources import no_records
+from verify.data.tables import Part
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.fields import (

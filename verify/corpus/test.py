@@ -30,8 +30,9 @@ import numpy as np
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
+from verify.data.columns import Columns, check_columns
 from verify.data.outputs import none_good
-from verify.data.shapes import Columns, added, check_columns, described
+from verify.data.shapes import added, described
 from verify.data.sources import files_of, no_records
 from verify.progress import Stages, silent
 from verify.radioactivity.logprobs import Floats

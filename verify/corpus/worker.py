@@ -40,7 +40,7 @@ from verify.data.dedup import distinct_rows, partition
 from verify.data.outputs import Output, to_outputs
 from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
 from verify.data.shapes import Answers, Tally, added, tally
-from verify.data.sources import Part
+from verify.data.tables import Part
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object

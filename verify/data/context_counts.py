@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from verify.data.columns import Columns
 from verify.data.dedup import codes, find
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
-from verify.data.shapes import Columns
 from verify.progress import Stages, silent
 from watermark import InputError, Mark
 from watermark.io import files

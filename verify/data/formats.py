@@ -6,7 +6,7 @@ of the same conversation. Scored is its last turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from verify.data.conversations import (
     turns_of,
 )
 from verify.data.dialects import Said, Step, Token, dig, error_in, is_logprob, said, whole
+from verify.data.streams import is_chunk, joined
 from watermark.io.fields import is_int, is_number
 
 Fields = Mapping[str, Any]
@@ -185,37 +186,6 @@ def of_choices(fields: Fields, answer: Fields) -> list[Answer]:
 def _written(one: Said) -> str | None:
     """What the suspect wrote: its answer, or its reasoning if it came to no answer."""
     return one.text or one.reasoning or one.text
-
-
-def is_chunk(fields: Any) -> bool:
-    """Whether a record is a piece of a streamed answer."""
-    choice = dig(fields, "choices", 0)
-    if isinstance(dig(choice, "text"), str):  # of a plain completion
-        return "finish_reason" in choice and choice["finish_reason"] is None and isinstance(fields.get("id"), str)
-    return isinstance(dig(choice, "delta"), Mapping)
-
-
-def joined(chunks: Sequence[Any]) -> dict[str, Any]:
-    """The answer that the chunks of a stream add up to, choice by choice."""
-    choices: dict[int, dict[str, Any]] = {}
-    for chunk in chunks:
-        given = dig(chunk, "choices")
-        for choice in given if isinstance(given, list) else ():
-            number = dig(choice, "index")
-            held = choices.setdefault(number if is_int(number) else 0, {})
-            delta = dig(choice, "delta")
-            for name in ("content", "reasoning_content", "reasoning"):
-                if isinstance(piece := dig(delta, name), str):
-                    message = held.setdefault("message", {})
-                    message[name] = message.get(name, "") + piece
-            if isinstance(piece := dig(choice, "text"), str):
-                held["text"] = held.get("text", "") + piece
-            given = dig(choice, "logprobs")
-            for name, row in given.items() if isinstance(given, Mapping) else ():
-                if isinstance(row, list):
-                    held.setdefault("logprobs", {}).setdefault(name, []).extend(row)
-            held["finish_reason"] = dig(choice, "finish_reason") or held.get("finish_reason")
-    return {"choices": [choices[number] for number in sorted(choices)]}
 
 
 # dumps of vLLM and lm-eval

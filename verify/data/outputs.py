@@ -19,7 +19,8 @@ from typing import Any, Final, overload
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.shapes import Answers, Columns, described, tally
+from verify.data.columns import Columns
+from verify.data.shapes import Answers, described, tally
 from verify.data.sources import files_of
 from watermark import InputError, Mark, TokenizerError
 from watermark.io.fields import is_int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from verify.data.shapes import Columns
+from verify.data.columns import Columns
 from verify.data.sources import files_in, holds_records
 from verify.radioactivity.logs import has_any_logprobs
 from verify.suspects.endpoint import is_address

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verify.data.columns import Columns
 from verify.data.outputs import Outputs
-from verify.data.shapes import Answers, Columns
+from verify.data.shapes import Answers
 from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from verify.data.columns import Columns
 from verify.data.outputs import Outputs
-from verify.data.shapes import Columns
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER

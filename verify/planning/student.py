@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verify.data.columns import Columns
 from verify.data.outputs import parse, with_our_ids
-from verify.data.shapes import Answers, Columns
+from verify.data.shapes import Answers
 from verify.data.sources import files_of
 from watermark import InputError, ModelError, StillmarkError
 from watermark.errors import within

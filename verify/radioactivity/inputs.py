@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeGuard, cast
 
+from verify.data.columns import Columns
 from verify.data.logprobs import LogprobTable, TextLogprobs, scorable_logprobs
 from verify.data.outputs import Output, Outputs, read_outputs
-from verify.data.shapes import Columns
 from verify.data.sources import files_of
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages

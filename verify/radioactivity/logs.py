@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from verify.data.columns import Columns
 from verify.data.logprobs import TextLogprobs, from_record
 from verify.data.outputs import check_ids, none_good, with_our_ids
-from verify.data.shapes import Answers, Columns, described, has_logprobs, tally
+from verify.data.shapes import Answers, described, has_logprobs, tally
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from watermark import InputError, Mark
 from watermark.io.records import Record, RecordError

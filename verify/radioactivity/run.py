@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from verify.data import context_counts as counting
+from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
 from verify.data.logprobs import (
     as_output,
@@ -24,7 +25,6 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
-from verify.data.shapes import Columns
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels

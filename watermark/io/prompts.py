@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from watermark.errors import InputError
 from watermark.io.fields import is_text
-from watermark.io.records import Record, checked, read_jsonl
+from watermark.io.jsonl import read_jsonl
+from watermark.io.records import Record, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
