@@ -214,7 +214,7 @@ def _shape(fields: Fields) -> tuple[Shape | None, bool]:
 
 
 def _is_native(fields: Fields) -> bool:
-    return isinstance(fields.get("output"), str) or "output_ids" in fields or "context_ids" in fields
+    return isinstance(fields.get("output"), str) or not {"output_ids", "context_ids", "top_logprobs"}.isdisjoint(fields)
 
 
 _SHOWN_BESIDE: Final = frozenset(PROMPTS) - {"prompt"}
