@@ -167,7 +167,7 @@ def test_a_hostile_server_costs_evidence_and_nothing_else(folder: Path, stillmar
     failed = [row for row in rows if row["error"]]
     assert found["failed_requests"] == len(failed) >= 7
     assert all(row["output_ids"] == [] for row in failed)
-    assert found["unknown_tokens"] >= 3
+    assert found["unknown_tokens"] >= 2
     assert max(max(row["output_ids"], default=0) for row in rows) < 49152
     replayed = stillmark(
         "test", "logprobs", "--mark", folder / "m", folder / "log.jsonl", "--unmarked-probes", "--json"

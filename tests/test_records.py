@@ -22,7 +22,8 @@ from tests.servers import chat, serve
 from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs, read_outputs
 from verify.planning.student import read_examples
-from verify.suspects.endpoint import Endpoint, ask_all
+from verify.suspects.asking import ask_all
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.interview import Usage, iter_answers
 from verify.suspects.model import likeliest, likelihoods, read_weights
 from watermark import InputError, Mark, MissingExtraError, Sampling, generate

@@ -25,7 +25,7 @@ FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
 
 OPTIONS: Final = {
-    "chat": "--api",
+    "api": "--api",
     "access": "--access",
     "alpha": "--alpha",
     "answers": "--answers",
@@ -73,7 +73,7 @@ def in_cli_words(text: str) -> str:
         name, value = found.groups()
         if name not in OPTIONS:
             return found.group()
-        value = {None: "", "True": "", "False": " completions"}.get(value, f" {value}")  # `chat=False`
+        value = {None: "", "True": ""}.get(value, f" {value}")
         return OPTIONS[name] + value
 
     return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)

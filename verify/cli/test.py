@@ -229,7 +229,7 @@ def endpoint(
     where = Endpoint(
         url,
         model or "",
-        chat=api == "chat",
+        api=api,
         max_tokens=max_tokens,
         temperature=temperature,
         top_logprobs=top_logprobs,

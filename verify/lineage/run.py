@@ -27,7 +27,8 @@ from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
-from verify.suspects.endpoint import Endpoint, NoLogprobsError
+from verify.suspects.asking import NoLogprobsError
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
