@@ -283,7 +283,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
 
 def _own_writing(access: str, made: Sequence[Result]) -> bool:
     """Whether what was scored for the mark is the suspect's own writing, which a relay could have passed on."""
-    if access == kinds.TEXT:
+    if access in (kinds.TEXT, kinds.ENDPOINT):
         return True
     return any(
         isinstance(one, TextResult | SequentialResult) or (isinstance(one, WeightedResult) and one.sampled)

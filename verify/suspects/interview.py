@@ -259,11 +259,11 @@ def _begin_of_answer(heard: Said, vocabulary: Vocabulary) -> int | None:
     if thoughts not in whole:
         return None
     at = whole.rfind(text) if text else len(whole)
-    before = 0
+    end = 0
     for number, name in enumerate(names):
-        if before >= at:
+        end += len(name)
+        if end > at:
             return number
-        before += len(name)
     return len(names)
 
 

@@ -98,8 +98,13 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
-        """The id of each token by the bytes of its text, where there is one such token."""
-        return _unique(self.texts)
+        """The id of each token by the bytes of its text, where there is one such token.
+
+        A byte's own token (`<0x61>`) is none where a piece has the same text: no tokenizer would use it.
+        """
+        lone = {i for i in self.texts if _BYTE_PIECE.fullmatch(self._pieces[i])}
+        pieces = {i: text for i, text in self.texts.items() if i not in lone}
+        return {self.texts[i]: i for i in lone} | dict.fromkeys(pieces.values(), -1) | _unique(pieces)
 
     def _after_another(self) -> dict[int, bytes]:
         """The text of each token behind another one, for tokenizers that join their tokens by rules of their own."""
@@ -140,7 +145,8 @@ class Vocabulary:
     def _by_text(self, token: Token) -> int | None:
         if token.data is None and "�" in token.name:  # a part of a character
             return None
-        return self.ids.get(token.data or token.name.encode("utf-8", "replace"))
+        found = self.ids.get(token.data or token.name.encode("utf-8", "replace"), -1)
+        return found if found >= 0 else None
 
     def _by_piece(self, token: Token) -> int | None:
         return self._ids_of_pieces.get(token.name)
