@@ -89,7 +89,9 @@ def read_probes(
             def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
                 probe = by_id[prompt.id]
                 steps = along_prompt(fields["answer"]) if fields["error"] is None else ()
-                rows = _rows(steps, probe, vocabulary, how.top_logprobs, as_ids=as_ids)
+                request = fields["request"]
+                top = request.get(PROMPT_LOGPROBS, request.get("logprobs", 0))
+                rows = _rows(steps, probe, vocabulary, top, as_ids=as_ids)
                 if fields["error"] is None and not any(rows):
                     fields["error"] = "the answer tells nothing of the prompt's tokens"
                 said = {"prompt_ids": probe.ids[: probe.start].tolist(), "output_ids": probe.output_ids.tolist()}
@@ -141,40 +143,46 @@ def _same_tokens(steps: Sequence[Step], ids: Sequence[int], vocabulary: Vocabula
 def _rows(
     steps: Sequence[Step], probe: Output, vocabulary: Vocabulary, top: int, *, as_ids: bool
 ) -> list[list[list[float]] | None]:
-    """For each output token of a probe the likeliest tokens in its place, as ids and log probabilities, or None."""
-    places = dict(enumerate(steps)) if as_ids else _common_places(steps, probe, vocabulary)
+    """For each output token of a probe the `top` likeliest tokens in its place, as ids and log probabilities, or None.
+
+    (vLLM names the probe's own token beside these, however unlikely it is.)
+    """
+    named = vocabulary.told(steps, vocabulary.text(probe.ids.tolist())).tops
+    numbers = {i: i for i in range(len(named))} if as_ids else _common_places(steps, probe, vocabulary)
     rows: list[list[list[float]] | None] = []
     for place in range(probe.start, len(probe.ids)):
-        step = places.get(place)
-        likely = sorted(step.top if step else (), key=lambda token: -(token.logprob or 0.0))[:top]
-        named: dict[int, float] = {}
-        for token in likely:
-            i = vocabulary.id_of(token, by_number=as_ids)
-            if i is not None and token.logprob is not None:
-                named.setdefault(i, token.logprob)
-        rows.append([[i, p] for i, p in named.items()] or None)
+        tops = named[numbers[place]] if place in numbers else {}
+        rows.append([[i, p] for i, p in sorted(tops.items(), key=lambda one: -one[1])[:top]] or None)
     return rows
 
 
-def _common_places(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary) -> dict[int, Step]:
-    """The steps that begin where one of the probe's tokens does, by its place; bytes are counted from the text's end.
+def _common_places(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary) -> dict[int, int]:
+    """The number of the step that begins where a token of the probe does, by the token's place.
 
-    (At its beginning a server may add tokens of its own, or a space.)
+    Bytes are counted from the end: at the beginning a server may leave its first token out, or add some, or a space.
     """
     theirs = [step.token.data or step.token.name.encode("utf-8", "replace") for step in steps]
     ours = [vocabulary.texts.get(int(i), b"") for i in probe.ids]
     whole = b"".join(ours)
-    text = whole.lstrip()
-    if theirs and not b"".join(theirs).endswith(text):
-        theirs.pop()  # a token that was written after the prompt
-    if not text or not b"".join(theirs).endswith(text):
+    if not _ends_alike(theirs, whole):
+        theirs = theirs[:-1]  # without a token that was written after the prompt
+    if not _ends_alike(theirs, whole):
         return {}
     ends = np.cumsum([0, *map(len, reversed(theirs))]).tolist()
-    begins = {end: len(theirs) - number for number, end in enumerate(ends)}
-    places: dict[int, Step] = {}
+    begins: dict[int, int] = {}
+    for number, end in enumerate(ends):
+        begins.setdefault(end, len(theirs) - number)  # of tokens that add nothing, the one that follows them
+    places: dict[int, int] = {}
     left = len(whole)
     for place, token in enumerate(ours):
         if left in begins and token and begins[left] < len(theirs):
-            places[place] = steps[begins[left]]
+            places[place] = begins[left]
         left -= len(token)
     return places
+
+
+def _ends_alike(pieces: Sequence[bytes], whole: bytes) -> bool:
+    """Whether some pieces are the text, but for its beginning."""
+    joined = b"".join(pieces)
+    common = min(len(joined), len(whole))
+    return 2 * common > len(whole) and joined[-common:] == whole[-common:]
