@@ -22,8 +22,9 @@ from tests.servers import chat, serve
 from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs, read_outputs
 from verify.planning.student import read_examples
-from verify.suspects.endpoint import Endpoint, ask_all
-from verify.suspects.interview import Usage, iter_answers
+from verify.suspects.asking import ask_all
+from verify.suspects.endpoint import Endpoint
+from verify.suspects.interview import Budget, Usage, iter_answers
 from verify.suspects.model import likeliest, likelihoods, read_weights
 from watermark import InputError, Mark, MissingExtraError, Sampling, generate
 from watermark.io.fields import JsonError, load_json
@@ -277,7 +278,7 @@ def test_a_log_of_an_endpoint_is_held_and_its_records_are_its_prompts(
         one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
 
         def waves() -> Any:
-            return iter_answers(where, prompts, mark, tokenizer, two, 10**6, Usage())
+            return iter_answers(where, prompts, mark, tokenizer, two, Budget(10**6), Usage())
 
         said = ask_all(where, prompts, one)
         first = waves()

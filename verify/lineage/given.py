@@ -83,8 +83,8 @@ def check_usage(given: Given) -> None:
         raise UsageError("`ordered` compares the folders of a `teacher` and of the suspect")
     if given.controls and given.teacher is None:
         raise UsageError("`controls` are held against a `teacher`")
-    if given.probes is not None and kind != kinds.WEIGHTS:
-        raise UsageError("`probes` are read by a suspect whose weights are at hand")
+    if given.probes is not None and kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        raise UsageError("`probes` are read by a suspect whose weights are at hand, or through an endpoint")
     if given.prompts is not None and kind != kinds.ENDPOINT and not given.controls:
         raise UsageError("`prompts` are asked of an endpoint, or for agreement with `controls`")
     if given.columns is not None and kind not in (kinds.TEXT, kinds.LOGPROBS):
@@ -147,7 +147,8 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
         "top_without_logprobs": 1,
     }
     if given.access.kind == kinds.ENDPOINT:
-        settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
+        how = "chat completions" if given.probes is None else "completions along probes, or else chat completions"
+        settings |= {"budget_tokens": given.budget, "endpoint": how, "model": given.model}
     if given.columns is not None:
         settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)

@@ -29,7 +29,8 @@ from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
-from verify.suspects.endpoint import Endpoint, NoLogprobsError
+from verify.suspects.asking import NoLogprobsError
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
@@ -79,7 +80,8 @@ def suspect(
         reference: a model that does not depend on the secret: the test for the mark takes much less evidence.
         controls: folders of unrelated models, for the agreement of likely tokens; 19 are needed for a lead.
         base: folder of the suspect's own base, for agreement.
-        probes: texts to read along; None: those of the package.
+        probes: texts to read along; None: those of the package. An endpoint that tells the log probabilities of a
+            prompt's tokens is read along them only where they are named; one that does not is asked.
         prompts: what to ask an endpoint, and for agreement; None: those of the package.
         unmarked_probes, unmarked_prompts: nobody who wrote them knew the secret or copied marked text; None: as the
             probes say, and for prompts only where they come with the package.
@@ -218,6 +220,22 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
 def _mark(given: Given, alpha: float, progress: Stages) -> Result:
     """The test for the mark that the access allows."""
     mark, access = _there(given.mark, "mark"), given.access
+    if access.kind == kinds.ENDPOINT and given.probes is not None:
+        try:
+            return logprob_test(
+                mark,
+                given.endpoint,
+                given.probes,
+                reference=given.reference,
+                unmarked_probes=given.unmarked_probes,
+                record=_log(given, "mark"),
+                alpha=alpha,
+                tokenizer=given.tokenizer,
+                skip_bad=given.skip_bad,
+                progress=progress,
+            )
+        except NoLogprobsError as error:
+            given.notes.append(f"The endpoint could not be read along the probes, and was asked instead: {error}.")
     if access.kind == kinds.ENDPOINT:
         return endpoint_test(
             mark,

@@ -16,10 +16,14 @@ from verify.progress import Stages
 from verify.radioactivity.logs import Logs, read_logs
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
+from verify.suspects.client import resolved
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model, is_loaded, name_of, read_weights
-from watermark import InputError, Mark, StillmarkError, UsageError
+from verify.suspects.probing import read_probes
+from watermark import ApiError, InputError, Mark, StillmarkError, UsageError
 from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
+from watermark.tokenizers import load_for
 
 PathLike = str | Path
 Evidence = PathLike | Sequence[PathLike]
@@ -198,6 +202,31 @@ def read_along(
     log = log_of(record, who)
     with progress(f"reading the {who}", "texts") as update:
         return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
+
+
+def read_through(
+    endpoint: Endpoint,
+    mark: Mark,
+    texts: Sequence[Output],
+    record: PathLike | None,
+    tokenizer: PathLike | None,
+    progress: Stages,
+) -> tuple[list[TextLogprobs], tuple[str, ...]]:
+    """What a suspect behind an endpoint says along some texts, kept as `suspect.jsonl` in `record`; and notes on that.
+
+    Raises:
+        UsageError: no `record` was named.
+        ApiError: what `verify.suspects.probing.read_probes` raises, or no text could be read.
+    """
+    if record is None:
+        raise UsageError("the answers of an endpoint cost money, and are kept as they come", "name a `record`")
+    where, log = resolved(endpoint), log_of(record, "suspect")
+    with progress("reading the suspect", "texts") as update:
+        said = read_probes(where, mark, load_for(mark, tokenizer), texts, cast("Path", log), update)
+    if not said:
+        raise ApiError("the endpoint could not be read along any text", f"the log is {log}")
+    missing = len(texts) - len(said)
+    return said, (f"{missing} of {len(texts)} probes could not be read: see the log, {log}.",) if missing else ()
 
 
 def tables(

@@ -6,9 +6,11 @@ Paths may be `str` or `Path`; a mark may be a `Mark` or its file; a model may be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,7 @@ from verify.data import context_counts as counting
 from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
 from verify.data.logprobs import (
+    TextLogprobs,
     as_output,
     as_text,
     check_same_positions,
@@ -40,6 +43,7 @@ from verify.radioactivity.inputs import (
     probes_of,
     prompts_of,
     read_along,
+    read_through,
     recorded,
     replayed,
     tables,
@@ -65,10 +69,13 @@ from verify.radioactivity.text import (
     text_log10_if_unmarked,
     text_result,
 )
-from verify.suspects.endpoint import Endpoint, resolved
-from verify.suspects.interview import ReferenceLog, Usage, iter_answers
+from verify.suspects.asking import NoLogprobsError
+from verify.suspects.client import resolved
+from verify.suspects.endpoint import Endpoint, is_address
+from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
+from watermark.errors import within
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
@@ -160,7 +167,7 @@ def text_test(
 
 def logprob_test(
     mark: Mark | PathLike,
-    suspect: Model | Recorded,
+    suspect: Model | Recorded | Endpoint,
     probes: Evidence | Outputs | None = None,
     *,
     reference: Model | Recorded | None = None,
@@ -175,12 +182,14 @@ def logprob_test(
     batch_size: int = 8,
     progress: Stages = silent,
 ) -> WeightedResult | SequentialResult:
-    """Test a suspect's next-token probabilities for the mark: read from its weights, or recorded.
+    """Test a suspect's next-token probabilities for the mark: read from weights or an endpoint, or recorded.
 
     Args:
         mark: the mark, or its file.
-        suspect: a model, which is read along the probes; or recorded log probabilities (files of our own records or of
-            answers as servers give them, or what `verify.data.logprobs.read_recorded` gave).
+        suspect: a model, which is read along the probes; an endpoint (or its address) that gives the log probabilities
+            of a prompt's tokens, as vLLM does, and is read in the same way without writing anything; or recorded log
+            probabilities (files of our own records or of answers as servers give them, or what
+            `verify.data.logprobs.read_recorded` gave).
         probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
             cannot carry any mark. Not with recorded log probabilities.
         reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
@@ -188,7 +197,7 @@ def logprob_test(
         context_counts: how often the teacher emitted each context (or the file): weighs by the root of the counts.
         unmarked_probes: nobody who wrote the probes knew the secret or copied marked text. None: as the probes say,
             which is what `stillmark generate` and `stillmark probes` write into them; what does not say may be marked.
-        record: folder to keep what was read in, and to resume from.
+        record: folder to keep what was read in, and to resume from; an endpoint needs one.
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
@@ -206,7 +215,14 @@ def logprob_test(
     """
     mark = as_mark(mark)
     counts = counting.load(Path(context_counts), mark.width) if isinstance(context_counts, PathLike) else context_counts
-    if is_model(suspect):
+    if is_address(suspect):
+        suspect = Endpoint(suspect, "")
+    if isinstance(suspect, Endpoint):
+        ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
+        unmarked, inputs = ready.unmarked, {"suspect": suspect.model} | ready.inputs
+        said, notes = read_through(suspect, mark, ready.texts, record, tokenizer, progress)
+        texts, notes, few = [as_output(text) for text in said], (*ready.notes, *notes), most_named(said)
+    elif is_model(suspect):
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
         texts, unmarked, notes = ready.texts, ready.unmarked, ready.notes
         inputs = {"suspect": named(suspect)} | ready.inputs
@@ -237,7 +253,8 @@ def logprob_test(
         return replace(found, inputs=inputs)
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
-        check_same_positions(scored, beside, named(suspect), inputs["reference"])
+        who = "the endpoint's answers" if isinstance(suspect, Endpoint) else named(suspect)
+        check_same_positions(scored, beside, who, inputs["reference"])
     result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
@@ -259,6 +276,9 @@ def endpoint_test(
     unmarked_prompts: bool | None = None,
     alpha: float = 1e-3,
     least: float = MIN_TILT,
+    budget_usd: float | None = None,
+    price_in: float | None = None,
+    price_out: float | None = None,
     tokenizer: PathLike | None = None,
     progress: Stages = silent,
 ) -> EndpointResult:
@@ -275,11 +295,14 @@ def endpoint_test(
         log: JSONL to append every answer to; a killed run goes on from here.
         budget: stop when this many tokens were billed.
         reference: a model that does not depend on the secret.
-        access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
+        access: `text`, `logprobs`, or `auto`: log probabilities if the first answer that tells something brings some
+            that can be used, else the text. The result says why they cannot.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text; None: only where they come
             with the package.
         alpha: level of the verdict, fixed before looking.
         least: the smallest effect of interest, in log odds of green for a unit of weight.
+        budget_usd: stop when the billed tokens cost this much; needs a price.
+        price_in, price_out: of a million prompt tokens, and of a million answer tokens.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         progress: opened around the asking; counts billed tokens.
 
@@ -292,27 +315,36 @@ def endpoint_test(
         raise UsageError(f"no access '{access}'", "one of auto, logprobs, text")
     unmarked = prompts is None if unmarked_prompts is None else unmarked_prompts
     asked = builtin_prompts() if prompts is None else prompts_of(prompts)
-    usage, test, twin = Usage(), None, None
+    priced = price_in is not None or price_out is not None
+    for name, value in (("budget_usd", budget_usd), ("price_in", price_in), ("price_out", price_out)):
+        within(name, value, 0, math.inf, first=name != "budget_usd")
+    if budget_usd is not None and not priced:
+        raise UsageError("`budget_usd` needs prices", "name `price_in` and `price_out`, of a million tokens each")
+    limit = Budget(budget, budget_usd)
+    usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
     compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
-    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
+    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, limit, usage)
+    pending: list[TextLogprobs] = []
     with progress("asking", "billed tokens") as update, closing(waves):
-        for wave in waves:
-            if test is None and usage.answers:
+        for wave in chain(waves, [None]):  # None: after the last
+            pending += [answer for answer in wave or () if len(answer.ids) > answer.start]
+            if test is None and (usage.logprobs is not None or (wave is None and usage.answers)):
                 if access == "logprobs" and not usage.logprobs:
-                    raise ApiError(
-                        "the endpoint gives no log probabilities", "`access=text` tests what it writes instead"
+                    why = " ".join(
+                        [f"the endpoint gives no log probabilities that can be used: {_why(usage)}", *usage.notes]
                     )
+                    raise NoLogprobsError(why, "`access=text` tests what it writes instead")
                 kind = "logprobs" if usage.logprobs else "text"
                 test = SequentialTest(mark, kind, alpha, unmarked=unmarked, least=least)
                 twin = None if unmarked else SequentialTest(mark, kind, alpha, unmarked=True, least=least)
-            for answer in wave:
-                if test is not None and len(answer.ids) > answer.start:
-                    beside = None if compared is None else compared.along(answer)
-                    test.add(answer, beside)
-                    if twin is not None:
-                        twin.add(answer, beside)
+            while test is not None and pending:
+                answer = pending.pop(0)
+                beside = None if compared is None else compared.along(answer)
+                test.add(answer, beside)
+                if twin is not None:
+                    twin.add(answer, beside)
             if compared is not None:
                 compared.keep()
             update(usage.billed, budget)
@@ -322,15 +354,45 @@ def endpoint_test(
         raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
     found = test.result() if twin is None else with_cost(test.result(), twin.result())
     fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    fields["stopped"] = found.stopped or (BUDGET if usage.billed >= budget else PROMPTS)
+    fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
+    fields["warnings"] = (*found.warnings, *_notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0))
     return EndpointResult(
         **fields,
-        billed_tokens=usage.billed,
+        prompt_tokens=usage.prompt_tokens,
+        answer_tokens=usage.answer_tokens,
+        spent=usage.spent,
         failed_requests=usage.failed,
         unknown_tokens=usage.unknown_tokens,
         served_model=usage.served,
         log=str(log),
     )
+
+
+def _why(usage: Usage) -> str:
+    """Why log probabilities were not scored, in words."""
+    return f"{usage.why_text or 'no answer was long enough to tell'}."
+
+
+def _notes(usage: Usage, endpoint: Endpoint, n: int, *, asked_logprobs: bool) -> list[str]:
+    """What a reader should know of how an endpoint answered."""
+    notes = list(usage.notes)
+    if asked_logprobs and not usage.logprobs:
+        notes.append(f"The text was scored, and not the log probabilities: {_why(usage)}")
+    if usage.thoughts:
+        notes.append(
+            f"{usage.thoughts} answers came with reasoning, which was not scored: score it with `reasoning=True` if "
+            "the teacher's reasoning is marked, too."
+        )
+    if not n:
+        notes.append(
+            "Nothing could be scored: this says nothing of the suspect. Raise `max_tokens`, ask other `prompts`, "
+            + (
+                "or test what it writes with `access=text`."
+                if usage.logprobs
+                else "and look at the answers in the log."
+            )
+        )
+    return notes
 
 
 def attribute(

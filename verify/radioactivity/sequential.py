@@ -116,22 +116,33 @@ class EndpointResult(SequentialResult):
     """The sequential test on an endpoint, and what asking it took.
 
     Attributes:
-        billed_tokens: prompt and completion tokens, by the server's count where it gives one.
+        prompt_tokens, answer_tokens: billed, by the server's count where it gives one.
+        spent: what they cost, in the currency of the prices; None where no price was named.
         failed_requests: requests without a usable answer.
         unknown_tokens: tokens whose names could not be told.
         served_model: the name under which the server answered, if it gave one.
         log: the file that holds every answer.
     """
 
-    billed_tokens: int
+    prompt_tokens: int
+    answer_tokens: int
+    spent: float | None
     failed_requests: int
     unknown_tokens: int
     served_model: str | None
     log: str
 
+    @property
+    def billed_tokens(self) -> int:
+        """All tokens billed."""
+        return self.prompt_tokens + self.answer_tokens
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "billed_tokens": self.billed_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+            "spent": self.spent,
             "failed_requests": self.failed_requests,
             "unknown_tokens": self.unknown_tokens,
             "served_model": self.served_model,
@@ -141,6 +152,8 @@ class EndpointResult(SequentialResult):
     def rows(self) -> dict[str, str]:
         rows = super().rows()
         rows["looked at"] += f", {self.billed_tokens:,} tokens billed"
+        if self.spent is not None:
+            rows["spent"] = f"{self.spent:,.4f}   (by the prices that were named)"
         if self.failed_requests or self.unknown_tokens:
             rows["not used"] = f"{self.failed_requests} failed requests, {self.unknown_tokens} tokens of unknown name"
         return rows | {"log": self.log}
