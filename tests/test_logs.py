@@ -210,6 +210,14 @@ def test_marked_text_in_an_earlier_turn_does_not_convict(place: Path, tmp_path: 
     assert found["verdict"] == "distilled or relayed", "the check itself sees marked text"
 
 
+def test_a_log_of_ours_says_what_was_shown(mark: Mark, tmp_path: Path) -> None:
+    """Where a text was read through an endpoint, the request has it as its prompt, and nothing was shown before."""
+    row = {"output_ids": [5, 6], "output": "w5 w6", "request": {"prompt": "w5 w6"}, "answer": {"choices": []}}
+    path = small.jsonl(tmp_path / "o.jsonl", [row | {"prompt_ids": []}])
+    assert _read(path, mark) == [([], [5, 6])]
+    assert _read(small.jsonl(path, [row]), mark) == [([5, 6], [5, 6])]
+
+
 def test_failed_requests_are_counted(mark: Mark, tmp_path: Path) -> None:
     failures = [
         {"custom_id": "x", "response": {"status_code": 400, "body": {"error": {"message": "no"}}}, "error": None},

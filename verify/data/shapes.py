@@ -111,7 +111,7 @@ class Answers:
         if self._native:
             if not _is_native(fields):
                 return [unknown(read, self.columns)]
-            return [self._counted(_native(record))]
+            return [self._counted(_native(record, self.keep))]
         if self.shape is STREAM and is_piece(fields):
             return list(self._streamed(self._chunks.add(record)))
         if self.shape is not None and self.shape.fits(fields):
@@ -220,18 +220,20 @@ def _is_native(fields: Fields) -> bool:
 _SHOWN_BESIDE: Final = frozenset(PROMPTS) - {"prompt"}
 
 
-def _native(record: Record) -> Record | RecordError:
+def _native(record: Record, keep: Collection[str]) -> Record | RecordError:
     """A record of our own with all that was shown as its prompt, if it has no ids of it."""
-    fields = record.fields
-    ids, beside = fields.get("prompt_ids"), isinstance(fields.get("prompt"), list) or _SHOWN_BESIDE & fields.keys()
-    if (ids is not None and not _is_empty(ids)) or not beside:
+    ids, beside = record.fields.get("prompt_ids"), _SHOWN_BESIDE & record.fields.keys()
+    if "prompt_ids" in record.fields:
+        beside -= set(REQUESTS)  # our logs keep them; where a text was read and nothing written, it is the prompt there
+    if (ids is not None and not _is_empty(ids)) or not (beside or isinstance(record.fields.get("prompt"), list)):
         return checked(record)
+    fields = {name: value for name, value in record.fields.items() if name not in _SHOWN_BESIDE - beside}
     output = fields.get("output")
     try:
         prompt = prompt_of(fields, output if isinstance(output, str) else None)
     except ShapeError as error:
         return record.error(str(error), error.hint)
-    kept = {name: value for name, value in fields.items() if name not in _SHOWN_BESIDE}
+    kept = {name: value for name, value in fields.items() if name not in beside or name in keep}
     return checked(Record(record.path, record.line, kept | {"prompt": prompt or fields.get("prompt")}))
 
 
