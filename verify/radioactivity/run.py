@@ -15,14 +15,16 @@ from typing import Final
 from verify.data import context_counts as counting
 from verify.data.context_counts import ContextCounts
 from verify.data.logprobs import (
+    TextLogprobs,
     as_output,
     as_text,
+    at_common_places,
     check_same_positions,
     keep_top_of_text,
     logprobs_at_positions,
     most_named,
 )
-from verify.data.outputs import Outputs
+from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
@@ -35,6 +37,7 @@ from verify.radioactivity.inputs import (
     is_model,
     named,
     notes_on,
+    notes_on_translation,
     outputs_of,
     probes_of,
     prompts_of,
@@ -42,6 +45,7 @@ from verify.radioactivity.inputs import (
     recorded,
     replayed,
     tables,
+    translations,
     unmarked_by,
     with_cost,
 )
@@ -131,14 +135,14 @@ def text_test(
                 "leave `method` and `decoys` out",
             )
         kept = [output for output in read if len(output.output_ids)]
-        along = None if reference is None else read_along("reference", reference, mark, kept, 1, None, progress)
+        along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights = None
     along = []
     if reference is not None and len(read):
-        along = read_along("reference", reference, mark, read, batch_size, None, progress)
+        along = _along(mark, reference, read, batch_size, tokenizer, progress)
         weights = excess(positions, logprobs_at_positions(along, positions), mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
     number = (DECOYS if reference is not None else 0) if decoys is None else decoys
@@ -203,7 +207,6 @@ def logprob_test(
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
         texts, unmarked, notes = ready.texts, ready.unmarked, ready.notes
         inputs = {"suspect": named(suspect)} | ready.inputs
-        said = read_along("suspect", suspect, mark, texts, batch_size, record, progress)
         few = None
     else:
         if probes is not None:
@@ -211,15 +214,34 @@ def logprob_test(
         said, inputs = recorded(suspect, mark)
         texts, notes, few = [as_output(text) for text in said], (), most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+    models = (suspect if is_model(suspect) else None, reference if reference and is_model(reference) else None)
+    how = translations(mark, *models, tokenizer, unmarked=unmarked)
+    if is_model(suspect):
+        said = read_along(
+            "suspect", suspect, mark, texts, batch_size, record, progress, tokenizer=tokenizer, translator=how.suspect
+        )
     compared = None
     inputs["reference"] = None if reference is None else named(reference)
     if reference is not None:
         if is_model(reference):
-            compared = read_along("reference", reference, mark, texts, batch_size, record, progress)
+            compared = read_along(
+                "reference",
+                reference,
+                mark,
+                texts,
+                batch_size,
+                record,
+                progress,
+                tokenizer=tokenizer,
+                translator=how.reference,
+            )
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
             compared = recorded(reference, mark)[0]
+    raw = said, compared
+    if compared is not None:
+        said, compared = at_common_places(said, compared)
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -237,6 +259,7 @@ def logprob_test(
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     sampled = any(text.sampled for text in said)
+    notes += how.notes + notes_on_translation(*raw, scored)
     return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
@@ -359,6 +382,29 @@ def attribute(
     with progress("trying labels", "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
+
+
+def _along(
+    mark: Mark,
+    reference: Model,
+    outputs: Sequence[Output],
+    batch_size: int,
+    tokenizer: PathLike | None,
+    progress: Stages,
+) -> list[TextLogprobs]:
+    """What a reference says along outputs. Where it has another tokenizer, it expects nothing at some positions."""
+    how = translations(mark, None, reference, tokenizer, unmarked=False)
+    return read_along(
+        "reference",
+        reference,
+        mark,
+        outputs,
+        batch_size,
+        None,
+        progress,
+        tokenizer=tokenizer,
+        translator=how.reference,
+    )
 
 
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
