@@ -30,9 +30,7 @@ def spelled() -> dict[str, tuple[Any, Spelling]]:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None)
 @given(text=TRICKY)
-def test_tokens_begin_where_the_tokenizer_says(
-    spelled: dict[str, tuple[Any, Spelling]], kind: str, text: str
-) -> None:
+def test_tokens_begin_where_the_tokenizer_says(spelled: dict[str, tuple[Any, Spelling]], kind: str, text: str) -> None:
     tokenizer, of = spelled[kind]
     (found,) = of.encode([text])
     encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)

@@ -244,7 +244,7 @@ def translations(
             others[who] = words, tokenizers.fingerprint(words)[:12]
         elif mark.vocabulary_size is not None and len(words) > mark.vocabulary_size:
             more = len(words) - mark.vocabulary_size
-            notes.append(f"The {who}'s tokenizer has {more} tokens more than the mark's, which were not read.")
+            notes.append(f"Of tokens the {who} knows {more} more than the mark's tokenizer: they were not read.")
     if not others:
         return Translations(notes=tuple(notes))
     ours = spelling(tokenizers.load_for(mark, tokenizer))
