@@ -1,4 +1,4 @@
-"""Suspects with another tokenizer: what is translated, that it finds the mark, and that innocents keep uniform p-values."""
+"""Suspects with another tokenizer: what is translated, that the mark is found, and that innocents stay innocent."""
 
 from __future__ import annotations
 
@@ -354,6 +354,22 @@ def test_other_tests_say_that_they_need_the_marks_tokens(place: Path) -> None:
     texts = list(islice(probes(2), 2))
     with pytest.raises(TokenizerError, match="not the mark's"):
         likelihoods(place / "renamed", mark, [replace(one, output_ids=one.output_ids % 200) for one in texts])
+
+
+def test_ids_of_another_tokenizer_are_refused_in_words(place: Path, tmp_path: Path) -> None:
+    """Where a text stands beside them; as text the same records are read."""
+    ids = np.random.RandomState(1).randint(2, small.SIZE, (3, 30)).tolist()
+    rows: list[dict[str, Any]] = [{"output": small.spell(row), "output_ids": row} for row in ids]
+    wrong = [row | {"output_ids": [i % 200 + 3 for i in row["output_ids"]]} for row in rows]
+    good = text_test(place / "m", small.jsonl(tmp_path / "good.jsonl", rows))
+    assert not any("spell another" in note for note in good.warnings)
+    with pytest.raises(StillmarkError, match=r"do not spell 'output' with the mark's tokenizer"):
+        text_test(place / "m", small.jsonl(tmp_path / "wrong.jsonl", wrong))
+    mixed = text_test(place / "m", small.jsonl(tmp_path / "mixed.jsonl", [*rows, wrong[0]]))
+    assert "Of 4 records that were looked at, 1 have ids that spell another text than `output`." in mixed.warnings
+    plain = [{"output": row["output"]} for row in wrong]
+    text = text_test(place / "m", small.jsonl(tmp_path / "plain.jsonl", plain))
+    assert text.log10_pvalue == good.log10_pvalue
 
 
 def test_words_in_records_of_translations(place: Path) -> None:

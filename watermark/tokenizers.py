@@ -310,7 +310,9 @@ def check(mark: Mark, tokenizer: AnyTokenizer, source: str | Path, *, more_token
         raise TokenizerError(
             f"{source}: this tokenizer is not the mark's: {len(tokenizer)} tokens against {mark.vocabulary_size},"
             f" or the same ids for other text",
-            "the ids would mean other tokens; name the tokenizer that the mark was made with",
+            "this test reads the mark's own tokens; `stillmark test model` reads the weights of any other"
+            if more_tokens
+            else "the ids would mean other tokens; name the tokenizer that the mark was made with",
         )
 
 

@@ -1,9 +1,9 @@
 """The tokens of a tokenizer in bytes, and where in a text they begin.
 
 Two kinds of tokenizers spell every byte: byte-level ones (each byte is one of 256 letters) and those in the manner of
-SentencePiece (a space is `▁`, a byte without a token of its own `<0xNN>`). What their tokens stand for, put together, is the
-text. Others drop white space (WordPiece, words) or change the text first (lower case, NFKC): then the offsets that
-the tokenizer gives say where a token ends.
+SentencePiece (a space is `▁`, a byte without a token of its own `<0xNN>`). What their tokens stand for, put together,
+is the text. Others drop white space (WordPiece, words) or change the text first (lower case, NFKC): then the offsets
+that the tokenizer gives say where a token ends.
 """
 
 from __future__ import annotations
@@ -282,7 +282,8 @@ def _replaced(raw: bytes) -> tuple[str, I64]:
 def _widths(code: npt.NDArray[np.uint32]) -> I64:
     """The bytes that characters take in UTF-8."""
     bounds = np.array([0x80, 0x800, 0x10000], np.uint32)
-    return 1 + np.searchsorted(bounds, code, side="right").astype(np.int64)
+    widths: I64 = 1 + np.searchsorted(bounds, code, side="right").astype(np.int64)
+    return widths
 
 
 def _starts_by_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> I64:

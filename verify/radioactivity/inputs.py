@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
+from verify.data.drift import check_spelling
 from verify.data.logprobs import (
     AMBIGUOUS_TOKEN,
     NO_COMMON_BOUNDARY,
@@ -69,6 +70,17 @@ def outputs_of(
         return read_outputs(
             outputs, mark, tokenizer=tokenizer, need_prompts=need_prompts, skip_bad=skip_bad, progress=update
         )
+
+
+def spelling_notes(
+    mark: Mark, outputs: Evidence | Outputs, tokenizer: PathLike | None, progress: Stages
+) -> tuple[str, ...]:
+    """What a result says of ids that spell another text than stands beside them. Raises InputError if all do."""
+    if isinstance(outputs, Outputs):
+        return ()
+    with progress("checking the ids", "records"):
+        files = [outputs] if isinstance(outputs, PathLike) else list(outputs)
+        return check_spelling([Path(file) for file in files], mark, tokenizer)
 
 
 def notes_on(outputs: Outputs) -> tuple[str, ...]:

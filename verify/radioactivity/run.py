@@ -44,6 +44,7 @@ from verify.radioactivity.inputs import (
     read_along,
     recorded,
     replayed,
+    spelling_notes,
     tables,
     translations,
     unmarked_by,
@@ -128,6 +129,7 @@ def text_test(
         raise UsageError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
     need = reference is not None or not unmarked_prompts
     read = outputs_of(mark, outputs, tokenizer, need_prompts=need, skip_bad=skip_bad, progress=progress)
+    notes = spelling_notes(mark, outputs, tokenizer, progress)
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -154,7 +156,7 @@ def text_test(
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
         cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
+    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read) + notes)
 
 
 def logprob_test(
