@@ -69,7 +69,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores. Raises TokenizerError if the tokenizer fails on one of them."""
-        with _failures(f"{self.source}: this tokenizer fails on a text"):
+        with failures(f"{self.source}: this tokenizer fails on a text"):
             return self._encode(list(texts))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -78,7 +78,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the tokenizer fails on these ids.
         """
-        with _failures(f"{self.source}: this tokenizer fails on token ids"):
+        with failures(f"{self.source}: this tokenizer fails on token ids"):
             return self._decode(list(ids), skip_special_tokens)
 
 
@@ -98,7 +98,7 @@ def load(path: str | Path) -> Tokenizer:
     from watermark import tokenizer_files
 
     folder = _folder(path)
-    with _failures(f"{folder}: no tokenizer that can be loaded"):
+    with failures(f"{folder}: no tokenizer that can be loaded"):
         try:
             backend, special, settings = tokenizer_files.build(folder)
         except tokenizer_files.UnknownClassError as reason:
@@ -189,7 +189,7 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
     require("transformers")
     from transformers import AutoTokenizer
 
-    with _failures(f"{folder}: no tokenizer that transformers can load"):
+    with failures(f"{folder}: no tokenizer that transformers can load"):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             read_json(folder / name)  # refuses what is no file, or too large
         # an absolute path: transformers compares it with names of models on its hub
@@ -206,7 +206,7 @@ def _folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def _failures(what: str) -> Iterator[None]:
+def failures(what: str) -> Iterator[None]:
     """Turns whatever the readers of a tokenizer raise into a TokenizerError; their panics are no Exceptions."""
     try:
         yield

@@ -30,6 +30,7 @@ from verify.data.outputs import Output
 from verify.data.spelling import I64, Spelled, Spelling
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import run_digest
+from watermark.tokenizers import failures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +101,8 @@ class Translator:
     def _prompt(self, probe: Output) -> I64:
         ids = np.zeros(0, np.int64) if probe.prompt_ids is None else probe.prompt_ids
         text = self.mark.text_of(ids).text if probe.prompt is None else probe.prompt
-        own = encode_prompt(self.tokenizer, Prompt(probe.id, text, None), chat=probe.prompt is not None)
+        with failures("the suspect's tokenizer, or its chat template, fails on a prompt"):
+            own = encode_prompt(self.tokenizer, Prompt(probe.id, text, None), chat=probe.prompt is not None)
         if own and own[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id:
             own.pop()  # some tokenizers end every text
         return np.array(own, np.int64)

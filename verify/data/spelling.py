@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from watermark import TokenizerError
-from watermark.tokenizers import AnyTokenizer, backend_of, special_ids
+from watermark.tokenizers import AnyTokenizer, backend_of, failures, special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -29,6 +29,7 @@ I64 = npt.NDArray[np.int64]
 
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 _REPLACEMENT: Final = "�"
+_MOST_TOKENS: Final = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,8 @@ class Spelling:
         return self._read(self._inner, texts)
 
     def _read(self, backend: Backend, texts: Sequence[str]) -> list[Spelled]:
-        try:
+        with failures("this tokenizer fails on a text"):
             found = backend.encode_batch(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises what its parts raise
-            raise TokenizerError(f"this tokenizer fails on a text: {str(error)[:200]}") from error
         return [self._spelled(text, one) for text, one in zip(texts, found, strict=True)]
 
     def first(self, strings: Sequence[bytes]) -> I64:
@@ -103,8 +102,10 @@ class Spelling:
                 texts.append(text)
             elif string:
                 found[i] = self._parts_of_characters.get(string, -1)
-        for i, encoded in zip(read, self._inner.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            found[i] = encoded.ids[0] if encoded.ids else -1
+        with failures("this tokenizer fails on a text"):
+            encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        for i, one in zip(read, encoded, strict=True):
+            found[i] = one.ids[0] if one.ids else -1
         known = found >= 0
         found[known] = np.where(self.special[found[known]], -1, found[known])
         return found
@@ -134,7 +135,8 @@ class Spelling:
     def _text_by_offsets(self, ids: I64) -> Spelled:
         """The same where pieces do not make up the text: what it decodes to, if that is read as the same tokens."""
         kept = ~self.special[ids]
-        text = self._backend.decode(ids[kept].tolist(), skip_special_tokens=True)
+        with failures("this tokenizer fails on token ids"):
+            text = self._backend.decode(ids[kept].tolist(), skip_special_tokens=True)
         again = self.encode([text])[0]
         starts = np.full(len(ids), -1, np.int64)
         if np.array_equal(again.ids, ids[kept]):
@@ -159,11 +161,19 @@ def spelling(tokenizer: AnyTokenizer) -> Spelling:
     """What the tokens of a tokenizer stand for.
 
     Raises:
-        TokenizerError: transformers reads this tokenizer by code of its own, which does not say where tokens begin.
+        TokenizerError: transformers reads this tokenizer by code of its own, which does not say where tokens begin; or
+            its ids are too large.
     """
+    source = backend_of(tokenizer)
+    if max(source.get_vocab().values(), default=0) >= _MOST_TOKENS:
+        raise TokenizerError(f"a tokenizer with an id of {_MOST_TOKENS} or more")
+    with failures("a tokenizer that cannot be taken apart"):
+        return _taken_apart(source, special_ids(tokenizer))
+
+
+def _taken_apart(source: Backend, special_tokens: Sequence[int]) -> Spelling:
     from tokenizers import Tokenizer as Backend
 
-    source = backend_of(tokenizer)
     spec = json.loads(source.to_str())
     spec["truncation"] = spec["padding"] = None
     backend = Backend.from_str(json.dumps(spec))
@@ -172,7 +182,7 @@ def spelling(tokenizer: AnyTokenizer) -> Spelling:
     added = source.get_added_tokens_decoder()
     names = [source.id_to_token(i) for i in range(size)]
     special = np.array([name is None for name in names])
-    special[[i for i in special_ids(tokenizer) if i < size]] = True
+    special[[i for i in special_tokens if i < size]] = True
     lossless = True
     if "ByteLevel" in kinds:
         pieces = [_byte_level(name or "") for name in names]
