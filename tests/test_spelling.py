@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.spellers import KINDS, speller
+from tests.test_tokenizers import CLASSES, TEXTS, save
 from verify.data.spelling import Spelling, spelling
 from watermark.prf import NO_TOKEN
+from watermark.tokenizers import load
 
 TRICKY = st.text(
     st.one_of(
@@ -121,3 +124,22 @@ def test_a_space_before_a_text_is_no_part_of_it(spelled: dict[str, tuple[Any, Sp
     (within,) = of.encode_within(["the the"])
     assert within.starts[0] == 0
     assert len(of) < NO_TOKEN
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_pipelines_of_real_models(tmp_path: Path, name: str) -> None:
+    """Llama, Gemma, Qwen, Cohere, GPT-2, NeoX, Bloom: their tokens spell the text, within it and as a whole."""
+    kind, settings = CLASSES[name]
+    of = spelling(load(save(tmp_path / "t", kind(), {"tokenizer_class": name} | settings)))
+    assert of.lossless
+    whole = 0
+    for text in TEXTS:
+        for found in (of.encode([text])[0], of.encode_within([text])[0]):
+            said = b"".join(of.pieces[i] for i in found.ids.tolist())
+            if said.removeprefix(b" ") == text.encode().removeprefix(b" ") and len(found.ids):
+                whole += 1
+                known = found.starts >= 0
+                assert known[1:].all()
+                for i, start in zip(found.ids[known].tolist(), found.starts[known].tolist(), strict=True):
+                    assert text.encode()[start : start + len(of.pieces[i])] == of.pieces[i]
+    assert whole >= len(TEXTS), "most texts are spelled as they are, on one of the two ways at least"
