@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,21 +36,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_NO_IDS: Final = np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class Asked:
-    """A text in a suspect's own tokens, and where both kinds of tokens begin.
+    """A text in a suspect's own tokens, and where it is read.
 
     Attributes:
         own: prompt and output in the suspect's ids.
-        starts: int64, where each token of its output begins: a byte of the output's text; -1 where none can be told.
         probe: the text in the mark's ids.
-        places: int64, the same for the mark's tokens of the output.
+        at: int64 [output], for each of the mark's tokens in the output how many of the suspect's stand before it there;
+            -1: it is not read, since no token of the suspect's begins at the same byte.
     """
 
     own: Output
-    starts: I64
     probe: Output
-    places: I64
+    at: I64
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +85,22 @@ class Translator:
             TokenizerError: the tokenizer fails on a text.
         """
         written = [self.mark.text_of(probe.output_ids) for probe in probes]
-        read = [self._pieces(one) for one in written] if self.cut else self.other.encode([one.text for one in written])
-        return [
-            Asked(Output(probe.id, self._prompt(probe), own.ids, marked=probe.marked), own.starts, probe, one.starts)
-            for probe, one, own in zip(probes, written, read, strict=True)
-        ]
+        if self.cut:
+            read = [self._pieces(one) for one in written]
+        else:
+            own = self.other.encode([one.text for one in written])
+            read = [(there.ids, _matched(one, there)) for one, there in zip(written, own, strict=True)]
+        asked = []
+        for probe, one, (ids, at) in zip(probes, written, read, strict=True):
+            # special tokens take no room: of several at one byte the first is read, since the suspect sees none of them
+            again = np.append(False, one.starts[1:] == one.starts[:-1])[: len(at)]
+            # and a token more, to read the place after the last one, where the mark's text may have its end token
+            text = Output(probe.id, self._prompt(probe), np.append(ids, 0), marked=probe.marked)
+            asked.append(Asked(text, probe, np.where(again, -1, at)))
+        return asked
 
     @cached_property
-    def _known(self) -> dict[str, Spelled]:
+    def _known(self) -> dict[str, I64]:
         """The pieces that were cut so far, in the suspect's tokens."""
         return {}
 
@@ -107,30 +117,36 @@ class Translator:
             own.pop()  # some tokenizers end every text
         return np.array(own, np.int64)
 
-    def _pieces(self, written: Spelled) -> Spelled:
-        """A text cut before each of the mark's tokens that begins with a character."""
+    def _pieces(self, written: Spelled) -> tuple[I64, I64]:
+        """A text cut before each of the mark's tokens that begins with a character, in the suspect's tokens.
+
+        Returns the ids, and for each of the mark's tokens how many of them stand before it, -1 within a character. A
+        piece may have no token, of a tokenizer that drops white space.
+        """
         raw = written.text.encode()
-        known = np.unique(written.starts[written.starts >= 0])
-        letters = np.frombuffer(raw, np.uint8)
-        known = known[known < len(raw)]
-        known = known[(letters[known] & 0xC0) != 0x80]
-        bounds = [*known.tolist(), len(raw)]
-        parts = [raw[low:high].decode() for low, high in pairwise(bounds)]
+        inside = (np.append(np.frombuffer(raw, np.uint8), 0) & 0xC0) == 0x80
+        known = (written.starts >= 0) & ~inside[written.starts]
+        bounds = np.unique(np.append(written.starts[known], [0, len(raw)]))
+        parts = [raw[low:high].decode() for low, high in pairwise(bounds.tolist())]
         fresh = [part for part in dict.fromkeys(parts) if part not in self._known]
-        self._known.update(zip(fresh, self.other.encode_within(fresh), strict=True))
+        self._known.update(zip(fresh, (one.ids for one in self.other.encode_within(fresh)), strict=True))
         read = [self._known[part] for part in parts]
-        ids = [np.zeros(0, np.int64), *(one.ids for one in read)]
-        starts = [np.where(one.starts < 0, -1, one.starts + low) for one, low in zip(read, bounds, strict=False)]
-        return Spelled(written.text, np.concatenate(ids), np.concatenate([ids[0], *starts]))
+        before = np.cumsum([0, *map(len, read)])
+        return np.concatenate([_NO_IDS, *read]), np.where(known, before[np.searchsorted(bounds, written.starts)], -1)
 
     def translate(self, said: TextLogprobs, asked: Asked) -> TextLogprobs:
         """What was said along a text in the suspect's tokens, in the mark's, at the places where both begin a token."""
-        index, there = _which(asked.places, asked.starts[said.place - asked.own.start])
-        token = _looked_up(self.first, said.tokens)
-        read = np.unique(index[there])
-        kept = there & (token >= 0)
-        place, tokens, logprobs = _summed(index[kept], token[kept], said.logprobs[kept])
-        ambiguous = len(read) - len(np.unique(place))
+        read = np.flatnonzero(asked.at >= 0)
+        where = asked.at[read] + asked.own.start
+        low, high = (np.searchsorted(said.place, where, side=side) for side in ("left", "right"))
+        entry = np.repeat(low - (np.cumsum(high - low) - (high - low)), high - low)
+        entry += np.arange(len(entry))
+        place = np.repeat(read, high - low)
+        token = _looked_up(self.first, said.tokens[entry])
+        kept = token >= 0
+        ambiguous = int((high > low).sum())
+        place, tokens, logprobs = _summed(place[kept], token[kept], said.logprobs[entry][kept])
+        ambiguous -= len(np.unique(place))
         probe = asked.probe
         return TextLogprobs(
             probe.id,
@@ -189,9 +205,7 @@ class Grouping:
 
     def ask(self, probes: Sequence[Output]) -> list[Asked]:
         """The texts as they are."""
-        return [
-            Asked(probe, places, probe, places) for probe in probes for places in [np.arange(len(probe.output_ids))]
-        ]
+        return [Asked(probe, probe, np.arange(len(probe.output_ids))) for probe in probes]
 
     def translate(self, said: TextLogprobs, _asked: Asked) -> TextLogprobs:
         """What was said, with the probabilities of each group added up."""
@@ -206,15 +220,12 @@ class Grouping:
 Translation = Translator | Grouping
 
 
-def _which(places: I64, asked: I64) -> tuple[I64, npt.NDArray[np.bool_]]:
-    """Which of the mark's tokens begins at each byte that is asked for, and whether just one does."""
-    order = np.argsort(places, kind="stable")
-    ranked = places[order]
-    low = np.searchsorted(ranked, asked, side="left")
-    there = (np.searchsorted(ranked, asked, side="right") - low == 1) & (asked >= 0)
-    if not len(order):
-        return np.zeros(len(asked), np.int64), there
-    return order[low.clip(max=len(order) - 1)], there
+def _matched(written: Spelled, own: Spelled) -> I64:
+    """For each of the mark's tokens how many of the suspect's stand before it, -1 where none of them begins there."""
+    starts = np.append(own.starts, len(written.text.encode()))
+    known = np.flatnonzero(starts >= 0)
+    index = known[np.searchsorted(starts[known], written.starts).clip(max=len(known) - 1)]
+    return np.where((written.starts >= 0) & (starts[index] == written.starts), index, -1)
 
 
 def _looked_up(first: I64, tokens: npt.NDArray[np.uint32]) -> I64:

@@ -118,7 +118,8 @@ class Spelling:
     def text_of(self, ids: I64) -> Spelled:
         """The text of token ids, and where each begins in it. Special tokens take no room.
 
-        Bytes that are no UTF-8 become U+FFFD, one each.
+        Bytes that are no UTF-8 become U+FFFD, one each. Where the text so far ends with such bytes, and others could
+        have made a character of them, the start is -1: what follows must not decide whether a place is read.
         """
         if not self.lossless:
             return self._text_by_offsets(ids)
@@ -130,7 +131,7 @@ class Spelling:
             return Spelled(raw.decode(), ids, starts)
         except UnicodeDecodeError:
             text, places = _replaced(raw)
-            return Spelled(text, ids, places[starts])
+            return Spelled(text, ids, np.where(_unfinished(raw)[starts], -1, places[starts]))
 
     def _text_by_offsets(self, ids: I64) -> Spelled:
         """The same where pieces do not make up the text: what it decodes to, if that is read as the same tokens."""
@@ -140,7 +141,8 @@ class Spelling:
         again = self.encode([text])[0]
         starts = np.full(len(ids), -1, np.int64)
         if np.array_equal(again.ids, ids[kept]):
-            starts[kept] = again.starts
+            after = np.cumsum(kept) - kept  # a special token begins where the next other one does
+            starts = np.append(again.starts, len(text.encode()))[after]
         return Spelled(text, ids.astype(np.int64), starts)
 
     def _spelled(self, text: str, found: Encoding) -> Spelled:
@@ -287,6 +289,19 @@ def _replaced(raw: bytes) -> tuple[str, I64]:
     places = np.arange(len(raw)) + shift
     text = "".join(_REPLACEMENT if bad else letter for letter, bad in zip(text, wrong.tolist(), strict=True))
     return text, np.append(places, int(after.sum()))
+
+
+def _unfinished(raw: bytes) -> npt.NDArray[np.bool_]:
+    """Whether the bytes before each place end within a character, or could: bool [n + 1]."""
+    byte = np.frombuffer(raw, np.uint8)
+    found = np.zeros(len(raw) + 1, np.bool_)
+    for least, more in ((0xC2, 1), (0xE0, 2), (0xF0, 3)):
+        lead = np.flatnonzero((byte >= least) & (byte <= 0xF4))
+        for after in range(more):  # so many bytes of its tail are there
+            lead = lead[lead + after < len(byte)]
+            lead = lead[(byte[lead + after] & 0xC0) == 0x80] if after else lead
+            found[lead + after + 1] = True
+    return found
 
 
 def _widths(code: npt.NDArray[np.uint32]) -> I64:

@@ -180,7 +180,8 @@ def logprob_test(
     Args:
         mark: the mark, or its file.
         suspect: a model, which is read along the probes; or recorded log probabilities (files, or what
-            `verify.data.logprobs.read_recorded` gave).
+            `verify.data.logprobs.read_recorded` gave). A model, the reference too, may have another tokenizer than the
+            mark: what it says is translated (`verify.data.retokenize`), and the result says how much could be kept.
         probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
             cannot carry any mark. Not with recorded log probabilities.
         reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
@@ -191,7 +192,8 @@ def logprob_test(
         record: folder to keep what was read in, and to resume from.
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200.
-        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says. It also stands in for the tokenizer of a
+            model's folder that holds none.
         skip_bad: count malformed probes instead of stopping at the first.
         batch_size: texts in one forward pass.
         progress: opened around each piece of work.
