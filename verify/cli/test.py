@@ -158,7 +158,8 @@ def model(
 
     A probe is a record as in `stillmark test text`; the positions of its output are read. Best are texts that cannot
     carry the mark (see `stillmark probes`): then say --unmarked-probes. With a --reference much less is needed; it
-    may be any model that does not depend on the secret, and a bad one costs power, not validity. With --record
+    may be any model that does not depend on the secret, and a bad one costs power, not validity. Both may have other
+    tokenizers than the mark: what they say is translated. For a folder without one --tokenizer stands in. With --record
     a killed run goes on where it was.
     """
     from verify import Endpoint, logprob_test

@@ -40,10 +40,10 @@ Ids = npt.NDArray[np.int64]
 class Output:
     """One output of a suspect as token ids, int64 [length].
 
-    prompt_ids is None when the record names no prompt. ended: whether the model stopped by itself;
-    None when the record does not say. marked: whether it says that it was generated with a mark, as
-    `stillmark generate` does. sequential: it was collected until the evidence sufficed, as `stillmark test endpoint`
-    does, so that only a sequential test may use it.
+    prompt_ids is None when the record names no prompt; prompt is its text, where the record has that too. ended:
+    whether the model stopped by itself; None when the record does not say. marked: whether it says that it was
+    generated with a mark, as `stillmark generate` does. sequential: it was collected until the evidence sufficed, as
+    `stillmark test endpoint` does, so that only a sequential test may use it.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Output:
     ended: bool | None = None
     marked: bool | None = None
     sequential: bool = False
+    prompt: str | None = None
 
     @property
     def start(self) -> int:
@@ -228,7 +229,8 @@ def _output(record: Record, parts: Parts) -> Output:
     assert isinstance(output, np.ndarray)
     says = (fields.get("marked"), fields["mark"] is not None if "mark" in fields else None)
     marked = True if True in says else False if False in says else None
-    return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True)
+    text = None if prompt is None else fields.get("prompt") or None
+    return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True, text)
 
 
 def parse(record: Record, limit: int, need_prompts: bool) -> Parts:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from verify.data.columns import Columns
-from verify.data.logprobs import LogprobTable, TextLogprobs, scorable_logprobs
+from verify.data.drift import check_spelling
+from verify.data.logprobs import (
+    AMBIGUOUS_TOKEN,
+    NO_COMMON_BOUNDARY,
+    LogprobTable,
+    TextLogprobs,
+    scorable_logprobs,
+)
 from verify.data.outputs import Output, Outputs, read_outputs
+from verify.data.retokenize import Grouping, Translation, first_tokens, translator
 from verify.data.sources import files_of
+from verify.data.spelling import spelling
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages
 from verify.radioactivity.logs import Logs, read_logs
@@ -18,12 +27,15 @@ from verify.radioactivity.sequential import SequentialResult, SequentialTest, re
 from verify.radioactivity.text import cost_of_marked
 from verify.suspects.client import resolved
 from verify.suspects.endpoint import Endpoint
-from verify.suspects.model import Model, is_loaded, name_of, read_weights
+from verify.suspects.model import Model, is_loaded, name_of, read_weights, tokenizer_of
 from verify.suspects.probing import read_probes
-from watermark import ApiError, InputError, Mark, StillmarkError, UsageError
+from watermark import ApiError, InputError, Mark, StillmarkError, UsageError, tokenizers
 from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
 from watermark.tokenizers import load_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PathLike = str | Path
 Evidence = PathLike | Sequence[PathLike]
@@ -71,6 +83,16 @@ def outputs_of(
             skip_bad=skip_bad,
             progress=update,
         )
+
+
+def spelling_notes(
+    mark: Mark, outputs: Evidence | Outputs, tokenizer: PathLike | None, progress: Stages
+) -> tuple[str, ...]:
+    """What a result says of ids that spell another text than stands beside them. Raises InputError if all do."""
+    if isinstance(outputs, Outputs):
+        return ()
+    with progress("checking the ids", "records"):
+        return check_spelling(files_of(outputs), mark, tokenizer)
 
 
 def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
@@ -197,11 +219,100 @@ def read_along(
     batch_size: int,
     record: PathLike | None,
     progress: Stages,
+    *,
+    tokenizer: PathLike | None = None,
+    translator: Translation | None = None,
 ) -> list[TextLogprobs]:
-    """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
+    """What a model says along some texts, in the mark's tokens.
+
+    record: a folder to keep `WHO.jsonl` in, and to go on from. tokenizer, translator: as for `read_weights`.
+    """
     log = log_of(record, who)
     with progress(f"reading the {who}", "texts") as update:
-        return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
+        return read_weights(
+            model,
+            mark,
+            texts,
+            batch_size=batch_size,
+            record=log,
+            tokenizer=tokenizer,
+            translator=translator,
+            progress=update,
+        )
+
+
+@dataclass(frozen=True)
+class Translations:
+    """How a suspect and a reference are translated into the mark's tokens; None: not at all.
+
+    Attributes:
+        suspect, reference: the translators.
+        notes: what a result says of the models' tokenizers.
+    """
+
+    suspect: Translation | None = None
+    reference: Translation | None = None
+    notes: tuple[str, ...] = ()
+
+
+def translations(
+    mark: Mark, suspect: Model | None, reference: Model | None, tokenizer: PathLike | None, *, unmarked: bool
+) -> Translations:
+    """What it takes to read models that may have other tokenizers than the mark.
+
+    Where one has, the other is made to say no more than that one can say, so that the two can be compared.
+
+    Args:
+        mark: the mark.
+        suspect, reference: the models; None: there is none, or it was recorded.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says; it stands in for that of a folder
+            without one.
+        unmarked: the texts to read cannot carry the mark.
+
+    Raises:
+        TokenizerError: a tokenizer cannot be loaded, or does not say where its tokens stand in a text.
+    """
+    notes: list[str] = []
+    others: dict[str, tuple[PreTrainedTokenizerBase, str]] = {}
+    there = {"suspect": suspect, "reference": reference}
+    for who, model in there.items():
+        if model is None:
+            continue
+        words = tokenizer_of(model, tokenizer)
+        if isinstance(model, PathLike) and tokenizers.folder_of(model, tokenizer) == tokenizer != model:
+            notes.append(f"The {who} has no tokenizer: the one in {tokenizer} stood in for it.")
+        if not tokenizers.speaks(mark, words):
+            others[who] = words, tokenizers.fingerprint(words)[:12]
+        elif mark.vocabulary_size is not None and len(words) > mark.vocabulary_size:
+            more = len(words) - mark.vocabulary_size
+            notes.append(f"Of tokens the {who} knows {more} more than the mark's tokenizer: they were not read.")
+    if not others:
+        return Translations(notes=tuple(notes))
+    ours = spelling(tokenizers.load_for(mark, tokenizer))
+    spelled = {who: spelling(words) for who, (words, _) in others.items()}
+    made: dict[str, Translation] = {}
+    for who, other in (("suspect", "reference"), ("reference", "suspect")):
+        through = spelled.get(other)
+        if who in others:
+            made[who] = translator(ours, spelled[who], *others[who], cut=not unmarked, through=through)
+        elif through is not None:
+            made[who] = Grouping(others[other][1], first_tokens(ours, ours.pieces, through))
+    return Translations(made.get("suspect"), made.get("reference"), tuple(notes))
+
+
+def notes_on_translation(
+    said: Sequence[TextLogprobs], compared: Sequence[TextLogprobs] | None, table: LogprobTable
+) -> tuple[str, ...]:
+    """What a result says of a model that has another tokenizer: what share of the positions could be kept."""
+    lost = sum(table.discarded.get(reason, 0) for reason in (NO_COMMON_BOUNDARY, AMBIGUOUS_TOKEN))
+    who = next((who for who, texts in (("suspect", said), ("reference", compared or ())) if _other(texts)), None)
+    if who is None or not len(table) + lost:
+        return ()
+    return (f"The {who} has another tokenizer: {len(table) / (len(table) + lost):.1%} of positions kept.",)
+
+
+def _other(texts: Sequence[TextLogprobs]) -> bool:
+    return any(text.translated for text in texts)
 
 
 def read_through(

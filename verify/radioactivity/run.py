@@ -21,12 +21,13 @@ from verify.data.logprobs import (
     TextLogprobs,
     as_output,
     as_text,
+    at_common_places,
     check_same_positions,
     keep_top_of_text,
     logprobs_at_positions,
     most_named,
 )
-from verify.data.outputs import Outputs
+from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, silent
@@ -39,6 +40,7 @@ from verify.radioactivity.inputs import (
     is_model,
     named,
     notes_on,
+    notes_on_translation,
     outputs_of,
     probes_of,
     prompts_of,
@@ -46,7 +48,9 @@ from verify.radioactivity.inputs import (
     read_through,
     recorded,
     replayed,
+    spelling_notes,
     tables,
+    translations,
     unmarked_by,
     with_cost,
 )
@@ -136,6 +140,7 @@ def text_test(
     read = outputs_of(
         mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
     )
+    notes = spelling_notes(mark, outputs, tokenizer, progress)
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -143,14 +148,14 @@ def text_test(
                 "leave `method` and `decoys` out",
             )
         kept = [output for output in read if len(output.output_ids)]
-        along = None if reference is None else read_along("reference", reference, mark, kept, 1, None, progress)
+        along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights = None
     along = []
     if reference is not None and len(read):
-        along = read_along("reference", reference, mark, read, batch_size, None, progress)
+        along = _along(mark, reference, read, batch_size, tokenizer, progress)
         weights = excess(positions, logprobs_at_positions(along, positions), mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
     number = (DECOYS if reference is not None else 0) if decoys is None else decoys
@@ -162,7 +167,7 @@ def text_test(
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
         cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
+    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read) + notes)
 
 
 def logprob_test(
@@ -189,7 +194,8 @@ def logprob_test(
         suspect: a model, which is read along the probes; an endpoint (or its address) that gives the log probabilities
             of a prompt's tokens, as vLLM does, and is read in the same way without writing anything; or recorded log
             probabilities (files of our own records or of answers as servers give them, or what
-            `verify.data.logprobs.read_recorded` gave).
+            `verify.data.logprobs.read_recorded` gave). A model, the reference too, may have another tokenizer than the
+            mark: what it says is translated (`verify.data.retokenize`), and the result says how much could be kept.
         probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
             cannot carry any mark. Not with recorded log probabilities.
         reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
@@ -200,7 +206,8 @@ def logprob_test(
         record: folder to keep what was read in, and to resume from; an endpoint needs one.
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200.
-        tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says. It also stands in for the tokenizer of a
+            model's folder that holds none.
         columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed probes or records instead of stopping at the first.
         batch_size: texts in one forward pass.
@@ -226,7 +233,6 @@ def logprob_test(
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
         texts, unmarked, notes = ready.texts, ready.unmarked, ready.notes
         inputs = {"suspect": named(suspect)} | ready.inputs
-        said = read_along("suspect", suspect, mark, texts, batch_size, record, progress)
         few = None
     else:
         if probes is not None:
@@ -234,15 +240,35 @@ def logprob_test(
         said, inputs, notes = recorded(suspect, mark, tokenizer, columns, skip_bad)
         texts, few = [as_output(text) for text in said], most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+    weights = None if isinstance(suspect, Endpoint) or not is_model(suspect) else suspect
+    beside_it = reference if reference is not None and is_model(reference) else None
+    how = translations(mark, weights, beside_it, tokenizer, unmarked=unmarked)
+    if weights is not None:
+        said = read_along(
+            "suspect", weights, mark, texts, batch_size, record, progress, tokenizer=tokenizer, translator=how.suspect
+        )
     compared = None
     inputs["reference"] = None if reference is None else named(reference)
     if reference is not None:
         if is_model(reference):
-            compared = read_along("reference", reference, mark, texts, batch_size, record, progress)
+            compared = read_along(
+                "reference",
+                reference,
+                mark,
+                texts,
+                batch_size,
+                record,
+                progress,
+                tokenizer=tokenizer,
+                translator=how.reference,
+            )
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
             compared = recorded(reference, mark, tokenizer)[0]
+    raw = said, compared
+    if compared is not None:
+        said, compared = at_common_places(said, compared)
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -261,6 +287,7 @@ def logprob_test(
         cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     sampled = any(text.sampled for text in said)
+    notes += how.notes + notes_on_translation(*raw, scored)
     return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
@@ -438,6 +465,29 @@ def attribute(
     with progress("trying labels", "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
+
+
+def _along(
+    mark: Mark,
+    reference: Model,
+    outputs: Sequence[Output],
+    batch_size: int,
+    tokenizer: PathLike | None,
+    progress: Stages,
+) -> list[TextLogprobs]:
+    """What a reference says along outputs. Where it has another tokenizer, it expects nothing at some positions."""
+    how = translations(mark, None, reference, tokenizer, unmarked=False)
+    return read_along(
+        "reference",
+        reference,
+        mark,
+        outputs,
+        batch_size,
+        None,
+        progress,
+        tokenizer=tokenizer,
+        translator=how.reference,
+    )
 
 
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:

@@ -175,14 +175,14 @@ class ReferenceLog:
     """
 
     def __init__(self, model: Model, mark: Mark, tally: Usage, log: Path) -> None:
-        self._model = opened(model, mark)[0]
+        self._model, self._limit = opened(model, mark)[0], mark.vocabulary_size
         self._tally = tally
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
 
     def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
-        read = read_batch(self._model, [as_output(answer)])[0]
+        read = read_batch(self._model, [as_output(answer)], limit=self._limit)[0]
         if self._tally.logprobs:  # a reference that names more tokens than the suspect would differ for that alone
             read = replace(keep_top_of_text(read, most_named([answer])), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
