@@ -23,6 +23,7 @@ from verify import Endpoint
 from verify.radioactivity.sequential import EndpointResult
 from verify.suspects.asking import NoLogprobsError
 from verify.suspects.client import MAX_WAIT, TooManyFailuresError
+from verify.suspects.dialects import along_prompt, said
 from watermark import ApiError, Mark, UsageError
 
 Run = Callable[..., Done]
@@ -549,6 +550,29 @@ def test_the_responses_api_is_asked_in_its_words(mark: Mark, tmp_path: Path) -> 
         "include": ["message.output_text.logprobs"], "max_output_tokens": 64, "temperature": 0.5,
     }  # fmt: skip
     assert rows(tmp_path)[0]["stop"] == "stop"
+
+
+def test_what_a_real_server_said() -> None:
+    """llama-cpp-python 0.3.36 with SmolLM2-135M-Instruct (Q4_1), as it came: a chat, and an echoed prompt."""
+    heard = said({"object": "chat.completion", "choices": [{
+        "index": 0, "message": {"content": "Oh,", "role": "assistant"}, "finish_reason": "length",
+        "logprobs": {"content": [
+            {"token": "Oh", "logprob": -4.651892185211182, "bytes": None, "top_logprobs": [
+                {"token": "Hello", "logprob": -2.003603458404541, "bytes": None},
+                {"token": "I", "logprob": -2.314392566680908, "bytes": None},
+                {"token": "Oh", "logprob": -4.651892185211182, "bytes": None}]},
+            {"token": ",", "logprob": -0.5319699645042419, "bytes": None, "top_logprobs": [
+                {"token": ",", "logprob": -0.5319699645042419, "bytes": None}]}], "refusal": None}}]})  # fmt: skip
+    assert (heard.text, heard.stop, [step.token.name for step in heard.steps]) == ("Oh,", "length", ["Oh", ","])
+    assert [token.name for token in heard.steps[0].top] == ["Hello", "I", "Oh"]
+    steps = along_prompt({"object": "text_completion", "choices": [{
+        "text": "The quick brown fox with", "index": 0, "finish_reason": "length",
+        "logprobs": {
+            "text_offset": [0, 3, 9], "token_logprobs": [None, -9.878622055053711, -7.121646881103516],
+            "tokens": ["The", " quick", " brown"],
+            "top_logprobs": [None, {" way": -1.97, "-": -2.21, " quick": -9.88},
+                             {" fox": -1.59, " storm": -2.57, " brown": -7.12}]}}]})  # fmt: skip
+    assert [(step.token.name, len(step.top)) for step in steps] == [("The", 0), (" quick", 3), (" brown", 3)]
 
 
 # A8: first answers that tell nothing

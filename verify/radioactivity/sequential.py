@@ -177,6 +177,12 @@ class EndpointResult(SequentialResult):
         return rows | {"log": self.log}
 
 
+def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
+    """log10 of one over what a look back at all text finds, for its share of alpha."""
+    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+    return -log10_p - math.log10(2 * len(LOOKS))
+
+
 class SequentialTest:
     """Takes a suspect's answers one by one, and knows at every moment what they show.
 
@@ -209,7 +215,7 @@ class SequentialTest:
         if self.access == "text" and reference is not None:
             self._read.append((answer, reference))
             if len(self._read) in LOOKS:
-                self._looked = max(self._looked, -self._look_back() - math.log10(2 * len(LOOKS)))
+                self._looked = max(self._looked, evidence_of_look(self.mark, self.look_back()))
         shared = math.log10(2) if self._read else 0.0
         self._path.append(max(self._looked, self._process.log10_e - shared))
         self._most = max(self._most, self._path[-1])
@@ -223,14 +229,13 @@ class SequentialTest:
         self._discarded[COUNTED_PAIR] += len(pairs.tokens) - len(fresh.tokens)
         return fresh
 
-    def _look_back(self) -> float:
-        """log10 of the p-value of all text so far, as of a fixed sample."""
+    def look_back(self) -> WeightedPairs:
+        """The coins of all text so far, weighed as those of a fixed sample; the weights do not depend on the key."""
         answers, references = zip(*self._read, strict=True)
         positions = scorable_batch(
             map(as_output, answers), self.mark.width, self.mark.exempt, unmarked_prompts=self.unmarked
         )
-        pairs = excess(positions, logprobs_at_positions(references, positions), self.mark.exempt)
-        return weighted.chernoff_log10_sf(pairs.weights, score(self.mark, pairs), self.mark.gamma)
+        return excess(positions, logprobs_at_positions(references, positions), self.mark.exempt)
 
     @property
     def stopped(self) -> str | None:

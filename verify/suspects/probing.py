@@ -25,7 +25,7 @@ from watermark import Mark
 from watermark.io.prompts import Prompt
 from watermark.io.records import Record, resuming
 from watermark.progress import Progress, silent
-from watermark.tokenizers import AnyTokenizer
+from watermark.tokenizers import AnyTokenizer, special_ids
 
 SAME_TOKENS: Final = 0.9
 """Share of a probe's tokens that a server must name as the mark's tokenizer does, to be sent ids."""
@@ -115,7 +115,7 @@ def _way(endpoint: Endpoint, first: Prompt, probe: Output, vocabulary: Vocabular
     as_text = replace(first, text=vocabulary.text(first.ids or ()), ids=None)
     words = ""
     for wanted in (PROMPT_LOGPROBS, ECHO):
-        client = Client(endpoint)
+        client = Client(replace(endpoint, retries=min(endpoint.retries, 1)))  # some answer 500 to what they do not take
         for prompt in (first, as_text):
             fields, refusal = client.ask(prompt, wanted)
             if refusal is not None:
@@ -160,9 +160,13 @@ def _common_places(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary)
     """The number of the step that begins where a token of the probe does, by the token's place.
 
     Bytes are counted from the end: at the beginning a server may leave its first token out, or add some, or a space.
+    Special tokens count for none: some servers do not name them.
     """
-    theirs = [step.token.data or step.token.name.encode("utf-8", "replace") for step in steps]
-    ours = [vocabulary.texts.get(int(i), b"") for i in probe.ids]
+    special = {vocabulary.texts.get(i, b"") for i in special_ids(vocabulary.tokenizer)}
+    names = [step.token.data or step.token.name.encode("utf-8", "replace") for step in steps]
+    theirs = [b"" if name in special else name for name in names]
+    texts = [vocabulary.texts.get(int(i), b"") for i in probe.ids]
+    ours = [b"" if text in special else text for text in texts]
     whole = b"".join(ours)
     if not _ends_alike(theirs, whole):
         theirs = theirs[:-1]  # without a token that was written after the prompt
