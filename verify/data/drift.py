@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from verify.data.sources import read_records
 from watermark import InputError, Mark, TokenizerError
@@ -55,7 +55,8 @@ def _has_both(record: Record) -> bool:
     fields = record.fields
     if fields.get("sequential") is True:  # where a token's name told no id, another stands for it
         return False
-    text, ids = fields.get("output"), fields.get("output_ids")
+    text: Any = fields.get("output")
+    ids: Any = fields.get("output_ids")
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     return is_text(text) and bool(text.strip()) and list_of(is_int)(ids) and bool(ids)
 

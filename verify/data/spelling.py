@@ -141,7 +141,7 @@ class Spelling:
         again = self.encode([text])[0]
         starts = np.full(len(ids), -1, np.int64)
         if np.array_equal(again.ids, ids[kept]):
-            after = np.cumsum(kept) - kept  # a special token begins where the next other one does
+            after: I64 = np.cumsum(kept) - kept  # a special token begins where the next other one does
             starts = np.append(again.starts, len(text.encode()))[after]
         return Spelled(text, ids.astype(np.int64), starts)
 
@@ -307,7 +307,7 @@ def _unfinished(raw: bytes) -> npt.NDArray[np.bool_]:
 def _widths(code: npt.NDArray[np.uint32]) -> I64:
     """The bytes that characters take in UTF-8."""
     bounds = np.array([0x80, 0x800, 0x10000], np.uint32)
-    widths: I64 = 1 + np.searchsorted(bounds, code, side="right").astype(np.int64)
+    widths: I64 = np.searchsorted(bounds, code, side="right").astype(np.int64) + 1
     return widths
 
 
@@ -320,7 +320,7 @@ def _starts_by_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> I64:
     span = np.array(offsets, np.int64).reshape(-1, 2)
     before = np.concatenate([[0], np.maximum.accumulate(span[:, 1])])[: len(span)]
     place = np.concatenate([[0], np.cumsum(_widths(np.frombuffer(text.encode("utf-32-le"), np.uint32)))])
-    starts = place[before]
+    starts: I64 = place[before].astype(np.int64)
     starts[span[:, 0] < before] = -1
     starts[1:][starts[1:] == starts[:-1]] = -1  # the tokens before it stand for nothing
     return starts
