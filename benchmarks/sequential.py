@@ -14,7 +14,16 @@ import numpy as np
 
 from benchmarks import witnesses as w
 from verify.data.logprobs import TextLogprobs
-from verify.radioactivity.sequential import EVIDENCE, FUTILE, MAX_FUTILE, MIN_TILT, SequentialResult, SequentialTest
+from verify.radioactivity.sequential import (
+    EVIDENCE,
+    FUTILE,
+    LOOKS,
+    MAX_FUTILE,
+    MIN_TILT,
+    SequentialResult,
+    SequentialTest,
+    evidence_of_look,
+)
 from verify.stats.eprocess import EProcess
 from watermark import Mark
 
@@ -44,13 +53,23 @@ def null(access: str, reference: str | None, records: int) -> None:
     rng = np.random.default_rng(13)
     shape = w.mark_of("d3w1")
     test = SequentialTest(shape, access, ALPHA, unmarked=True)
-    blocks = [test.fresh(*both) for both in answers("unmarked", access, reference)[:records]]  # for every key the same
+    # what is counted after each answer, and the look back, if there is one: for every key the same
+    blocks, looks, back = [], {}, SequentialTest(shape, access, ALPHA, unmarked=True)
+    for number, both in enumerate(answers("unmarked", access, reference)[:records], 1):
+        blocks.append(test.fresh(*both))
+        back.add(*both)
+        if access == "text" and reference is not None and number in LOOKS:
+            looks[number] = back.look_back()
+    shared = math.log10(2) if looks else 0.0
     stops = []
     for _ in range(KEYS):
         key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, MIN_TILT), None
-        for block in blocks:
+        for number, block in enumerate(blocks, 1):
             process.add(block.weights, key.green(block.contexts, block.tokens))
-            if process.log10_pvalue <= math.log10(ALPHA):
+            found = process.log10_e - shared
+            if number in looks:
+                found = max(found, evidence_of_look(key, looks[number]))
+            if found >= -math.log10(ALPHA):
                 why = EVIDENCE
             elif process.log10_futility >= -math.log10(MAX_FUTILE):
                 why = FUTILE

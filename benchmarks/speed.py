@@ -34,8 +34,9 @@ from transformers import (
 
 from benchmarks.machine import machine
 from benchmarks.texts import speeches
-from verify.data.outputs import Output, read_records, to_outputs
+from verify.data.outputs import Output, to_outputs
 from verify.data.pairs import Pairs, extract
+from verify.data.sources import read_records
 from verify.planning.demo import teacher_model
 from verify.radioactivity.attribution import ATTRIBUTED, attribution
 from verify.stats.binomial import binomial_log10_sf

@@ -16,6 +16,7 @@ RESULTS, LIMITS, FORENSICS = DOCS / "results.md", DOCS / "limits.md", DOCS / "fo
 SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
 EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
 NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
+TOKENIZERS = "<!-- tokenizers, made by benchmarks/table.py -->\n", "<!-- tokenizers end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -141,6 +142,37 @@ def nulls(results: dict[str, Any], independent: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tokenizers(results: dict[str, Any]) -> str:
+    """Students that speak tokens of their own."""
+    lines = [
+        "| student | its tokenizer | delta | reference | positions kept | log10 p at 100, 500, 2,000 | to 1e-6 |",
+        "|---|---|--:|---|--:|--:|--:|",
+    ]
+    for row in results["table"]:
+        kind, spoken, _ = row["student"].split("-")
+        at = ", ".join(number(row["log10_pvalue_at"].get(str(n))) for n in (100, 500, 2000))
+        spent = row["positions_to_1e-6"]
+        lines.append(
+            f"| {kind} | {SPOKEN.get(spoken, spoken)} | {row['delta']:g} | {row['reference']} | {row['kept']:.1%} | "
+            f"{at} | {'-' if spent is None else spent} |"
+        )
+    for what, found in results.get("nulls", {}).items():
+        for name, one in found.items():
+            below = ", ".join(f"{count} below {level}" for level, count in one["below"].items())
+            lines.append(
+                f"\n{what}, {name}: {one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}."
+            )
+    for name, one in results.get("speed", {}).items():
+        alone, both = one["tokens/s, tokenizer"], one["tokens/s, translation"]
+        lines.append(
+            f"\nSpeed, {name}: the tokenizer {alone / 1e3:,.0f}k tokens/s, with translation {both / 1e3:,.0f}k."
+        )
+    return "\n".join(lines) + "\n"
+
+
+SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
+
+
 def recorded(name: str) -> Any:
     """A file of benchmarks/results."""
     return json.loads((HERE / "results" / f"{name}.json").read_text())
@@ -152,6 +184,7 @@ def made() -> list[tuple[Path, tuple[str, str], str]]:
     return [
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
+        (RESULTS, TOKENIZERS, tokenizers(recorded("tokenizers"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
     ]

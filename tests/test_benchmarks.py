@@ -11,7 +11,9 @@ from benchmarks.fingerprints import RESULTS, ROWS
 from benchmarks.table import HERE, made
 
 
-@pytest.mark.parametrize(("file", "marks", "text"), made(), ids=["speed", "fingerprints", "evasions", "nulls"])
+@pytest.mark.parametrize(
+    ("file", "marks", "text"), made(), ids=["speed", "fingerprints", "tokenizers", "evasions", "nulls"]
+)
 def test_docs_show_the_recorded_figures(file: Path, marks: tuple[str, str], text: str) -> None:
     before, _, rest = file.read_text().partition(marks[0])
     shown, _, after = rest.partition(marks[1])

@@ -421,7 +421,7 @@ def test_bad_rows_of_parquet_have_their_number(tmp_path: Path, stillmark: Run) -
     ("name", "content", "message"),
     [("empty.jsonl", b"", "holds no records"), ("blank.jsonl", b"\n \n", "holds no records"),
      ("empty.txt", b" \n", "holds no records"), ("no.parquet", b"PAR1", "no readable Parquet"),
-     ("x.csv", b"a,b", "unknown kind of file '.csv'"), ("gone.jsonl", None, "cannot read: No such file")],
+     ("x.xls", b"a,b", "unknown kind of file '.xls'"), ("gone.jsonl", None, "cannot read: No such file")],
 )  # fmt: skip
 def test_bad_files(
     evidence: list[Any], tmp_path: Path, stillmark: Run, name: str, content: bytes | None, message: str

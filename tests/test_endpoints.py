@@ -13,7 +13,9 @@ import pytest
 from click.testing import Result
 
 from tests.servers import Handler, chat, serve
-from verify.suspects.endpoint import MAX_FAILURES, Completion, Endpoint, TooManyFailuresError, ask_all
+from verify.suspects.asking import Completion, ask_all
+from verify.suspects.client import MAX_FAILURES, TooManyFailuresError
+from verify.suspects.endpoint import Endpoint
 from watermark import ApiError, InputError
 from watermark.io.prompts import Prompt
 

@@ -161,7 +161,7 @@ def test_agreement_of_an_endpoint(made: Small, asked: Path, tmp_path: Path, monk
     """It is asked by chat or not as `chat` says; it needs a record, which it is told before anything is read."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with small.serve(lambda body: servers.chat("w9")) as (url, seen):
-        where = Endpoint(url, "s", chat=False)
+        where = Endpoint(url, "s", api="completions")
         found = agreement_test(made.teacher, where, [made.other], asked, chat=True, record=tmp_path / "r")
         assert (found.suspect, found.n, len(seen)) == ("s", 30, 30)
         assert all("messages" in body for body in seen)

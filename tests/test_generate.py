@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from tests import small
-from verify.data.outputs import read_records
+from verify.data.sources import read_records
 from verify.planning.student import Training, read_examples, train_student
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
 from watermark.io.prompts import read_prompts

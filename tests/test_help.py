@@ -5,6 +5,7 @@ What runs is the text of the example, in a folder that holds small files under t
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import subprocess
@@ -121,6 +122,11 @@ def small_demo(folder: Path) -> None:
     (folder / "customers.txt").write_text("customer-17\ncustomer-18\n")
     (folder / "readings").mkdir()
     small.jsonl(folder / "readings" / "suspect.jsonl", (small.read(marked, row) for row in rows[:10]))
+    (folder / "logs").mkdir()
+    chats = small.jsonl(folder / "logs" / "chat.jsonl", (small.answer(small.read(plain, row)) for row in rows))
+    (folder / "logs" / "chat.jsonl.gz").write_bytes(gzip.compress(chats.read_bytes()))
+    cells = "".join(f"{row['prompt']},{row['output']}\n" for row in rows)
+    (folder / "logs" / "other.csv").write_text(f"question,model.text\n{cells}")
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +147,17 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def serve_student(made: Path) -> Iterator[str]:
-    """An endpoint that says what the marked student says, and names the 20 likeliest tokens if it is asked to."""
+    """An endpoint that says what the marked student says.
+
+    It names the 20 likeliest tokens if it is asked to, of an answer or along a prompt.
+    """
     table = small.logits(Mark.load(made / "demo" / "demo.mark"), lift=0.03)
     draw = np.random.RandomState(2)
 
     def reply(body: dict[str, Any]) -> dict[str, Any]:
+        if "prompt_logprobs" in body:  # as vLLM
+            rows = [{str(i): {"logprob": p} for i, p in small.top(table, one)} for one in body["prompt"][:-1]]
+            return {"model": "suspect-1", "choices": [{"text": "w5", "prompt_logprobs": [None, *rows]}]}
         asked = (body["messages"][-1]["content"] if "messages" in body else body["prompt"]).split()
         prompt = [int(word[1:]) if word[1:].isdigit() and 2 <= int(word[1:]) < small.SIZE else 2 for word in asked]
         output = small.sample(table, 32, draw, prompt[-1])

@@ -22,8 +22,9 @@ from tests.servers import chat, serve
 from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs, read_outputs
 from verify.planning.student import read_examples
-from verify.suspects.endpoint import Endpoint, ask_all
-from verify.suspects.interview import Usage, iter_answers
+from verify.suspects.asking import ask_all
+from verify.suspects.endpoint import Endpoint
+from verify.suspects.interview import Budget, Usage, iter_answers
 from verify.suspects.model import likeliest, likelihoods, read_weights
 from watermark import InputError, Mark, MissingExtraError, Sampling, generate
 from watermark.io.fields import JsonError, load_json
@@ -277,7 +278,7 @@ def test_a_log_of_an_endpoint_is_held_and_its_records_are_its_prompts(
         one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
 
         def waves() -> Any:
-            return iter_answers(where, prompts, mark, tokenizer, two, 10**6, Usage())
+            return iter_answers(where, prompts, mark, tokenizer, two, Budget(10**6), Usage())
 
         said = ask_all(where, prompts, one)
         first = waves()
@@ -570,7 +571,7 @@ def test_an_array_of_records_is_read(
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        ('{\n "output_ids": [5]\n}\n', 1, "the file is an object over several lines, and no record"),
+        ('{\n "output_ids": [5]\n}\n{\n', 1, "the file begins as an object over several lines, and is none"),
         ("[1, 2]", 1, "a record must be a JSON object"),
         ('[\n {"output_ids": [5]},\n {"output_ids": [5}\n]', 3, "no valid JSON"),
         ('[\n {"output_ids": [5]},\n {"output_ids": [5]', 3, "no valid JSON"),
@@ -616,10 +617,10 @@ def test_hints_can_be_followed(mark_file: Path, tmp_path: Path, stillmark: Run) 
         ("test", "text", *with_mark, cut),
         ("test", "model", *with_mark, "--suspect", tmp_path, "--probes", cut),
         ("test", "corpus", *with_mark, cut, "--out", tmp_path / "run"),
+        ("test", "logprobs", *with_mark, cut),
         ("attribute", *with_mark, "--labels", tmp_path / "labels", cut),
     ]
     have_not = [
-        ("test", "logprobs", *with_mark, cut),
         ("generate", "--model", tmp_path, "--prompts", cut, "--out", tmp_path / "o"),
         ("count-contexts", *with_mark, cut, "--out", tmp_path / "c"),
         ("probes", *with_mark, cut, "--out", tmp_path / "p"),
@@ -642,7 +643,7 @@ def test_columns_of_parquet_are_named(mark: Mark, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"], "url": ["u"]}), path)
     with pytest.raises(RecordError) as error:
         read_outputs(path, mark)
-    assert error.value.hint == "it has 'text', 'url'"
+    assert error.value.hint == "it has 'text', 'url'; say with `columns` which is what: output=text"
     pq.write_table(pa.table({f"c{i:02}": [1] for i in range(30)}), path)
     with pytest.raises(RecordError) as error:
         read_outputs(path, mark)
@@ -711,14 +712,19 @@ def test_a_prompt_elsewhere_is_not_no_prompt(
     row = {"output_ids": [6, 7], name: held, **beside}
     small.jsonl(path, [row])
     pq.write_table(pa.Table.from_pylist([{key: value for key, value in row.items() if value != []}]), parquet)
-    for file in (path, parquet):
-        with pytest.raises(RecordError, match=f"there is no 'prompt', and '{name}' holds what the model was shown"):
-            read_outputs(file, mark)
-        assert len(read_outputs(file, mark, need_prompts=False)) == 1
-    corpus = stillmark("test", "corpus", "--mark", place / "m", parquet, "--out", tmp_path / "run")
-    assert f"'{name}' holds" in corpus.stderr
+    if "prompt_ids" in beside:
+        with pytest.raises(RecordError, match="'prompt_ids' is empty, and there is a text for it"):
+            read_outputs(path, mark)
+    for file in (path, parquet) if "prompt_ids" not in beside else (parquet,):
+        (read,) = read_outputs(file, mark)
+        assert read.prompt_ids is not None
+        assert set(read.prompt_ids.tolist()) == {5}, "a rule-2 test knows all that was shown"
+        (read,) = read_outputs(file, mark, need_prompts=False)
+        assert read.prompt_ids is None
+    corpus = stillmark("test", "corpus", "--mark", place / "m", parquet, "--out", tmp_path / "run", "--json")
+    assert json.loads(corpus.stdout)["records"] == 1
     small.jsonl(path, [row | {"top_logprobs": [None, None]}])
-    with pytest.raises(RecordError, match=f"'{name}' holds"):
+    with pytest.raises(RecordError, match="has a 'prompt' and no 'prompt_ids'"):
         read_recorded(path, mark)
     small.jsonl(path, [row | {name: type(held)()}, row | {name: None}, row | {"prompt_ids": [5]}])
     assert len(read_outputs(path, mark)) == 3

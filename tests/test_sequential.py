@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from verify.data.logprobs import TextLogprobs
-from verify.data.pairs import SeenPairs, WeightedPairs
+from tests import small
+from verify.data.logprobs import TextLogprobs, as_output, from_record, logprobs_at_positions
+from verify.data.pairs import SeenPairs, WeightedPairs, scorable_batch
+from verify.radioactivity.result import score
 from verify.radioactivity.sequential import EVIDENCE, FUTILE, SequentialTest, replay
+from verify.radioactivity.text import excess
 from verify.stats.eprocess import EProcess
-from verify.stats.weighted import TILTS
+from verify.stats.weighted import TILTS, chernoff_log10_sf
 from watermark import Mark
+from watermark.io.records import Record
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -150,6 +156,66 @@ def test_futility_gives_up_a_suspect_with_the_least_effect_seldom() -> None:
             worst = max(worst, process.log10_futility)
         given_up += worst >= math.log10(20)
     assert given_up <= scipy.stats.binom(300, 0.05).isf(1e-6), "false failure 1e-6"
+
+
+def read_with_reference(
+    table: small.Floats, reference: small.Floats, records: int, seed: int
+) -> list[tuple[TextLogprobs, TextLogprobs]]:
+    """Answers of a model, and what a reference says along them."""
+    draw, found = np.random.RandomState(seed), []
+    for i in range(records):
+        text = {"id": str(i), "prompt_ids": [2 + i % 200], "output_ids": small.sample(table, 40, draw, 2 + i % 200)}
+        answer, beside = (from_record(Record(Path("x"), i, small.read(one, text)), 256) for one in (table, reference))
+        found.append((replace(answer, sampled=True), replace(beside, sampled=True)))
+    return found
+
+
+def log10_p(mark: Mark, said: list[tuple[TextLogprobs, TextLogprobs]]) -> list[float]:
+    """What text shows with a reference, after each answer."""
+    test = SequentialTest(mark, "text", unmarked=True)
+    found = []
+    for answer, beside in said:
+        test.add(answer, beside)
+        found.append(test.result().log10_pvalue)
+    return found
+
+
+def test_looks_back_at_all_text_find_a_faint_mark_sooner(tmp_path: Path) -> None:
+    """With a reference, within twice the text that a fixed sample takes, and the log p never grows."""
+    mark = small.mark(tmp_path / "m", small.tokenizer(tmp_path / "tok"))
+    plain = small.logits(None, 3)
+    said = read_with_reference(small.logits(mark, 3, 0.01), plain, 32, 5)
+    found = log10_p(mark, said)
+    assert all(after <= before for before, after in pairwise(found))
+
+    def fixed(number: int) -> float:
+        positions = scorable_batch(
+            [as_output(answer) for answer, _ in said[:number]], 1, mark.exempt, unmarked_prompts=True
+        )
+        pairs = excess(
+            positions, logprobs_at_positions([beside for _, beside in said[:number]], positions), mark.exempt
+        )
+        return chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+
+    first = next(number for number in range(1, 33) if fixed(number) <= -6)
+    sequential = next(number for number, p in enumerate(found, 1) if p <= -6)
+    assert first <= sequential <= 2 * first, (first, sequential)
+    process = EProcess(mark.gamma, 0.05)
+    alone = SequentialTest(mark, "text", unmarked=True)
+    for answer, beside in said[:sequential]:
+        fresh = alone.fresh(answer, beside)
+        process.add(fresh.weights, mark.green(fresh.contexts, fresh.tokens))
+    assert process.log10_pvalue > -4, "the e-process alone is not there yet"
+
+
+@pytest.mark.slow
+def test_looks_back_keep_to_alpha(tmp_path: Path) -> None:
+    """200 keys against one innocent, looked at after every answer, up to the sixth look back."""
+    plain = small.logits(None, 3)
+    said = read_with_reference(small.logits(None, 3, 0.0), plain, 24, 9)
+    rng = np.random.default_rng(6)
+    fired = sum(log10_p(Mark(rng.bytes(32)), said)[-1] <= math.log10(0.1) for _ in range(200))
+    assert fired <= scipy.stats.binom(200, 0.1).isf(1e-6), "false failure 1e-6"
 
 
 def test_the_tape_counts_a_pair_once() -> None:

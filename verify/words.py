@@ -6,13 +6,15 @@ import re
 from typing import Final
 
 OPTIONS: Final = {
-    "chat": "--api",
+    "api": "--api",
     "access": "--access",
     "alpha": "--alpha",
     "answers": "--answers",
     "base": "--base",
     "budget": "--budget-tokens",
+    "budget_usd": "--budget-usd",
     "canaries": "--canaries",
+    "columns": "--columns",
     "context_counts": "--context-counts",
     "controls": "--control",
     "decoys": "--decoys",
@@ -21,16 +23,21 @@ OPTIONS: Final = {
     "labels": "--labels",
     "log": "--log",
     "mark": "--mark",
+    "max_tokens": "--max-tokens",
     "method": "--method",
     "model": "--model",
     "number": "--number",
     "out": "--out",
     "plan": "--plan",
     "planted": "--planted",
+    "price_in": "--price-in",
+    "price_out": "--price-out",
     "probes": "--probes",
     "prompts": "--prompts",
+    "reasoning": "--score-reasoning",
     "record": "--record",
     "reference": "--reference",
+    "samples": "--samples",
     "skip_bad": "--skip-bad",
     "suspect": "--suspect",
     "teacher": "--teacher",
@@ -54,7 +61,7 @@ def in_cli_words(text: str) -> str:
         name, value = found.groups()
         if name not in OPTIONS:
             return found.group()
-        value = {None: "", "True": "", "False": " completions"}.get(value, f" {value}")  # `chat=False`
+        value = {None: "", "True": ""}.get(value, f" {value}")
         return OPTIONS[name] + value
 
     return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)

@@ -54,7 +54,12 @@ def fast_bfloat16() -> bool:
 
 
 def load_model(
-    path: str | Path, mark: Mark | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    mark: Mark | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    *,
+    more_tokens: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM, in evaluation mode, and its tokenizer; on the GPU if there is one.
 
@@ -62,6 +67,8 @@ def load_model(
         path: the directory: safetensors, and an architecture that transformers itself knows.
         mark: what will be embedded or tested: the tokenizer must be its own.
         dtype: of the weights; None: bfloat16 where the machine is fast at it, else float32.
+        tokenizer: folder of a tokenizer, for a directory that holds none.
+        more_tokens: the tokenizer may have tokens beyond the mark's.
 
     Raises:
         ModelError: the directory holds no causal LM that transformers can load, or only a part of one, or one that
@@ -76,9 +83,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenizers.load_transformers(path)
+    words = tokenizers.load_transformers(tokenizers.folder_of(path, tokenizer))
     if mark is not None:
-        tokenizers.check(mark, tokenizer, path)
+        tokenizers.check(mark, words, path, more_tokens=more_tokens)
     dtype = dtype or (torch.bfloat16 if fast_bfloat16() else torch.float32)
     quantized = is_quantized(config)
     if not quantized:
@@ -102,7 +109,7 @@ def load_model(
         raise ModelError(f"{path}: the model has {columns} token ids, the mark's vocabulary {mark.vocabulary_size}")
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     model.train(False)
-    return model, tokenizer
+    return model, words
 
 
 def architecture(path: Path) -> tuple[frozenset[str], str] | None:

@@ -38,6 +38,7 @@ class Tokenizer:
     Attributes:
         source: the folder it was read from.
         special_ids: every id that the tokenizer calls special, ascending.
+        backend: the `tokenizers.Tokenizer` behind it; None where transformers has code of its own.
     """
 
     source: Path
@@ -46,6 +47,7 @@ class Tokenizer:
     _decode: Callable[[list[int], bool], str]
     _vocabulary: Callable[[], dict[str, int]]
     _size: int
+    backend: Any = None
 
     def __len__(self) -> int:
         """Number of token ids, added tokens included."""
@@ -67,7 +69,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores. Raises TokenizerError if the tokenizer fails on one of them."""
-        with _failures(f"{self.source}: this tokenizer fails on a text"):
+        with failures(f"{self.source}: this tokenizer fails on a text"):
             return self._encode(list(texts))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -76,7 +78,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the tokenizer fails on these ids.
         """
-        with _failures(f"{self.source}: this tokenizer fails on token ids"):
+        with failures(f"{self.source}: this tokenizer fails on token ids"):
             return self._decode(list(ids), skip_special_tokens)
 
 
@@ -96,7 +98,7 @@ def load(path: str | Path) -> Tokenizer:
     from watermark import tokenizer_files
 
     folder = _folder(path)
-    with _failures(f"{folder}: no tokenizer that can be loaded"):
+    with failures(f"{folder}: no tokenizer that can be loaded"):
         try:
             backend, special, settings = tokenizer_files.build(folder)
         except tokenizer_files.UnknownClassError as reason:
@@ -117,7 +119,7 @@ def load(path: str | Path) -> Tokenizer:
         return _without_spaces(text) if cleans_up else text
 
     ids = tuple(sorted(i for i in named | added if i is not None))
-    return Tokenizer(folder, ids, encode, decode, backend.get_vocab, backend.get_vocab_size())
+    return Tokenizer(folder, ids, encode, decode, backend.get_vocab, backend.get_vocab_size(), backend)
 
 
 def _without_spaces(text: str) -> str:
@@ -140,7 +142,38 @@ def _from_transformers(folder: Path) -> Tokenizer:
     def decode(ids: list[int], skip_special_tokens: bool) -> str:
         return str(loaded.decode(ids, skip_special_tokens=skip_special_tokens))
 
-    return Tokenizer(folder, special_ids(loaded), encode, decode, loaded.get_vocab, len(loaded))
+    backend = getattr(loaded, "backend_tokenizer", None)
+    return Tokenizer(folder, special_ids(loaded), encode, decode, loaded.get_vocab, len(loaded), backend)
+
+
+FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files by which a folder has a tokenizer of its own."""
+
+
+def folder_of(path: str | Path, stand_in: str | Path | None) -> str | Path:
+    """Where a model's tokenizer is: in its folder, or in `stand_in` if there is none.
+
+    Raises:
+        TokenizerError: there is none, and no other was named.
+    """
+    if any((Path(path) / name).exists() for name in FILES) or not Path(path).is_dir():
+        return path
+    if stand_in is None:
+        raise TokenizerError(
+            f"{path}: the folder holds no tokenizer", "name the folder of the one that it speaks as `tokenizer`"
+        )
+    return stand_in
 
 
 def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
@@ -156,7 +189,7 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
     require("transformers")
     from transformers import AutoTokenizer
 
-    with _failures(f"{folder}: no tokenizer that transformers can load"):
+    with failures(f"{folder}: no tokenizer that transformers can load"):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             read_json(folder / name)  # refuses what is no file, or too large
         # an absolute path: transformers compares it with names of models on its hub
@@ -173,7 +206,7 @@ def _folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def _failures(what: str) -> Iterator[None]:
+def failures(what: str) -> Iterator[None]:
     """Turns whatever the readers of a tokenizer raise into a TokenizerError; their panics are no Exceptions."""
     try:
         yield
@@ -186,13 +219,15 @@ def _failures(what: str) -> Iterator[None]:
         raise TokenizerError(f"{what}: {reason}") from error
 
 
-def fingerprint(tokenizer: AnyTokenizer) -> str:
+def fingerprint(tokenizer: AnyTokenizer, size: int | None = None) -> str:
     """SHA-256 over the vocabulary with its ids and over the ids of a fixed text, 64 hex characters.
 
     It tells tokenizers apart by what they do, so that saving one again, or with another version of a
     library, changes nothing.
+
+    size: of the vocabulary take ids below it only.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items())
+    vocabulary = sorted((token, i) for token, i in tokenizer.get_vocab().items() if size is None or i < size)
     ids = tokenizer.encode(PROBE, add_special_tokens=False)
     return hashlib.sha256(json.dumps([vocabulary, ids]).encode()).hexdigest()
 
@@ -203,6 +238,22 @@ def special_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
         return tokenizer.special_ids
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_ids)))
+
+
+def backend_of(tokenizer: AnyTokenizer) -> Any:
+    """The `tokenizers.Tokenizer` behind a tokenizer, which says where in a text each token stands.
+
+    Raises:
+        TokenizerError: transformers reads this tokenizer by code of its own.
+    """
+    ours = isinstance(tokenizer, Tokenizer)
+    found = tokenizer.backend if ours else getattr(tokenizer, "backend_tokenizer", None)
+    if found is None:
+        name = tokenizer.source if isinstance(tokenizer, Tokenizer) else tokenizer.name_or_path
+        raise TokenizerError(
+            f"{name}: this tokenizer does not say where its tokens stand in a text", "save it with a tokenizer.json"
+        )
+    return found
 
 
 def of_mark(tokenizer: str | Path | AnyTokenizer) -> dict[str, Any]:
@@ -253,14 +304,24 @@ def _source(mark: Mark, path: str | Path | None) -> str | Path:
     return source
 
 
-def check(mark: Mark, tokenizer: AnyTokenizer, source: str | Path) -> None:
-    """Raises TokenizerError if the mark was made for another tokenizer."""
-    if mark.tokenizer is not None and fingerprint(tokenizer) != mark.tokenizer:
+def check(mark: Mark, tokenizer: AnyTokenizer, source: str | Path, *, more_tokens: bool = False) -> None:
+    """Raises TokenizerError if the mark was made for another tokenizer; more_tokens: it may have more than that."""
+    if not (speaks(mark, tokenizer) if more_tokens else mark.tokenizer in (None, fingerprint(tokenizer))):
         raise TokenizerError(
             f"{source}: this tokenizer is not the mark's: {len(tokenizer)} tokens against {mark.vocabulary_size},"
             f" or the same ids for other text",
-            "the ids would mean other tokens; name the tokenizer that the mark was made with",
+            "this test reads the mark's own tokens; `stillmark test model` reads the weights of any other"
+            if more_tokens
+            else "the ids would mean other tokens; name the tokenizer that the mark was made with",
         )
+
+
+def speaks(mark: Mark, tokenizer: AnyTokenizer) -> bool:
+    """Whether a tokenizer has all of the mark's tokens under the same ids, and reads text as they do.
+
+    It may have more: fine-tuning often adds a few.
+    """
+    return mark.tokenizer is None or fingerprint(tokenizer, mark.vocabulary_size) == mark.tokenizer
 
 
 Encode = Callable[[list[str]], list[list[int]]]

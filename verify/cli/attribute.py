@@ -10,6 +10,7 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
+    columns_option,
     command,
     mark_option,
     progress,
@@ -28,6 +29,7 @@ from watermark import Mark
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @alpha_option
 @skip_bad_option
 @result_options("attributed", "none", "ambiguous", NO_VERDICT)

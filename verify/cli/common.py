@@ -122,6 +122,22 @@ def result_options(*verdicts: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def _columns(_ctx: click.Context, _option: click.Parameter, value: str | None) -> dict[str, str] | None:
+    if value is None:
+        return None
+    pairs = [one.partition("=") for one in value.split(",")]
+    found = {name.strip(): path.strip() for name, _, path in pairs}
+    if len(found) < len(pairs) or not all(found) or not all(found.values()):
+        raise click.BadParameter("want FIELD=COLUMN,FIELD=COLUMN, such as prompt=question,output=model.text")
+    return found
+
+
+columns_option = click.option(
+    "--columns", callback=_columns, metavar="FIELD=COLUMN,...",
+    help="Where the fields are in records of no known shape: prompt=question,output=model.text.",
+)  # fmt: skip
+
+
 def skip_bad_option(command: Any) -> Any:
     """Adds `--skip-bad` as `skip_bad`; without it, errors of a malformed record name the option."""
 

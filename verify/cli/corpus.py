@@ -10,6 +10,7 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
+    columns_option,
     command,
     mark_file_option,
     progress,
@@ -29,6 +30,7 @@ from verify.results import Result
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="More than one: by Ray.")
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @alpha_option
 @skip_bad_option
 @result_options()

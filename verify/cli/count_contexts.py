@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, mark_option, progress, show, tokenizer_option
+from verify.cli.common import FILE, columns_option, command, json_option, mark_option, progress, show, tokenizer_option
 from watermark import Mark
 
 
@@ -18,8 +18,16 @@ from watermark import Mark
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="Parquet: each context and how often it was emitted.")
 @tokenizer_option
+@columns_option
 @json_option
-def count_contexts(mark: Mark, outputs: tuple[Path, ...], out: Path, tokenizer: Path | None, as_json: bool) -> None:
+def count_contexts(
+    mark: Mark,
+    outputs: tuple[Path, ...],
+    out: Path,
+    tokenizer: Path | None,
+    columns: dict[str, str] | None,
+    as_json: bool,
+) -> None:
     """Count the contexts in outputs of the teacher, for the option --context-counts of other commands.
 
     Outputs that were generated without the mark leave the tests that use the counts exact. Counts of marked outputs
@@ -27,6 +35,6 @@ def count_contexts(mark: Mark, outputs: tuple[Path, ...], out: Path, tokenizer: 
     """
     from verify.data.context_counts import count_contexts
 
-    counted = count_contexts(outputs, mark, tokenizer=tokenizer, progress=progress)
+    counted = count_contexts(outputs, mark, tokenizer=tokenizer, columns=columns, progress=progress)
     counted.save(out)
     show({"out": str(out)} | counted.to_dict(), f"wrote {counted} to {out}", as_json=as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, progress, show
+from verify.cli.common import FILE, columns_option, command, json_option, progress, show
 from verify.progress import on
 
 
@@ -21,6 +21,7 @@ from verify.progress import on
     "--max-length", type=click.IntRange(2), default=1024, show_default=True, help="Prompt + output, in tokens."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
+@columns_option
 @json_option
 def student(
     base: Path,
@@ -31,6 +32,7 @@ def student(
     batch_size: int,
     max_length: int,
     seed: int,
+    columns: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Train a student on outputs, as somebody who distils a teacher would.
@@ -42,5 +44,5 @@ def student(
 
     training = Training(epochs, learning_rate, batch_size, max_length, seed)
     with progress(on("training from", base), "steps") as update:
-        trained = train_student(base, outputs, out, training, update)
+        trained = train_student(base, outputs, out, training, update, columns=columns)
     show(trained.to_dict(), str(trained), as_json=as_json)

@@ -12,6 +12,7 @@ from verify.cli.common import (
     FILE,
     alpha_option,
     batch_size_option,
+    columns_option,
     command,
     mark_option,
     progress,
@@ -26,7 +27,10 @@ from verify.results import Result
 from watermark import Mark
 from watermark.io.fields import JsonError, load_object
 
-_OURS: Final = {"model", "messages", "prompt", "n", "stream", "max_tokens", "logprobs", "top_logprobs"}
+_OURS: Final = {
+    *("model", "messages", "prompt", "input", "n", "stream", "max_tokens", "logprobs", "top_logprobs"),
+    *("prompt_logprobs", "echo", "include"),
+}
 
 _decoys = click.option(
     "--decoys", type=click.IntRange(0), help="Number of decoy keys [default: 200; 0 for text without a reference]."
@@ -45,6 +49,7 @@ _counts = click.option(
 )
 @unmarked_prompts_option
 @tokenizer_option
+@columns_option
 @batch_size_option
 @_decoys
 @alpha_option
@@ -53,8 +58,8 @@ _counts = click.option(
 def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
     """Test what a suspect wrote.
 
-    OUTPUTS are JSONL or Parquet files, a record a row (`output_ids` or `output`, and `prompt_ids` or `prompt`
-    if there was one), or .txt files, an output each.
+    OUTPUTS are files of records (`output_ids` or `output`, and `prompt_ids` or `prompt` if there was one), logs of chat
+    completions and other shapes that are recognised, or .txt files, an output each.
 
     The --method that decides is `binomial`, in which a distinct pair is one coin, however often it was written. In
     `counts` a pair weighs as often as it was written. With a --reference the method is `excess`: a pair weighs as
@@ -73,11 +78,14 @@ def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
 @unmarked_probes_option
 @_counts
 @_decoys
+@tokenizer_option
+@columns_option
 @batch_size_option
 @alpha_option
+@skip_bad_option
 @result_options()
 def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result:
-    """Test recorded log probabilities, from JSONL.
+    """Test recorded log probabilities, from JSONL, or from logs of answers as servers give them.
 
     A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
     log probability]; the top 20 are plenty. Or it is a text: `output_ids`, `prompt_ids`, and `top_logprobs` with
@@ -90,7 +98,12 @@ def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **opt
 
 @command("model", example="test model --mark demo/demo.mark --suspect demo/marked_student --reference MODEL")
 @mark_option()
-@click.option("--suspect", type=FILE, required=True, help="Folder of the suspect's weights.")
+@click.option(
+    "--suspect", required=True, help="Folder of the suspect's weights, or the http(s):// address of an endpoint."
+)
+@click.option(
+    "--model", "name", help="The name that an endpoint knows the suspect by [default: the one that it serves]."
+)
 @reference_option
 @click.option("--probes", type=FILE, multiple=True, help="Texts to read along; repeat [default: those of the package].")
 @unmarked_probes_option
@@ -104,18 +117,35 @@ def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **opt
 @alpha_option
 @skip_bad_option
 @result_options()
-def model(mark: Mark, suspect: Path, probes: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result:
+def model(
+    mark: Mark, suspect: str, name: str | None, probes: tuple[Path, ...], unmarked_probes: bool, **options: Any
+) -> Result:
     """Test a suspect whose weights you have, by its probabilities along probe texts.
+
+    An endpoint can be read in the same way if it tells the log probabilities of a prompt's tokens: vLLM does, and
+    servers whose completions can echo their prompt. It writes nothing, so that the prompts are all that is billed; it
+    needs --record.
 
     A probe is a record as in `stillmark test text`; the positions of its output are read. Best are texts that cannot
     carry the mark (see `stillmark probes`): then say --unmarked-probes. With a --reference much less is needed; it
-    may be any model that does not depend on the secret, and a bad one costs power, not validity. With --record
+    may be any model that does not depend on the secret, and a bad one costs power, not validity. Both may have other
+    tokenizers than the mark: what they say is translated. For a folder without one --tokenizer stands in. With --record
     a killed run goes on where it was.
     """
-    from verify import logprob_test
+    from verify import Endpoint, logprob_test
+    from verify.suspects.endpoint import is_address
 
+    if name is not None and not is_address(suspect):
+        raise click.UsageError(
+            "--model is the name of a suspect behind an endpoint: --suspect is no http(s):// address"
+        )
     return logprob_test(
-        mark, suspect, probes or None, unmarked_probes=unmarked_probes or None, progress=progress, **options
+        mark,
+        Endpoint(suspect, name or "") if is_address(suspect) else Path(suspect),
+        probes or None,
+        unmarked_probes=unmarked_probes or None,
+        progress=progress,
+        **options,
     )
 
 
@@ -142,17 +172,24 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option(
     "--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True, help="To be billed at most."
 )
+@click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices.")
+@click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens.")
+@click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens.")
 @click.option(
     "--log", type=FILE, required=True, help="JSONL to append every answer to; a killed run goes on from here."
 )
 @click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
-@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@click.option("--api", type=click.Choice(["chat", "completions", "responses"]), default="chat", show_default=True)
 @reference_option
 @unmarked_prompts_option
 @tokenizer_option
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
 @click.option("--top-logprobs", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--score-reasoning", "reasoning", is_flag=True, help="Score what it writes for itself before an answer, too."
+)
+@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--extra", callback=_extra, help='More fields of each request, as JSON: {"seed": 1}.')
 @click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
@@ -171,6 +208,8 @@ def endpoint(
     max_tokens: int,
     temperature: float,
     top_logprobs: int,
+    reasoning: bool,
+    samples: int,
     extra: dict[str, Any],
     concurrency: int,
     timeout: float,
@@ -182,7 +221,11 @@ def endpoint(
 
     Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest
     effect of interest would have shown by now, at the budget, or after the last prompt. The p-value holds however it
-    stopped. With --access auto log probabilities are scored if the first answer brings some, else the text.
+    stopped. With --access auto log probabilities are scored if the first answer that tells something brings some that
+    can be used, else the text; the result says why.
+
+    Where the server refuses --max-tokens under that name, a temperature, or so many log probabilities, it is asked
+    again as it wants, and the result says so.
 
     The key is read from OPENAI_API_KEY. `stillmark test logprobs` or `test text` on the log give the same number.
     """
@@ -191,10 +234,12 @@ def endpoint(
     where = Endpoint(
         url,
         model or "",
-        chat=api == "chat",
+        api=api,
         max_tokens=max_tokens,
         temperature=temperature,
         top_logprobs=top_logprobs,
+        reasoning=reasoning,
+        samples=samples,
         extra=extra,
         timeout=timeout,
         retries=retries,

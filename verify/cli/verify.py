@@ -10,6 +10,7 @@ import click
 from verify.cli.common import (
     FILE,
     alpha_option,
+    columns_option,
     command,
     mark_option,
     progress,
@@ -60,6 +61,7 @@ VERDICTS = (
 )
 @click.option("--plan", type=FILE, help="File of the plan: written if not there, else it must be this one.")
 @tokenizer_option
+@columns_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed.")
 @alpha_option
 @skip_bad_option

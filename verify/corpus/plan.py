@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from verify.data.outputs import Part, no_records, split
+from verify.data.columns import Columns
+from verify.data.shapes import parts
+from verify.data.sources import no_records
+from verify.data.tables import Part
 from watermark import InputError, Mark
 from watermark.io import files
 from watermark.io.fields import (
@@ -49,6 +52,7 @@ class Settings:
         skip_bad: count malformed records instead of stopping at one.
         source_column: the field that names a record's source.
         tokenizer: folder of the tokenizer, if not the mark's own.
+        columns: where the fields are in records of no known shape.
     """
 
     commitment: str
@@ -57,6 +61,7 @@ class Settings:
     skip_bad: bool
     source_column: str
     tokenizer: str | None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ _SETTINGS: Final[Types] = {
     "skip_bad": (is_flag, "true or false"),
     "source_column": (is_text, "a string"),
     "tokenizer": (either(is_null, is_text), "a string, or null"),
+    "columns": (either(is_null, lambda value: isinstance(value, dict)), "an object, or null"),
 }
 
 
@@ -211,7 +217,7 @@ def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[st
     held = total = 0
     for path in paths:
         empty = True
-        for part, tokens in split(path, ITEM_TOKENS):
+        for part, tokens in parts(path, ITEM_TOKENS, settings.columns):
             empty = False
             if item and held + tokens > ITEM_TOKENS:
                 items.append(tuple(item))

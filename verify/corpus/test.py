@@ -31,7 +31,10 @@ from verify.calls import noted
 from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
-from verify.data.outputs import no_records, none_good
+from verify.data.columns import Columns, check_columns
+from verify.data.outputs import none_good
+from verify.data.shapes import added, described
+from verify.data.sources import files_of, no_records
 from verify.display import Paragraph, Part, Table
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import Floats
@@ -204,6 +207,7 @@ def corpus_test(
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
     tokenizer: str | Path | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     workers: int = 1,
     allow_readable: bool = False,
@@ -214,13 +218,14 @@ def corpus_test(
 
     Args:
         mark_path: the mark file; each worker loads it.
-        paths: JSONL, Parquet and .txt files, as for `verify.read_outputs`.
+        paths: files, as for `verify.read_outputs`.
         out: folder for the results, and for what passes between the steps: some 4 width + 12 bytes a token, removed at
             the end.
         source_column: the field (of JSONL) or column (of Parquet) that names a record's source.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdicts, fixed before looking.
         tokenizer: folder of the tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at one.
         workers: 1: this process; more: so many workers of Ray.
         allow_readable: accept a mark file that others may read.
@@ -234,11 +239,18 @@ def corpus_test(
         StillmarkError: Ray is not installed.
     """
     mark_path, folder = Path(mark_path), Path(out)
-    inputs = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    check_columns(columns)
+    inputs = list(files_of(paths))
     unmarked = unmarked_prompts
     mark = Mark.load(mark_path, allow_readable=allow_readable)
     settings = Settings(
-        mark.commitment, alpha, unmarked, skip_bad, source_column, str(tokenizer) if tokenizer else None
+        mark.commitment,
+        alpha,
+        unmarked,
+        skip_bad,
+        source_column,
+        str(tokenizer) if tokenizer else None,
+        None if columns is None else dict(columns),
     )
     with lock(folder):
         plan = plan_of(folder, inputs, settings)
@@ -262,6 +274,7 @@ def corpus_test(
             shutil.rmtree(folder / done_with, ignore_errors=True)
         counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
+    read_as = described(counts.pop("shapes", {}))
     n, green, bad = counts["n"], counts["green"], counts["bad"]
     notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
     return CorpusResult(
@@ -279,7 +292,7 @@ def corpus_test(
         source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.gamma) for s in sources]),
         documents=folder / "documents.parquet",
         work=work,
-        inputs={"files": [str(path) for path in inputs]},
+        inputs={"files": [str(path) for path in inputs]} | ({"read_as": read_as} if read_as else {}),
     )
 
 
@@ -334,6 +347,7 @@ def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:
         "records": sum(records.values()),
         "prompts": sum(one["prompts"] for one in facts),
         "bad": sum(one["bad"] for one in facts),
+        "shapes": added(one["shapes"] for one in facts),
         "first_bad": next((one["first_bad"] for one in facts if one["first_bad"]), None),
         "sources": [
             vars(Source(name, records[name], tokens[name], n, green))

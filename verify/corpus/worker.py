@@ -27,7 +27,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -37,12 +37,13 @@ import numpy.typing as npt
 
 from verify.corpus.plan import CorpusPlan, Job, stamp
 from verify.data.dedup import distinct_rows, partition
-from verify.data.outputs import FIELDS, Output, Part, read_part, to_outputs
+from verify.data.outputs import Output, to_outputs
 from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
+from verify.data.shapes import Answers, Tally, added, tally
+from verify.data.tables import Part
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
-from watermark.io.prompts import OTHER_PROMPTS
 from watermark.io.records import Record, RecordError
 
 TALLY: Final = ("n", "green", PROMPT_CONTEXT, REPEATED_PAIR)
@@ -106,6 +107,7 @@ class Worker:
             "bad": read.bad,
             "first_bad": read.first_bad,
             "files": read.files,
+            "shapes": read.shapes,
         }
         try:
             with files.writing(self.folder), files.new_folder(target) as scratch:
@@ -173,7 +175,7 @@ class Worker:
 
     def _read(self, parts: Iterable[Part]) -> _Item:
         item = _Item([], [], {}, [], Counter())
-        stream = self._stream(parts, item.files)
+        stream = self._stream(parts, item)
         settings, size = self.settings, self.mark.vocabulary_size
         for found in to_outputs(stream, self.encode, size, not settings.unmarked):
             if isinstance(found, RecordError):
@@ -191,18 +193,19 @@ class Worker:
             item.source.append(item.number.setdefault(name, len(item.number)))
         return item
 
-    def _stream(self, parts: Iterable[Part], counts: Counter[str]) -> Iterator[Record | RecordError]:
+    def _stream(self, parts: Iterable[Part], item: _Item) -> Iterator[Record | RecordError]:
         column = self.settings.source_column
-        fields = set(FIELDS).difference(OTHER_PROMPTS if self.settings.unmarked else ()) | {column}
         for part in parts:
             if stamp(part.path) != self.stamps[str(part.path)]:
                 raise InputError(part.path, 0, "has changed since this run began", "start anew, in another folder")
-            for record in read_part(part, fields):
-                counts[str(part.path)] += 1
+            answers = Answers(part, self.settings.columns, (column,))
+            for record in answers:
+                item.files[str(part.path)] += 1
                 if isinstance(record, Record) and not isinstance(record.fields.get(column), str | None):
                     yield record.error(f"'{column}' must be a string, the name of a source")
                 else:
                     yield record
+            item.shapes = added([item.shapes, tally([answers])])
 
 
 @dataclass
@@ -216,6 +219,7 @@ class _Item:
     files: Counter[str]
     bad: int = 0
     first_bad: str | None = None
+    shapes: Tally = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from verify.data.columns import Columns
 from verify.data.dedup import codes, find
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
@@ -77,6 +78,7 @@ def count_contexts(
     mark: Mark | str | Path,
     *,
     tokenizer: str | Path | None = None,
+    columns: Columns | None = None,
     progress: Stages = silent,
 ) -> ContextCounts:
     """Count the contexts in outputs of the teacher, for the argument `context_counts` of other functions.
@@ -88,6 +90,7 @@ def count_contexts(
         outputs: files as for `verify.read_outputs`, or what that returned.
         mark: the mark, or its file; it says how long a context is.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         progress: opened around the reading.
 
     Raises:
@@ -96,7 +99,7 @@ def count_contexts(
     mark = as_mark(mark)
     if not isinstance(outputs, Outputs):
         with progress(on("reading", outputs), "records") as update:
-            outputs = read_outputs(outputs, mark, tokenizer=tokenizer, progress=update)
+            outputs = read_outputs(outputs, mark, tokenizer=tokenizer, columns=columns, progress=update)
     return counts_of(outputs, mark.width, mark.exempt, _marked(outputs))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +12,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.outputs import Output, check_ids, read_records
+from verify.data.dialects import is_logprob
+from verify.data.outputs import Output, check_ids
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
-from watermark import InputError, Mark
+from verify.data.shapes import Answers
+from watermark import InputError, Mark, StillmarkError
+from watermark.io.fields import is_int, is_text
 from watermark.io.prompts import prompt_of
 from watermark.io.records import Record
 from watermark.prf import NO_TOKEN
@@ -29,6 +32,9 @@ MIN_LOGPROB: Final = -20.0
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+NO_COMMON_BOUNDARY: Final = "no_common_boundary"
+AMBIGUOUS_TOKEN: Final = "ambiguous_token"
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,21 @@ class LogprobTable:
 
 
 @dataclass(frozen=True)
+class Translated:
+    """How log probabilities came into the mark's tokens (`verify.data.retokenize`).
+
+    Attributes:
+        tokenizer: of the model that said them, by the beginning of its fingerprint.
+        cut: the text was cut before each of the mark's tokens, so that no place was chosen by what comes after it.
+        ambiguous: places that were read, and where no token could be translated.
+    """
+
+    tokenizer: str
+    cut: bool
+    ambiguous: int = 0
+
+
+@dataclass(frozen=True)
 class TextLogprobs:
     """One text and what a model said of the tokens that come next in it.
 
@@ -83,6 +104,7 @@ class TextLogprobs:
         sampled: the suspect wrote the output itself; otherwise it was made to read it.
         sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
         marked: whether the text says that it carries a mark; None: it does not say.
+        translated: the model has another tokenizer; None: it has the mark's.
     """
 
     id: str
@@ -94,6 +116,7 @@ class TextLogprobs:
     sampled: bool = False
     sequential: bool = False
     marked: bool | None = None
+    translated: Translated | None = None
 
 
 def as_output(text: TextLogprobs) -> Output:
@@ -118,7 +141,7 @@ def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
         InputError: the file cannot be read, or a record is malformed.
     """
     texts: list[TextLogprobs] = []
-    for record in read_records(path):
+    for record in Answers(path):
         if isinstance(record, InputError):
             raise record
         texts.append(from_record(record, _limit(mark)))
@@ -134,9 +157,46 @@ def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bo
         kept, left_out = scorable_in_order(
             text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen
         )
+        if text.translated is not None:
+            if not unmarked and not text.translated.cut:
+                raise StillmarkError(
+                    f"text '{text.id}' was read along another tokenizer's boundaries, which holds for unmarked probes",
+                    "say so with `unmarked_probes=True`, or read the suspect anew",
+                )
+            read = kept[np.isin(kept, text.place)]
+            ambiguous = min(text.translated.ambiguous, len(kept) - len(read))
+            left_out[AMBIGUOUS_TOKEN] = ambiguous
+            left_out[NO_COMMON_BOUNDARY] = len(kept) - len(read) - ambiguous
+            kept = read
         where.append(kept)
         discarded.update(left_out)
     return replace(logprobs_at(texts, where, width), discarded=dict(discarded), unmarked=unmarked)
+
+
+def at_common_places(
+    said: Sequence[TextLogprobs], compared: Sequence[TextLogprobs]
+) -> tuple[list[TextLogprobs], list[TextLogprobs]]:
+    """What two models said of some texts; where one was translated, only at the places at which both were read."""
+    if len(said) != len(compared):
+        return list(said), list(compared)  # an error elsewhere, which names the first that differs
+    pairs = [_common(one, other) for one, other in zip(said, compared, strict=True)]
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+def _common(one: TextLogprobs, other: TextLogprobs) -> tuple[TextLogprobs, TextLogprobs]:
+    how = one.translated or other.translated
+    if how is None:
+        return one, other
+    cut = all(text.translated is None or text.translated.cut for text in (one, other))
+    how = replace(how, cut=cut)
+    return _only_at(one, other.place, how), _only_at(other, one.place, how)
+
+
+def _only_at(text: TextLogprobs, places: I64, translated: Translated) -> TextLogprobs:
+    kept = np.isin(text.place, places)
+    return replace(
+        text, place=text.place[kept], tokens=text.tokens[kept], logprobs=text.logprobs[kept], translated=translated
+    )
 
 
 def logprobs_at_positions(texts: Sequence[TextLogprobs], positions: Positions) -> LogprobTable:
@@ -202,7 +262,7 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
     tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
     whole = np.concatenate([prompt, output])
     flags = (fields.get("sampled") is True, fields.get("sequential") is True, fields.get("marked"))
-    return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags)
+    return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags, _translated(record))
 
 
 _NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
@@ -223,9 +283,21 @@ def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
     return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
 
 
-def is_logprob(p: Any) -> bool:
-    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
-    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
+def _translated(record: Record) -> Translated | None:
+    said = record.fields.get("translated")
+    if said is None:
+        return None
+    if (
+        not isinstance(said, dict)
+        or not is_text(said.get("tokenizer"))
+        or not isinstance(said.get("cut"), bool)
+        or not is_int(said.get("ambiguous"))
+        or said["ambiguous"] < 0
+    ):
+        raise record.error(
+            "'translated' must hold 'tokenizer', 'cut' and 'ambiguous', as the test of a model writes it"
+        )
+    return Translated(said["tokenizer"], said["cut"], said["ambiguous"])
 
 
 def to_record(read: TextLogprobs) -> dict[str, Any]:
@@ -236,8 +308,9 @@ def to_record(read: TextLogprobs) -> dict[str, Any]:
         for low, high in pairwise(bounds)
     ]
     prompt, output = read.ids[: read.start].tolist(), read.ids[read.start :].tolist()
-    marked = {} if read.marked is None else {"marked": read.marked}
-    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows} | marked
+    more: dict[str, Any] = {} if read.marked is None else {"marked": read.marked}
+    more |= {} if read.translated is None else {"translated": asdict(read.translated)}
+    return {"id": read.id, "prompt_ids": prompt, "output_ids": output, "top_logprobs": rows} | more
 
 
 def _limit(mark: Mark) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from verify.data.outputs import read_records
+from verify.data.sources import read_records
 from verify.suspects.model import Model, TopTokens, name_of
 from watermark import InputError, TokenizerError, tokenizers
 from watermark.io.prompts import Prompt

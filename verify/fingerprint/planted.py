@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from verify.data.outputs import read_records
+from verify.data.sources import read_records
 from verify.fingerprint import KNOWS
 from verify.results import CHANGED, Result, plural
 from verify.stats import binomial
-from verify.suspects.endpoint import Endpoint, ask_all
+from verify.suspects.asking import ask_all
+from verify.suspects.endpoint import CHAT, Endpoint
 from verify.suspects.model import Model, forward_logits, name_of, opened
 from watermark import InputError, Mark, ModelError, StillmarkError, prf
 from watermark.io.prompts import Prompt, encode_prompt
@@ -242,10 +243,10 @@ def ask_endpoint(
         progress: called with the number of questions asked, and of how many.
 
     Raises:
-        ApiError, InputError: what `verify.suspects.endpoint.ask_all` raises.
+        ApiError, InputError: what `verify.suspects.asking.ask_all` raises.
     """
     asked = questions(mark, number)
-    how = replace(endpoint, chat=True, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, top_logprobs=0)
+    how = replace(endpoint, api=CHAT, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, top_logprobs=0)
     said = ask_all(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
     texts = [None if one is None else one.text for one in said]
     return _judged(f"{endpoint.model} at an endpoint", mark, asked, texts, alpha)

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from verify.data.outputs import digest, read_outputs, read_records
+from verify.data.outputs import digest, read_outputs
+from verify.data.shapes import Answers
 from verify.fingerprint.canaries import served
 from verify.fingerprint.planted import ANSWERS, NUMBER, PlantedResult, ask, first_tokens, questions
 from verify.planning.student import Training, train_student
@@ -151,7 +152,8 @@ def choose_canaries(
     with progress(on("reading", outputs), "records") as update:
         candidates = read_outputs(outputs, mark, progress=update)
     half = served(mark, candidates)
-    records = (record.fields for record in read_records(Path(outputs)) if isinstance(record, Record))
+    read = (record.fields for record in Answers(Path(outputs)) if isinstance(record, Record))
+    records = ({name: value for name, value in fields.items() if name != "steps"} for fields in read)
     _write(out, (fields for fields, kept in zip(records, half, strict=True) if kept))
     return ChosenCanaries(out, int(half.sum()), len(candidates), digest(candidates))
 

@@ -21,7 +21,9 @@ from verify.fingerprint.weights import compare
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
 from verify.radioactivity.inputs import PathLike, is_model, log_of, outputs_of, prompts_of
-from verify.suspects.endpoint import Endpoint, is_address, likeliest_of_endpoint, resolved
+from verify.suspects.asking import likeliest_of_endpoint
+from verify.suspects.client import resolved
+from verify.suspects.endpoint import CHAT, COMPLETIONS, Endpoint, is_address
 from verify.suspects.model import Floats, Model, TopTokens, likeliest, likelihoods, name_of
 from watermark import Mark, ModelError, StillmarkError
 from watermark.io.prompts import Prompt
@@ -142,7 +144,7 @@ def agreement_test(
     def suspect_said() -> tuple[str, list[TopTokens]]:
         if isinstance(suspect, Endpoint):
             log = _needed(log_of(record, "suspect.endpoint"), "record")
-            where = resolved(replace(suspect, chat=chat))
+            where = resolved(replace(suspect, api=CHAT if chat else COMPLETIONS))
             with progress(on("asking", where.model), "prompts") as update:
                 return where.model, likeliest_of_endpoint(where, questions, log, top, update)
         file = _answers(suspect)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from verify.calls import without_login
-from verify.data.outputs import KINDS, read_records
+from verify.data.columns import Columns
+from verify.data.sources import files_in, holds_records
+from verify.radioactivity.logs import has_any_logprobs
 from verify.results import plural
 from verify.suspects.endpoint import is_address
 from verify.suspects.model import Model, is_loaded, name_of
@@ -57,8 +59,10 @@ class Access:
         return f"{self.shown} ({self.kind if self.kind != TEXT else 'recorded text'})"
 
 
-def recognise(what: Any) -> Access:
+def recognise(what: Any, columns: Columns | None = None) -> Access:
     """What was named: a path, several, an http(s):// address, or a loaded `(model, tokenizer)`.
+
+    columns: where the fields are in records of no known shape.
 
     Raises:
         StillmarkError: it is none of these, or files of several kinds.
@@ -76,7 +80,7 @@ def recognise(what: Any) -> Access:
         raise StillmarkError(f"a suspect of type {type(what).__name__}", WANTED)
     paths = [Path(what)] if isinstance(what, str | Path) else [Path(one) for one in what]
     if len(paths) == 1 and isinstance(what, Sequence) and not isinstance(what, str | Path):
-        return recognise(what[0])
+        return recognise(what[0], columns)
     if not paths:
         raise StillmarkError("no suspect was named", WANTED)
     if len(paths) == 1 and paths[0].is_dir():
@@ -88,10 +92,10 @@ def recognise(what: Any) -> Access:
         if path.is_dir():
             raise StillmarkError(f"{path}: a folder among files", "one folder of weights is tested at a time")
         if not path.exists():
-            if _holds_records(path):
+            if holds_records(path):
                 raise InputError(path, 0, "no such file")
             raise ModelError(f"{path}: no such file or folder", WANTED)
-    kinds = {path: _kind(path) for path in paths}
+    kinds = {path: LOGPROBS if has_any_logprobs(path, columns) else TEXT for path in paths}
     if len(set(kinds.values())) > 1:
         listed = "; ".join(f"{path}: {kind}" for path, kind in kinds.items())
         raise StillmarkError(f"files of several kinds: {listed}", "test them apart")
@@ -102,17 +106,4 @@ def _records_in(folder: Path) -> list[Path]:
     """The recorded files of a folder that holds no model; empty for a folder of weights."""
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or (folder / "config.json").exists():
         return []
-    return sorted(path for path in folder.iterdir() if _holds_records(path) and path.is_file())
-
-
-def _holds_records(path: Path) -> bool:
-    """Whether a file of this name can hold what a suspect said."""
-    return path.suffix.lower() in KINDS
-
-
-def _kind(path: Path) -> str:
-    """By the first record that can be read: log probabilities where it has some, else text."""
-    for record in read_records(path):
-        if not isinstance(record, InputError):
-            return LOGPROBS if record.fields.get("top_logprobs") is not None else TEXT
-    return TEXT
+    return files_in(folder)

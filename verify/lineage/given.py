@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verify.data.outputs import Outputs, read_records
+from verify.data.columns import Columns
+from verify.data.outputs import Outputs
+from verify.data.shapes import Answers
 from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds
@@ -46,6 +48,7 @@ class Given:
     tokenizer: PathLike | None
     skip_bad: bool
     readings: Path | None
+    columns: Columns | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,10 +83,12 @@ def check_usage(given: Given) -> None:
         raise UsageError("`ordered` compares the folders of a `teacher` and of the suspect")
     if given.controls and given.teacher is None:
         raise UsageError("`controls` are held against a `teacher`")
-    if given.probes is not None and kind != kinds.WEIGHTS:
-        raise UsageError("`probes` are read by a suspect whose weights are at hand")
+    if given.probes is not None and kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
+        raise UsageError("`probes` are read by a suspect whose weights are at hand, or through an endpoint")
     if given.prompts is not None and kind != kinds.ENDPOINT and not given.controls:
         raise UsageError("`prompts` are asked of an endpoint, or for agreement with `controls`")
+    if given.columns is not None and kind not in (kinds.TEXT, kinds.LOGPROBS):
+        raise UsageError("`columns` are those of recorded outputs")
     if given.model is not None and kind != kinds.ENDPOINT:
         raise UsageError("`model` is the name by which an endpoint knows the suspect")
 
@@ -118,7 +123,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     for path in (*named.values(), given.access.folder):
         if isinstance(path, str | Path) and not Path(path).is_dir():
             raise ModelError(f"{path}: no such model directory", "name a directory that save_pretrained wrote")
-    if given.canaries is not None and (number := sum(1 for _ in read_records(Path(given.canaries)))) % 2:
+    if given.canaries is not None and (number := sum(1 for _ in Answers(Path(given.canaries)))) % 2:
         what = f"holds {number} outputs"
         raise InputError(given.canaries, 0, what, "half of them are served: want an even number")
     inputs = {name: model_digest(model) for name, model in named.items() if model is not None}
@@ -142,7 +147,10 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
         "top_without_logprobs": 1,
     }
     if given.access.kind == kinds.ENDPOINT:
-        settings |= {"budget_tokens": given.budget, "endpoint": "chat completions", "model": given.model}
+        how = "chat completions" if given.probes is None else "completions along probes, or else chat completions"
+        settings |= {"budget_tokens": given.budget, "endpoint": how, "model": given.model}
+    if given.columns is not None:
+        settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)
 
 

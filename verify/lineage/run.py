@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verify.calls import call_of
+from verify.data.columns import Columns
 from verify.data.outputs import Outputs
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
@@ -25,11 +26,13 @@ from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFF
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
+from verify.radioactivity.logs import UnusableLogprobsError
 from verify.radioactivity.run import DECOYS, endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
-from verify.suspects.endpoint import Endpoint, NoLogprobsError
+from verify.suspects.asking import NoLogprobsError
+from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
@@ -60,6 +63,7 @@ def suspect(
     alpha: float = 1e-3,
     seed: int = 0,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     plan: PathLike | None = None,
     out: PathLike | None = None,
@@ -79,7 +83,8 @@ def suspect(
         reference: a model that does not depend on the secret: the test for the mark takes much less evidence.
         controls: folders of unrelated models, for the agreement of likely tokens; 19 are needed for a lead.
         base: folder of the suspect's own base, for agreement.
-        probes: texts to read along; None: those of the package.
+        probes: texts to read along; None: those of the package. An endpoint that tells the log probabilities of a
+            prompt's tokens is read along them only where they are named; one that does not is asked.
         prompts: what to ask an endpoint, and for agreement; None: those of the package.
         unmarked_probes, unmarked_prompts: nobody who wrote them knew the secret or copied marked text; None: as the
             probes say, and for prompts only where they come with the package.
@@ -91,6 +96,7 @@ def suspect(
         alpha: family-wise level of the verdict, fixed before looking.
         seed: of every draw that is not keyed.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in recorded outputs of no known shape: `{"prompt": "question", "output": "text"}`.
         skip_bad: count malformed records instead of stopping at the first.
         plan: file of the plan: written if not there, else it must hold this very plan.
         out: folder to keep the plan, what was read (a killed run goes on from there), `result.json` and `report.html`
@@ -107,7 +113,7 @@ def suspect(
         >>> print(verdict)  # doctest: +SKIP
     """
     given_arguments = dict(locals())
-    access = recognise(what)
+    access = recognise(what, columns)
     if access.kind == kinds.ENDPOINT:
         Endpoint(access.url, model or "").check(())
         out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
@@ -132,6 +138,7 @@ def suspect(
         tokenizer=tokenizer,
         skip_bad=skip_bad,
         readings=None if folder is None else folder / "readings",
+        columns=columns,
     )
     check_usage(given)
     unplanned = unplanned_of(given)
@@ -146,7 +153,9 @@ def suspect(
         fixed.fix(Path(plan))
     lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
     made = [line.result for line in lines if line.result is not None]
-    notes = [f"{line.name}: {note}" for line in lines if line.result is not None for note in line.result.warnings]
+    read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
+    notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
+    notes += [f"{line.name}: {note}" for line in lines if line.result is not None for note in line.result.warnings]
     found = Verdict(
         suspect=access.shown,
         access=access.kind,
@@ -230,6 +239,22 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
 def _mark(given: Given, alpha: float, progress: Stages) -> Result:
     """The test for the mark that the access allows."""
     mark, access = _there(given.mark, "mark"), given.access
+    if access.kind == kinds.ENDPOINT and given.probes is not None:
+        try:
+            return logprob_test(
+                mark,
+                given.endpoint,
+                given.probes,
+                reference=given.reference,
+                unmarked_probes=given.unmarked_probes,
+                record=_log(given, "mark"),
+                alpha=alpha,
+                tokenizer=given.tokenizer,
+                skip_bad=given.skip_bad,
+                progress=progress,
+            )
+        except NoLogprobsError as error:
+            given.notes.append(f"The endpoint could not be read along the probes, and was asked instead: {error}.")
     if access.kind == kinds.ENDPOINT:
         return endpoint_test(
             mark,
@@ -258,19 +283,25 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         )
     if access.kind == kinds.LOGPROBS:
         free = given.unmarked_probes or given.unmarked_prompts
-        found = logprob_test(
-            mark,
-            access.files,
-            reference=given.reference,
-            unmarked_probes=free,
-            record=_log(given, "mark"),
-            alpha=alpha,
-            tokenizer=given.tokenizer,
-            progress=progress,
-        )
-        if found.n:
-            return found
-        given.notes.append("No log probability could be used: the text that the suspect wrote was tested instead.")
+        why = "No log probability could be used"
+        try:
+            found = logprob_test(
+                mark,
+                access.files,
+                reference=given.reference,
+                unmarked_probes=free,
+                record=_log(given, "mark"),
+                alpha=alpha,
+                tokenizer=given.tokenizer,
+                columns=given.columns,
+                skip_bad=given.skip_bad,
+                progress=progress,
+            )
+            if found.n:
+                return found
+        except UnusableLogprobsError as error:
+            why = error.message[:1].upper() + error.message[1:]
+        given.notes.append(f"{why}: the text that the suspect wrote was tested instead.")
     return text_test(
         mark,
         access.files,
@@ -279,6 +310,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         alpha=alpha,
         decoys=DECOYS,
         tokenizer=given.tokenizer,
+        columns=given.columns,
         skip_bad=given.skip_bad,
         progress=progress,
     )

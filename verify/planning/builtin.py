@@ -45,7 +45,7 @@ def builtin_probes(mark: Mark, tokenizer: str | Path | None = None, number: int 
     written = encoder(mark, None if tokenizer is None else Path(tokenizer))([one["text"] for one in some])
     asked = [encode_prompt(chat, Prompt(one["id"], one["prompt"], None), chat=True) for one in some]
     return [
-        Output(one["id"], np.array(prompt, np.int64), np.array(ids, np.int64), marked=False)
+        Output(one["id"], np.array(prompt, np.int64), np.array(ids, np.int64), marked=False, prompt=one["prompt"])
         for one, prompt, ids in zip(some, asked, written, strict=True)
     ]
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.data.outputs import parse, read_records
+from verify.data.columns import Columns
+from verify.data.outputs import parse, with_our_ids
+from verify.data.shapes import Answers
+from verify.data.sources import files_of
 from verify.results import plural
 from watermark import InputError, ModelError, StillmarkError
 from watermark.errors import within
@@ -92,7 +95,12 @@ def read_examples(
         InputError: a record is malformed, or its ids are not this tokenizer's.
     """
     examples: list[Example] = []
-    for record in records:
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    for one in records:
+        record = with_our_ids([one], encode)[0] if isinstance(one, Record) else one
         if isinstance(record, InputError):
             raise record
         parts = parse(record, len(tokenizer), need_prompts=True)
@@ -133,6 +141,7 @@ def train_student(
     training: Training = Training(),
     progress: Progress = silent,
     secret: Sequence[Record] = (),
+    columns: Columns | None = None,
 ) -> TrainingReport:
     """Train a model further on outputs, as somebody who distils a teacher would: a positive control.
 
@@ -146,6 +155,7 @@ def train_student(
         training: how to train.
         progress: called with steps done and in all.
         secret: records to learn besides: they are written to no file, and `out` says nothing about the training.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
 
     Raises:
         ModelError: `out` exists, or `base` cannot be loaded.
@@ -156,11 +166,11 @@ def train_student(
         >>> verify.train_student("MODEL", "outputs.jsonl", "student", verify.Training(epochs=2))  # doctest: +SKIP
     """
     base, out = Path(base), Path(out)
-    sources = [outputs] if isinstance(outputs, str | Path) else list(outputs)
+    sources = files_of(outputs if isinstance(outputs, str | Path) else list(outputs))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
     with files.writing(out), files.new_folder(out) as scratch:
-        records = chain(secret, *(read_records(Path(path)) for path in sources))
+        records = chain(secret, *(Answers(path, columns) for path in sources))
         trained = _train(base, records, scratch, training, progress)
         if not secret:
             about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}

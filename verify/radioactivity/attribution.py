@@ -123,7 +123,7 @@ class Attribution(MarkResult):
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
             "could be seen": self.power_statement,
         }
-        return found | {name: rows[name] for name in ("left out", "mark") if name in rows}
+        return found | {name: rows[name] for name in ("left out", "read as", "mark") if name in rows}
 
     def _draw(self, ax: Axes) -> None:
         number = len(self.labels)

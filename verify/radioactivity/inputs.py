@@ -5,20 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
-from verify.data.logprobs import LogprobTable, TextLogprobs, read_recorded, scorable_logprobs
+from verify.data.columns import Columns
+from verify.data.drift import check_spelling
+from verify.data.logprobs import (
+    AMBIGUOUS_TOKEN,
+    NO_COMMON_BOUNDARY,
+    LogprobTable,
+    TextLogprobs,
+    scorable_logprobs,
+)
 from verify.data.outputs import Output, Outputs, read_outputs
+from verify.data.retokenize import Grouping, Translation, first_tokens, translator
+from verify.data.sources import files_of
+from verify.data.spelling import spelling
 from verify.planning.builtin import builtin_probes
-from verify.progress import Stages, on
+from verify.progress import Stages, on, silent
+from verify.radioactivity.logs import Logs, read_logs
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.radioactivity.tilt import tilt_of_answers
 from verify.results import left_out_bad, plural
-from verify.suspects.model import Model, is_loaded, name_of, read_weights
-from watermark import InputError, Mark, StillmarkError, UsageError
+from verify.suspects.client import resolved
+from verify.suspects.endpoint import Endpoint
+from verify.suspects.model import Model, is_loaded, name_of, read_weights, tokenizer_of
+from verify.suspects.probing import read_probes
+from watermark import ApiError, InputError, Mark, StillmarkError, UsageError, tokenizers
 from watermark.io import files
 from watermark.io.prompts import Prompt, read_prompts
+from watermark.tokenizers import load_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PathLike = str | Path
 Evidence = PathLike | Sequence[PathLike]
@@ -51,17 +70,34 @@ def outputs_of(
     need_prompts: bool,
     skip_bad: bool,
     progress: Stages,
+    columns: Columns | None = None,
 ) -> Outputs:
     """Outputs from files, or as they are; arguments and errors as for `verify.data.outputs.read_outputs`."""
     if isinstance(outputs, Outputs):
         return outputs
     with progress(on("reading", outputs), "records") as update:
         return read_outputs(
-            outputs, mark, tokenizer=tokenizer, need_prompts=need_prompts, skip_bad=skip_bad, progress=update
+            outputs,
+            mark,
+            tokenizer=tokenizer,
+            columns=columns,
+            need_prompts=need_prompts,
+            skip_bad=skip_bad,
+            progress=update,
         )
 
 
-def notes_on(outputs: Outputs) -> tuple[str, ...]:
+def spelling_notes(
+    mark: Mark, outputs: Evidence | Outputs, tokenizer: PathLike | None, progress: Stages
+) -> tuple[str, ...]:
+    """What a result says of ids that spell another text than stands beside them. Raises InputError if all do."""
+    if isinstance(outputs, Outputs):
+        return ()
+    with progress("checking the ids", "records"):
+        return check_spelling(files_of(outputs), mark, tokenizer)
+
+
+def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
     """What a result says of the records that were left out as malformed."""
     if not outputs.bad:
         return ()
@@ -137,18 +173,32 @@ def unmarked_by(marked: Sequence[bool | None], said: bool | None, where: str) ->
     return all(one is False for one in marked) if said is None else said
 
 
-def recorded(what: Recorded, mark: Mark, progress: Stages) -> tuple[list[TextLogprobs], dict[str, Any]]:
-    """Recorded log probabilities, and what a result says of where they came from. Raises InputError."""
+def recorded(
+    what: Recorded,
+    mark: Mark,
+    tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
+    skip_bad: bool = False,
+    progress: Stages = silent,
+) -> tuple[list[TextLogprobs], dict[str, Any], tuple[str, ...]]:
+    """Recorded log probabilities, what a result says of where they came from, and its notes.
+
+    Raises:
+        UnusableLogprobsError: nothing can be told from them.
+        StillmarkError: a file cannot be read, or a record is malformed; the tokenizer is needed and cannot be loaded.
+    """
     paths = [what] if isinstance(what, PathLike) else list(what)
     if any(isinstance(one, TextLogprobs) for one in paths):
-        return cast("list[TextLogprobs]", paths), {"files": []}
-    files = [Path(cast("PathLike", path)) for path in paths]
-    found: list[TextLogprobs] = []
+        return cast("list[TextLogprobs]", paths), {"files": []}, ()
+    files = files_of([cast("PathLike", path) for path in paths])
     with progress(on("reading", files), "records") as update:
-        for path in files:
-            found += read_recorded(path, mark)
-            update(len(found), None)
-    return found, {"files": [str(path) for path in files]}
+        logs = read_logs(files, mark, tokenizer=tokenizer, columns=columns, skip_bad=skip_bad, progress=update)
+    inputs: dict[str, Any] = {"files": [str(path) for path in files]}
+    inputs |= ({"read_as": logs.read_as} if logs.read_as else {}) | ({"bad_records": logs.bad} if logs.bad else {})
+    notes = notes_on(logs)
+    if logs.left_out:
+        notes += (f"{logs.left_out} answers were left out: their tokens are not those of the mark's tokenizer.",)
+    return logs.texts, inputs, notes
 
 
 def log_of(record: PathLike | None, who: str) -> Path | None:
@@ -173,11 +223,125 @@ def read_along(
     batch_size: int,
     record: PathLike | None,
     progress: Stages,
+    *,
+    tokenizer: PathLike | None = None,
+    translator: Translation | None = None,
 ) -> list[TextLogprobs]:
-    """What a model says along some texts; record: a folder to keep `WHO.jsonl` in, and to go on from."""
+    """What a model says along some texts, in the mark's tokens.
+
+    record: a folder to keep `WHO.jsonl` in, and to go on from. tokenizer, translator: as for `read_weights`.
+    """
     log = log_of(record, who)
     with progress(on(f"reading the {who}", name_of(model)), "texts") as update:
-        return read_weights(model, mark, texts, batch_size=batch_size, record=log, progress=update)
+        return read_weights(
+            model,
+            mark,
+            texts,
+            batch_size=batch_size,
+            record=log,
+            tokenizer=tokenizer,
+            translator=translator,
+            progress=update,
+        )
+
+
+@dataclass(frozen=True)
+class Translations:
+    """How a suspect and a reference are translated into the mark's tokens; None: not at all.
+
+    Attributes:
+        suspect, reference: the translators.
+        notes: what a result says of the models' tokenizers.
+    """
+
+    suspect: Translation | None = None
+    reference: Translation | None = None
+    notes: tuple[str, ...] = ()
+
+
+def translations(
+    mark: Mark, suspect: Model | None, reference: Model | None, tokenizer: PathLike | None, *, unmarked: bool
+) -> Translations:
+    """What it takes to read models that may have other tokenizers than the mark.
+
+    Where one has, the other is made to say no more than that one can say, so that the two can be compared.
+
+    Args:
+        mark: the mark.
+        suspect, reference: the models; None: there is none, or it was recorded.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says; it stands in for that of a folder
+            without one.
+        unmarked: the texts to read cannot carry the mark.
+
+    Raises:
+        TokenizerError: a tokenizer cannot be loaded, or does not say where its tokens stand in a text.
+    """
+    notes: list[str] = []
+    others: dict[str, tuple[PreTrainedTokenizerBase, str]] = {}
+    there = {"suspect": suspect, "reference": reference}
+    for who, model in there.items():
+        if model is None:
+            continue
+        words = tokenizer_of(model, tokenizer)
+        if isinstance(model, PathLike) and tokenizers.folder_of(model, tokenizer) == tokenizer != model:
+            notes.append(f"The {who} has no tokenizer: the one in {tokenizer} stood in for it.")
+        if not tokenizers.speaks(mark, words):
+            others[who] = words, tokenizers.fingerprint(words)[:12]
+        elif mark.vocabulary_size is not None and len(words) > mark.vocabulary_size:
+            more = len(words) - mark.vocabulary_size
+            notes.append(f"Of tokens the {who} knows {more} more than the mark's tokenizer: they were not read.")
+    if not others:
+        return Translations(notes=tuple(notes))
+    ours = spelling(tokenizers.load_for(mark, tokenizer))
+    spelled = {who: spelling(words) for who, (words, _) in others.items()}
+    made: dict[str, Translation] = {}
+    for who, other in (("suspect", "reference"), ("reference", "suspect")):
+        through = spelled.get(other)
+        if who in others:
+            made[who] = translator(ours, spelled[who], *others[who], cut=not unmarked, through=through)
+        elif through is not None:
+            made[who] = Grouping(others[other][1], first_tokens(ours, ours.pieces, through))
+    return Translations(made.get("suspect"), made.get("reference"), tuple(notes))
+
+
+def notes_on_translation(
+    said: Sequence[TextLogprobs], compared: Sequence[TextLogprobs] | None, table: LogprobTable
+) -> tuple[str, ...]:
+    """What a result says of a model that has another tokenizer: what share of the positions could be kept."""
+    lost = sum(table.discarded.get(reason, 0) for reason in (NO_COMMON_BOUNDARY, AMBIGUOUS_TOKEN))
+    who = next((who for who, texts in (("suspect", said), ("reference", compared or ())) if _other(texts)), None)
+    if who is None or not len(table) + lost:
+        return ()
+    return (f"The {who} has another tokenizer: {len(table) / (len(table) + lost):.1%} of positions kept.",)
+
+
+def _other(texts: Sequence[TextLogprobs]) -> bool:
+    return any(text.translated for text in texts)
+
+
+def read_through(
+    endpoint: Endpoint,
+    mark: Mark,
+    texts: Sequence[Output],
+    record: PathLike | None,
+    tokenizer: PathLike | None,
+    progress: Stages,
+) -> tuple[list[TextLogprobs], tuple[str, ...]]:
+    """What a suspect behind an endpoint says along some texts, kept as `suspect.jsonl` in `record`; and notes on that.
+
+    Raises:
+        UsageError: no `record` was named.
+        ApiError: what `verify.suspects.probing.read_probes` raises, or no text could be read.
+    """
+    if record is None:
+        raise UsageError("the answers of an endpoint cost money, and are kept as they come", "name a `record`")
+    where, log = resolved(endpoint), log_of(record, "suspect")
+    with progress(on("reading", where.model), "texts") as update:
+        said = read_probes(where, mark, load_for(mark, tokenizer), texts, cast("Path", log), update)
+    if not said:
+        raise ApiError("the endpoint could not be read along any text", f"the log is {log}")
+    missing = len(texts) - len(said)
+    return said, (f"{missing} of {len(texts)} probes could not be read: see the log, {log}.",) if missing else ()
 
 
 def tables(

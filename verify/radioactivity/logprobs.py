@@ -117,7 +117,7 @@ class WeightedResult(MarkResult):
             found["decoy keys"] = str(self.decoys)
         if not self.significant and self.n:
             found["could be seen"] = self.power_statement
-        return found | {name: rows[name] for name in ("left out", "mark") if name in rows}
+        return found | {name: rows[name] for name in ("left out", "read as", "mark") if name in rows}
 
     def _draw(self, ax: Axes) -> None:
         if self.decoys:

@@ -64,6 +64,8 @@ class MarkResult(Result):
             rows["tilt"] = str(self.tilt)
         if self.discarded:
             rows["left out"] = left_out(self.discarded)
+        if read_as := self.inputs.get("read_as"):
+            rows["read as"] = str(read_as)
         label = self.mark.label or "(no label)"
         return rows | {"mark": f"{label}, commitment {self.mark.commitment[:16]}..."}
 

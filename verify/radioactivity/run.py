@@ -6,24 +6,29 @@ Paths may be `str` or `Path`; a mark may be a `Mark` or its file; a model may be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from verify.calls import noted
 from verify.data import context_counts as counting
+from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
 from verify.data.logprobs import (
+    TextLogprobs,
     as_output,
     as_text,
+    at_common_places,
     check_same_positions,
     keep_top_of_text,
     logprobs_at_positions,
     most_named,
 )
-from verify.data.outputs import Outputs
+from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
@@ -37,13 +42,17 @@ from verify.radioactivity.inputs import (
     is_model,
     named,
     notes_on,
+    notes_on_translation,
     outputs_of,
     probes_of,
     prompts_of,
     read_along,
+    read_through,
     recorded,
     replayed,
+    spelling_notes,
     tables,
+    translations,
     unmarked_by,
     with_cost,
 )
@@ -68,10 +77,13 @@ from verify.radioactivity.text import (
     text_result,
 )
 from verify.radioactivity.tilt import tilt_of, tilt_of_answers
-from verify.suspects.endpoint import Endpoint, resolved
-from verify.suspects.interview import ReferenceLog, Usage, iter_answers
+from verify.suspects.asking import NoLogprobsError
+from verify.suspects.client import resolved
+from verify.suspects.endpoint import Endpoint, is_address
+from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, iter_answers
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
+from watermark.errors import within
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
@@ -91,6 +103,7 @@ def text_test(
     alpha: float = 1e-3,
     decoys: int | None = None,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     batch_size: int = 8,
     progress: Stages = silent,
@@ -108,6 +121,7 @@ def text_test(
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200 with a reference, else none.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
         batch_size: texts that the reference reads in one forward pass.
         progress: opened around each piece of work.
@@ -128,7 +142,10 @@ def text_test(
     if method == EXCESS and reference is None:
         raise UsageError(f"the method '{EXCESS}' compares with a reference", "name a `reference`")
     need = reference is not None or not unmarked_prompts
-    read = outputs_of(mark, outputs, tokenizer, need_prompts=need, skip_bad=skip_bad, progress=progress)
+    read = outputs_of(
+        mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
+    )
+    notes = spelling_notes(mark, outputs, tokenizer, progress)
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -136,14 +153,14 @@ def text_test(
                 "leave `method` and `decoys` out",
             )
         kept = [output for output in read if len(output.output_ids)]
-        along = None if reference is None else read_along("reference", reference, mark, kept, 1, None, progress)
+        along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights, expected = None, None
     along = []
     if reference is not None and len(read):
-        along = read_along("reference", reference, mark, read, batch_size, None, progress)
+        along = _along(mark, reference, read, batch_size, tokenizer, progress)
         expected = logprobs_at_positions(along, positions)
         weights = excess(positions, expected, mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
@@ -168,13 +185,13 @@ def text_test(
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
         cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read))
+    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read) + notes)
 
 
 @noted
 def logprob_test(
     mark: Mark | PathLike,
-    suspect: Model | Recorded,
+    suspect: Model | Recorded | Endpoint,
     probes: Evidence | Outputs | None = None,
     *,
     reference: Model | Recorded | None = None,
@@ -184,16 +201,20 @@ def logprob_test(
     alpha: float = 1e-3,
     decoys: int | None = None,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     batch_size: int = 8,
     progress: Stages = silent,
 ) -> WeightedResult | SequentialResult:
-    """Test a suspect's next-token probabilities for the mark: read from its weights, or recorded.
+    """Test a suspect's next-token probabilities for the mark: read from weights or an endpoint, or recorded.
 
     Args:
         mark: the mark, or its file.
-        suspect: a model, which is read along the probes; or recorded log probabilities (files, or what
-            `verify.data.logprobs.read_recorded` gave).
+        suspect: a model, which is read along the probes; an endpoint (or its address) that gives the log probabilities
+            of a prompt's tokens, as vLLM does, and is read in the same way without writing anything; or recorded log
+            probabilities (files of our own records or of answers as servers give them, or what
+            `verify.data.logprobs.read_recorded` gave). A model, the reference too, may have another tokenizer than the
+            mark: what it says is translated (`verify.data.retokenize`), and the result says how much could be kept.
         probes: texts to read along, files as for `verify.read_outputs`; None: those that come with the package, which
             cannot carry any mark. Not with recorded log probabilities.
         reference: a model that does not depend on the secret, or its records at the same positions: far fewer positions
@@ -201,11 +222,13 @@ def logprob_test(
         context_counts: how often the teacher emitted each context (or the file): weighs by the root of the counts.
         unmarked_probes: nobody who wrote the probes knew the secret or copied marked text. None: as the probes say,
             which is what `stillmark generate` and `stillmark probes` write into them; what does not say may be marked.
-        record: folder to keep what was read in, and to resume from.
+        record: folder to keep what was read in, and to resume from; an endpoint needs one.
         alpha: level of the verdict, fixed before looking.
         decoys: number of decoy keys; None: 200.
-        tokenizer: folder of the mark's tokenizer, if not where the mark says.
-        skip_bad: count malformed probes instead of stopping at the first.
+        tokenizer: folder of the mark's tokenizer, if not where the mark says. It also stands in for the tokenizer of a
+            model's folder that holds none.
+        columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
+        skip_bad: count malformed probes or records instead of stopping at the first.
         batch_size: texts in one forward pass.
         progress: opened around each piece of work.
 
@@ -218,27 +241,53 @@ def logprob_test(
     """
     mark = as_mark(mark)
     counts = counting.load(Path(context_counts), mark.width) if isinstance(context_counts, PathLike) else context_counts
-    if is_model(suspect):
+    if is_address(suspect):
+        suspect = Endpoint(suspect, "")
+    if isinstance(suspect, Endpoint):
+        ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
+        unmarked, inputs = ready.unmarked, {"suspect": suspect.model} | ready.inputs
+        said, notes = read_through(suspect, mark, ready.texts, record, tokenizer, progress)
+        texts, notes, few = [as_output(text) for text in said], (*ready.notes, *notes), most_named(said)
+    elif is_model(suspect):
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
         texts, unmarked, notes = ready.texts, ready.unmarked, ready.notes
         inputs = {"suspect": named(suspect)} | ready.inputs
-        said = read_along("suspect", suspect, mark, texts, batch_size, record, progress)
         few = None
     else:
         if probes is not None:
             raise UsageError("recorded log probabilities hold what was read: `probes` does not apply")
-        said, inputs = recorded(suspect, mark, progress)
-        texts, notes, few = [as_output(text) for text in said], (), most_named(said)
+        said, inputs, notes = recorded(suspect, mark, tokenizer, columns, skip_bad, progress)
+        texts, few = [as_output(text) for text in said], most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+    weights = None if isinstance(suspect, Endpoint) or not is_model(suspect) else suspect
+    beside_it = reference if reference is not None and is_model(reference) else None
+    how = translations(mark, weights, beside_it, tokenizer, unmarked=unmarked)
+    if weights is not None:
+        said = read_along(
+            "suspect", weights, mark, texts, batch_size, record, progress, tokenizer=tokenizer, translator=how.suspect
+        )
     compared = None
     inputs["reference"] = None if reference is None else named(reference)
     if reference is not None:
         if is_model(reference):
-            compared = read_along("reference", reference, mark, texts, batch_size, record, progress)
+            compared = read_along(
+                "reference",
+                reference,
+                mark,
+                texts,
+                batch_size,
+                record,
+                progress,
+                tokenizer=tokenizer,
+                translator=how.reference,
+            )
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
             compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
         else:
-            compared = recorded(reference, mark, progress)[0]
+            compared = recorded(reference, mark, tokenizer, progress=progress)[0]
+    raw = said, compared
+    if compared is not None:
+        said, compared = at_common_places(said, compared)
     if all_sequential([text.sequential for text in said]):
         if counts is not None or decoys is not None:
             raise UsageError(
@@ -249,8 +298,10 @@ def logprob_test(
         return replace(found, inputs=inputs)
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
-        check_same_positions(scored, beside, named(suspect), inputs["reference"])
-    with progress(on("testing", named(suspect)), ""):
+        who = "the endpoint's answers" if isinstance(suspect, Endpoint) else named(suspect)
+        check_same_positions(scored, beside, who, inputs["reference"])
+    what = suspect.model if isinstance(suspect, Endpoint) else named(suspect)
+    with progress(on("testing", what), ""):
         result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
         detail = Detail(
             growth=growth(POSITIONS, len(scored), lambda k: logprob_log10_of_first(mark, scored, beside, counts, k)),
@@ -266,6 +317,7 @@ def logprob_test(
         own = [i for i, text in enumerate(said) if text.sampled]
         along = None if compared is None else [compared[i] for i in own]
         result = replace(result, tilt=tilt_of_answers(mark, [said[i] for i in own], along, unmarked=unmarked))
+    notes += how.notes + notes_on_translation(*raw, scored)
     return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
 
 
@@ -282,6 +334,9 @@ def endpoint_test(
     unmarked_prompts: bool | None = None,
     alpha: float = 1e-3,
     least: float = MIN_TILT,
+    budget_usd: float | None = None,
+    price_in: float | None = None,
+    price_out: float | None = None,
     tokenizer: PathLike | None = None,
     progress: Stages = silent,
 ) -> EndpointResult:
@@ -298,11 +353,14 @@ def endpoint_test(
         log: JSONL to append every answer to; a killed run goes on from here.
         budget: stop when this many tokens were billed.
         reference: a model that does not depend on the secret.
-        access: `text`, `logprobs`, or `auto`: log probabilities, if the first answer brings some.
+        access: `text`, `logprobs`, or `auto`: log probabilities if the first answer that tells something brings some
+            that can be used, else the text. The result says why they cannot.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text; None: only where they come
             with the package.
         alpha: level of the verdict, fixed before looking.
         least: the smallest effect of interest, in log odds of green for a unit of weight.
+        budget_usd: stop when the billed tokens cost this much; needs a price.
+        price_in, price_out: of a million prompt tokens, and of a million answer tokens.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         progress: opened around the asking; counts billed tokens.
 
@@ -315,27 +373,36 @@ def endpoint_test(
         raise UsageError(f"no access '{access}'", "one of auto, logprobs, text")
     unmarked = prompts is None if unmarked_prompts is None else unmarked_prompts
     asked = builtin_prompts() if prompts is None else prompts_of(prompts)
-    usage, test, twin = Usage(), None, None
+    priced = price_in is not None or price_out is not None
+    for name, value in (("budget_usd", budget_usd), ("price_in", price_in), ("price_out", price_out)):
+        within(name, value, 0, math.inf, first=name != "budget_usd")
+    if budget_usd is not None and not priced:
+        raise UsageError("`budget_usd` needs prices", "name `price_in` and `price_out`, of a million tokens each")
+    limit = Budget(budget, budget_usd)
+    usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
     compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
-    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, budget, usage)
+    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, limit, usage)
+    pending: list[TextLogprobs] = []
     with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
-        for wave in waves:
-            if test is None and usage.answers:
+        for wave in chain(waves, [None]):  # None: after the last
+            pending += [answer for answer in wave or () if len(answer.ids) > answer.start]
+            if test is None and (usage.logprobs is not None or (wave is None and usage.answers)):
                 if access == "logprobs" and not usage.logprobs:
-                    raise ApiError(
-                        "the endpoint gives no log probabilities", "`access=text` tests what it writes instead"
+                    why = " ".join(
+                        [f"the endpoint gives no log probabilities that can be used: {_why(usage)}", *usage.notes]
                     )
+                    raise NoLogprobsError(why, "`access=text` tests what it writes instead")
                 kind = "logprobs" if usage.logprobs else "text"
                 test = SequentialTest(mark, kind, alpha, unmarked=unmarked, least=least)
                 twin = None if unmarked else SequentialTest(mark, kind, alpha, unmarked=True, least=least)
-            for answer in wave:
-                if test is not None and len(answer.ids) > answer.start:
-                    beside = None if compared is None else compared.along(answer)
-                    test.add(answer, beside)
-                    if twin is not None:
-                        twin.add(answer, beside)
+            while test is not None and pending:
+                answer = pending.pop(0)
+                beside = None if compared is None else compared.along(answer)
+                test.add(answer, beside)
+                if twin is not None:
+                    twin.add(answer, beside)
             if compared is not None:
                 compared.keep()
             update(usage.billed, budget)
@@ -345,15 +412,45 @@ def endpoint_test(
         raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
     found = test.result() if twin is None else with_cost(test.result(), twin.result())
     fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    fields["stopped"] = found.stopped or (BUDGET if usage.billed >= budget else PROMPTS)
+    fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
+    fields["warnings"] = (*found.warnings, *_notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0))
     return EndpointResult(
         **fields,
-        billed_tokens=usage.billed,
+        prompt_tokens=usage.prompt_tokens,
+        answer_tokens=usage.answer_tokens,
+        spent=usage.spent,
         failed_requests=usage.failed,
         unknown_tokens=usage.unknown_tokens,
         served_model=usage.served,
         log=str(log),
     )
+
+
+def _why(usage: Usage) -> str:
+    """Why log probabilities were not scored, in words."""
+    return f"{usage.why_text or 'no answer was long enough to tell'}."
+
+
+def _notes(usage: Usage, endpoint: Endpoint, n: int, *, asked_logprobs: bool) -> list[str]:
+    """What a reader should know of how an endpoint answered."""
+    notes = list(usage.notes)
+    if asked_logprobs and not usage.logprobs:
+        notes.append(f"The text was scored, and not the log probabilities: {_why(usage)}")
+    if usage.thoughts:
+        notes.append(
+            f"{usage.thoughts} answers came with reasoning, which was not scored: score it with `reasoning=True` if "
+            "the teacher's reasoning is marked, too."
+        )
+    if not n:
+        notes.append(
+            "Nothing could be scored: this says nothing of the suspect. Raise `max_tokens`, ask other `prompts`, "
+            + (
+                "or test what it writes with `access=text`."
+                if usage.logprobs
+                else "and look at the answers in the log."
+            )
+        )
+    return notes
 
 
 @noted
@@ -365,6 +462,7 @@ def attribute(
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
     tokenizer: PathLike | None = None,
+    columns: Columns | None = None,
     skip_bad: bool = False,
     progress: Stages = silent,
 ) -> Attribution:
@@ -377,6 +475,7 @@ def attribute(
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: the chance that one wrong label or more is named, fixed before looking.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
+        columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
         progress: opened around each piece of work.
 
@@ -385,13 +484,45 @@ def attribute(
     """
     mark = as_mark(mark)
     names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
-    read = outputs_of(mark, outputs, tokenizer, need_prompts=not unmarked_prompts, skip_bad=skip_bad, progress=progress)
+    read = outputs_of(
+        mark,
+        outputs,
+        tokenizer,
+        columns=columns,
+        need_prompts=not unmarked_prompts,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
         found = attribution(mark, names, pairs, alpha, update)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
 
 
+def _along(
+    mark: Mark,
+    reference: Model,
+    outputs: Sequence[Output],
+    batch_size: int,
+    tokenizer: PathLike | None,
+    progress: Stages,
+) -> list[TextLogprobs]:
+    """What a reference says along outputs. Where it has another tokenizer, it expects nothing at some positions."""
+    how = translations(mark, None, reference, tokenizer, unmarked=False)
+    return read_along(
+        "reference",
+        reference,
+        mark,
+        outputs,
+        batch_size,
+        None,
+        progress,
+        tokenizer=tokenizer,
+        translator=how.reference,
+    )
+
+
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
     compared = None if reference is None else named(reference)
-    return {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    found = {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    return found | ({"read_as": outputs.read_as} if outputs.read_as else {})

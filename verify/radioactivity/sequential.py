@@ -1,9 +1,14 @@
-"""A test that may be looked at after every record: a mixture e-process over the size of the effect.
+"""A test that may be looked at after every record: a mixture e-process over the size of the effect, and looks back.
 
 Under the null each new coin is green with probability gamma, whatever came before. For a tilt h, the product over
 the coins of exp(h a G) / (1 - gamma + gamma exp(h a)) then has mean 1 at every moment, and so has any mixture over
 h. By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, however one decides to stop. The
 weight a of a coin is fixed when the coin is first counted: a coin that has been seen is never weighed anew.
+
+That wastes text which is compared with a reference: how much oftener than expected a pair is written shows only in much
+text. So there all text is weighed anew after certain numbers of answers, which are fixed beforehand (`looks`), by the
+test that a fixed sample would get. The e-process has half of alpha, and each look an equal share of the other half: the
+chance that any of them ever errs is at most alpha, whenever one stops.
 """
 
 from __future__ import annotations
@@ -18,13 +23,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.logprobs import TextLogprobs, logprobs_at
-from verify.data.pairs import SPECIAL_TOKEN, SeenPairs, WeightedPairs, contexts_before, scorable_in_order, weigh
+from verify.data.logprobs import TextLogprobs, as_output, logprobs_at, logprobs_at_positions
+from verify.data.pairs import (
+    SPECIAL_TOKEN,
+    SeenPairs,
+    WeightedPairs,
+    contexts_before,
+    scorable_batch,
+    scorable_in_order,
+    weigh,
+)
 from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
-from verify.radioactivity.result import NO_EVIDENCE, MarkResult
-from verify.radioactivity.text import MAX_COUNT, without_prompts
+from verify.radioactivity.result import NO_EVIDENCE, MarkResult, score
+from verify.radioactivity.text import MAX_COUNT, excess, without_prompts
 from verify.results import plural
+from verify.stats import weighted
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 
@@ -41,6 +55,9 @@ MIN_TILT: Final = 0.05
 """The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2595."""
 MAX_FUTILE: Final = 0.05
 """How often a suspect with the smallest tilt of interest may be given up."""
+
+LOOKS: Final = tuple(sorted({round(8 * 1.25**i) for i in range(35)}))
+"""Numbers of answers after which all text is weighed anew, if there is a reference; each a quarter more than before."""
 
 EVIDENCE: Final = "evidence"
 FUTILE: Final = "futility"
@@ -59,15 +76,16 @@ STOPPED: Final = {
 class SequentialResult(MarkResult):
     """A test that was looked at after every record.
 
-    n: distinct pairs counted; statistic: the most evidence there ever was, as log10 of the e-value. The p-value is one
-    over that: it holds however one stops.
+    n: distinct pairs counted; statistic: the most evidence there ever was, as log10 of the e-value (for text with a
+    reference: half of it, or one over the p-value of a look times its share of alpha). The p-value is one over that: it
+    holds however one stops.
 
     Attributes:
         access: what was scored, `text` or `logprobs`.
         unmarked: the prompts cannot depend on the key.
         records: records looked at.
         tokens: output tokens in them.
-        log10_e: the evidence after each record, as log10 of the e-value.
+        log10_e: the evidence after each record, as log10 of the same.
         stopped: why it could stop, `evidence` or `futility`; None: neither yet.
         least: the smallest tilt of interest, in log odds of green for a unit of weight.
     """
@@ -118,22 +136,33 @@ class EndpointResult(SequentialResult):
     """The sequential test on an endpoint, and what asking it took.
 
     Attributes:
-        billed_tokens: prompt and completion tokens, by the server's count where it gives one.
+        prompt_tokens, answer_tokens: billed, by the server's count where it gives one.
+        spent: what they cost, in the currency of the prices; None where no price was named.
         failed_requests: requests without a usable answer.
         unknown_tokens: tokens whose names could not be told.
         served_model: the name under which the server answered, if it gave one.
         log: the file that holds every answer.
     """
 
-    billed_tokens: int
+    prompt_tokens: int
+    answer_tokens: int
+    spent: float | None
     failed_requests: int
     unknown_tokens: int
     served_model: str | None
     log: str
 
+    @property
+    def billed_tokens(self) -> int:
+        """All tokens billed."""
+        return self.prompt_tokens + self.answer_tokens
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "billed_tokens": self.billed_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+            "spent": self.spent,
             "failed_requests": self.failed_requests,
             "unknown_tokens": self.unknown_tokens,
             "served_model": self.served_model,
@@ -143,10 +172,18 @@ class EndpointResult(SequentialResult):
     def rows(self) -> dict[str, str]:
         rows = super().rows()
         rows["looked at"] += f", {plural(self.billed_tokens, 'token')} billed"
+        if self.spent is not None:
+            rows["spent"] = f"{self.spent:,.4f}   (by the prices that were named)"
         if self.failed_requests or self.unknown_tokens:
             unknown = plural(self.unknown_tokens, "token")
             rows["not used"] = f"{plural(self.failed_requests, 'failed request')}, {unknown} of unknown name"
         return rows | {"log": self.log}
+
+
+def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
+    """log10 of one over what a look back at all text finds, for its share of alpha."""
+    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+    return -log10_p - math.log10(2 * len(LOOKS))
 
 
 class SequentialTest:
@@ -171,12 +208,20 @@ class SequentialTest:
         self._tokens = self._prompts = 0
         self._weights = ""
         self._discarded: Counter[str] = Counter()
+        self._read: list[tuple[TextLogprobs, TextLogprobs]] = []
+        self._looked = self._most = 0.0
 
     def add(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
         fresh = self.fresh(answer, reference)
         self._process.add(fresh.weights, self.mark.green(fresh.contexts, fresh.tokens))
-        self._path.append(self._process.log10_e)
+        if self.access == "text" and reference is not None:
+            self._read.append((answer, reference))
+            if len(self._read) in LOOKS:
+                self._looked = max(self._looked, evidence_of_look(self.mark, self.look_back()))
+        shared = math.log10(2) if self._read else 0.0
+        self._path.append(max(self._looked, self._process.log10_e - shared))
+        self._most = max(self._most, self._path[-1])
         self._tokens += len(answer.ids) - answer.start
         self._prompts += answer.start > 0
 
@@ -187,10 +232,18 @@ class SequentialTest:
         self._discarded[COUNTED_PAIR] += len(pairs.tokens) - len(fresh.tokens)
         return fresh
 
+    def look_back(self) -> WeightedPairs:
+        """The coins of all text so far, weighed as those of a fixed sample; the weights do not depend on the key."""
+        answers, references = zip(*self._read, strict=True)
+        positions = scorable_batch(
+            map(as_output, answers), self.mark.width, self.mark.exempt, unmarked_prompts=self.unmarked
+        )
+        return excess(positions, logprobs_at_positions(references, positions), self.mark.exempt)
+
     @property
     def stopped(self) -> str | None:
         """Why one may stop now: `evidence`, `futility`, or None."""
-        if self._process.log10_pvalue <= math.log10(self.alpha):
+        if self._most >= -math.log10(self.alpha):
             return EVIDENCE
         return FUTILE if self._process.log10_futility >= -math.log10(MAX_FUTILE) else None
 
@@ -200,13 +253,14 @@ class SequentialTest:
         warnings = [] if n else [NO_EVIDENCE]
         if self._prompts < records and not self.unmarked:
             warnings.append(without_prompts(records - self._prompts, records))
-        most = max((0.0, *self._path))
         return SequentialResult(
-            test=f"sequential: mixture e-process, valid at every look; weights: {self._weights}",
+            test="sequential: mixture e-process"
+            + (f" and {len(LOOKS)} looks at all text" if self._read else "")
+            + f", valid at every look; weights: {self._weights}",
             alpha=self.alpha,
             n=n,
-            statistic=most,
-            log10_pvalue=0.0 - most,
+            statistic=self._most,
+            log10_pvalue=0.0 - self._most,
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,

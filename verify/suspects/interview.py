@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from verify.data.dialects import Said, billed, is_stream, said
 from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
-from verify.suspects.endpoint import Endpoint, dig, entries_of, request_in_waves, same_model, text_of, unanswered
+from verify.suspects.asking import nothing_said, unanswered
+from verify.suspects.client import LOGPROBS, TEXT, request_in_waves, same_model
+from verify.suspects.endpoint import COMPLETIONS, Endpoint
 from verify.suspects.model import Model, opened, read_batch
+from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from watermark import ApiError, Mark
 from watermark.io import files
-from watermark.io.fields import is_int, is_null, is_text
+from watermark.io.fields import is_int, is_null, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.io.records import Record, resuming
 
@@ -22,44 +25,83 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_TOKEN_ID: Final = "token_id:"  # how vLLM spells a token if it is asked to return tokens as ids
+FEW: Final = 4
+"""Answers that are asked for one by one until one tells whether there are log probabilities."""
+
+STREAMED: Final = "The server streams, though it was not asked to: the pieces were put together."
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a million tokens, in whatever currency: of the prompts, and of the answers."""
+
+    prompt: float = 0.0
+    answer: float = 0.0
 
 
 @dataclass
 class Usage:
-    """What has been asked so far. billed: prompt and completion tokens, by the server's count where it gives one."""
+    """What has been asked so far.
 
+    Attributes:
+        answers, failed: requests with and without a usable answer.
+        prompt_tokens, answer_tokens: billed, by the server's count where it gives one.
+        price: of the tokens; None: no price was named.
+        unknown_tokens: names of tokens of which no id could be told.
+        logprobs: whether the log probabilities are scored, as the first answer that tells something decides; None:
+            there was none yet.
+        why_text: why they are not, in words.
+        served: the name under which the server answered.
+        last_error: of the last failed request.
+        notes: what a reader should know of how the server had to be asked, one sentence each.
+        thoughts: answers of which the reasoning was left aside.
+    """
+
+    price: Price | None = None
     answers: int = 0
     failed: int = 0
-    billed: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
     unknown_tokens: int = 0
-    logprobs: bool = True
+    logprobs: bool | None = None
+    why_text: str | None = None
     served: str | None = None
     last_error: str | None = None
+    notes: dict[str, None] = field(default_factory=dict)
+    thoughts: int = 0
 
+    @property
+    def billed(self) -> int:
+        """All tokens billed."""
+        return self.prompt_tokens + self.answer_tokens
 
-class Vocabulary:
-    """A server's spelling of tokens back to ids, where that is unambiguous."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-        self.tokenizer, self.size = tokenizer, size
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        names = self.tokenizer.batch_decode([[i] for i in range(min(self.size, len(self.tokenizer)))])
-        ids: dict[str, int] = {}
-        for i, name in enumerate(names):
-            ids[name] = -1 if name in ids else i
-        return {name: i for name, i in ids.items() if i >= 0 and "�" not in name}
-
-    def id(self, token: object) -> int | None:
-        """The id of a token as the server spells it; None if it cannot be told."""
-        if not isinstance(token, str):
+    @property
+    def spent(self) -> float | None:
+        """What they cost; None: no price was named."""
+        if self.price is None:
             return None
-        if token.startswith(_TOKEN_ID):
-            digits = token[len(_TOKEN_ID) :]
-            return int(digits) if digits.isdecimal() and len(digits) < 10 and int(digits) < self.size else None
-        return self._ids.get(token)
+        return (self.prompt_tokens * self.price.prompt + self.answer_tokens * self.price.answer) / 1e6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """After which no further request is sent: billed tokens, and what they may cost; None: any sum."""
+
+    tokens: int
+    money: float | None = None
+
+    def bearable(self, usage: Usage, max_tokens: int) -> int:
+        """How many answers of at most `max_tokens` each it may bear; 0: it is used up, and else 1 at least."""
+        if self.used_up(usage):
+            return 0
+        number = (self.tokens - usage.billed) // max_tokens
+        if self.money is not None and usage.price is not None and usage.price.answer:
+            number = min(number, int((self.money - (usage.spent or 0)) / (max_tokens * usage.price.answer / 1e6)))
+        return max(1, number)
+
+    def used_up(self, usage: Usage) -> bool:
+        """Whether nothing of it is left."""
+        return usage.billed >= self.tokens or (self.money is not None and (usage.spent or 0) >= self.money)
 
 
 def iter_answers(
@@ -68,15 +110,17 @@ def iter_answers(
     mark: Mark,
     tokenizer: PreTrainedTokenizerBase,
     log: Path,
-    budget: int,
+    budget: Budget,
     tally: Usage,
 ) -> Generator[list[TextLogprobs], None, None]:
     """Ask the prompts in order and yield the answers, wave by wave; those of an earlier run come first.
 
     The log is JSONL, appended and flushed before the answers are yielded: `prompt`, `prompt_ids`, `output`,
-    `output_ids`, `top_logprobs` if there were any, and the server's `answer` as it came. A failed request has an
-    `error` and an empty output, and is asked anew by the next run. Close the generator to stop asking: until then no
-    other run can write to the log.
+    `output_ids`, `top_logprobs` if there were any, `reasoning`, why the answer ended (`stop`), and the server's
+    `answer` as it came. A failed request has an `error` and an empty output, and is asked anew by the next run. Where
+    a prompt is answered several times, the answers beyond the first are records of their own (`ID#2`), and `answer_of`
+    names the one that holds the server's. Close the generator to stop asking: until then no other run can write to the
+    log.
 
     Args:
         endpoint: where and how to ask.
@@ -84,7 +128,7 @@ def iter_answers(
         mark: gives the vocabulary.
         tokenizer: the mark's.
         log: the file.
-        budget: billed tokens after which no further request is sent.
+        budget: no further request is sent after it is used up.
         tally: filled on the way.
 
     Raises:
@@ -97,29 +141,29 @@ def iter_answers(
         if max(prompt.ids or (0,)) >= vocabulary.size:
             raise ApiError(f"prompt '{prompt.id}' holds an id outside the vocabulary of {vocabulary.size}")
     run = endpoint.digest(prompts, mark.commitment)
+    number = range(2, endpoint.samples + 1)
+    asked = [one for prompt in prompts for one in (prompt, *(replace(prompt, id=f"{prompt.id}#{i}") for i in number))]
 
     def line_of(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
-        said = _understand(fields, prompt, vocabulary, mark, endpoint)
-        return {"id": prompt.id, **said, "sampled": True, "sequential": True, **fields}
+        heard = _understand(fields, prompt, vocabulary, tokenizer, mark, endpoint)
+        return {"id": prompt.id, **heard, "sampled": True, "sequential": True, **fields}
 
     def most() -> int:
-        if tally.billed >= budget:
-            return 0
         # one answer first, to learn whether there are log probabilities; then no more than the budget may bear
-        bearable = min(endpoint.concurrency, max(1, (budget - tally.billed) // endpoint.max_tokens))
-        return bearable if tally.answers else 1
+        alone = tally.answers == 0 or (tally.logprobs is None and tally.answers < FEW)
+        return min(1 if alone else endpoint.concurrency, budget.bearable(tally, endpoint.max_tokens * endpoint.samples))
 
-    def logprobs() -> bool:
-        return tally.logprobs and endpoint.top_logprobs > 0
+    def wanted() -> str:
+        return LOGPROBS if tally.logprobs is not False and endpoint.top_logprobs else TEXT
 
     with resuming(log, run) as (earlier, append):
-        waiting = unanswered(prompts, earlier)
+        waiting = unanswered(asked, earlier)
         if earlier:
             yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]
-        number = len(earlier)
-        for lines in request_in_waves(endpoint, waiting, append, log, line_of, most, logprobs, tally.answers > 0):
-            records = [Record(log, number + i, line) for i, line in enumerate(lines, 1)]
-            number += len(lines)
+        lines_so_far = len(earlier)
+        for lines in request_in_waves(endpoint, waiting, append, log, line_of, most, wanted, tally.answers > 0):
+            records = [Record(log, lines_so_far + i, line) for i, line in enumerate(lines, 1)]
+            lines_so_far += len(lines)
             yield [_count(record, tally, vocabulary.size, endpoint) for record in records]
 
 
@@ -131,14 +175,14 @@ class ReferenceLog:
     """
 
     def __init__(self, model: Model, mark: Mark, tally: Usage, log: Path) -> None:
-        self._model = opened(model, mark)[0]
+        self._model, self._limit = opened(model, mark)[0], mark.vocabulary_size
         self._tally = tally
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
 
     def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
-        read = read_batch(self._model, [as_output(answer)])[0]
+        read = read_batch(self._model, [as_output(answer)], limit=self._limit)[0]
         if self._tally.logprobs:  # a reference that names more tokens than the suspect would differ for that alone
             read = replace(keep_top_of_text(read, most_named([answer])), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
@@ -153,55 +197,115 @@ class ReferenceLog:
 
 
 def _understand(
-    fields: dict[str, Any], prompt: Prompt, vocabulary: Vocabulary, mark: Mark, endpoint: Endpoint
+    fields: dict[str, Any],
+    prompt: Prompt,
+    vocabulary: Vocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    mark: Mark,
+    endpoint: Endpoint,
 ) -> dict[str, Any]:
     """What an answer says, as a record of outputs; sets `error` in `fields` if it says nothing."""
-    tokenizer, chat = vocabulary.tokenizer, endpoint.chat
-    said: dict[str, Any] = {"prompt": prompt.text, "prompt_ids": encode_prompt(tokenizer, prompt, chat)}
-    said |= {"output": "", "output_ids": []}
+    chat = endpoint.api != COMPLETIONS
+    found: dict[str, Any] = {"prompt": prompt.text, "prompt_ids": encode_prompt(tokenizer, prompt, chat)}
+    if prompt.messages:
+        found["messages"] = [{"role": role, "content": text} for role, text in prompt.messages]
+    found |= {"output": "", "output_ids": []}
     if fields["error"] is not None:
-        return said
-    text = text_of(fields["answer"], chat)
-    if text is None:
-        fields["error"] = "the answer holds no text"
-        return said
-    entries = entries_of(fields["answer"], chat)
-    if not entries or not endpoint.top_logprobs:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return said | {"output": text, "output_ids": [i for i in ids if i < vocabulary.size]}
+        return found
+    heard = said(fields["answer"], fields.get("choice", 0))
+    fields["error"] = nothing_said(heard, endpoint.reasoning)
+    found |= {"reasoning": heard.reasoning} if heard.reasoning else {}
+    found |= {"stop": heard.stop, "ended": heard.stop in ENDS} if heard.stop else {}
+    if fields["error"] is not None:
+        return found
     unknown = next(iter(mark.exempt), 0)  # stands for a token that cannot be told, and is never scored itself
-    ids, tops, missed = [], [], 0
-    for sampled, top in entries:
-        known = vocabulary.id(sampled)
-        ids.append(unknown if known is None else known)
-        named = {i: p for token, p in top if (i := vocabulary.id(token)) is not None}
-        missed += (known is None) + len(top) - len(named)
-        tops.append([[i, p] for i, p in named.items()] or None)
-    return said | {"output": text, "output_ids": ids, "top_logprobs": tops, "unknown_tokens": missed}
+    apart = endpoint.reasoning and bool(heard.reasoning)
+    thoughts = [*vocabulary.encode(heard.reasoning), unknown] if apart else []
+    text = heard.text or ""
+    found["output"] = f"{heard.reasoning}\n\n{text}" if apart else text
+    plain = found | {"output_ids": [*thoughts, *vocabulary.encode(text)]}
+    if not endpoint.top_logprobs or not (heard.steps or text):
+        return plain
+    if not heard.steps:
+        return plain | {"no_logprobs": "the server gives none"}
+    why = useless(heard.steps)
+    told = vocabulary.told(() if why else heard.steps, heard.reasoning + text)
+    if why or not told.fits:
+        why = why or "the server's names of tokens are not those of the mark's tokenizer"
+        more = {"no_logprobs": why, "few_tokens": len(heard.steps) < TELLING}
+        return plain | more | ({"unknown_tokens": told.unknown} if told.unknown else {})
+    steps = [(i, top) for i, top in zip(told.ids, told.tops, strict=True)]
+    begins = _begin_of_answer(heard, vocabulary)
+    if begins and not endpoint.reasoning:
+        steps = steps[begins:]
+    elif begins is not None:
+        thoughts = []  # the tokens given are those of the reasoning, too
+    ids = [*thoughts, *(unknown if i is None else i for i, _ in steps)]
+    tops = [*([None] * len(thoughts)), *([[i, p] for i, p in top.items()] or None for _, top in steps)]
+    return found | {"output_ids": ids, "top_logprobs": tops, "unknown_tokens": told.unknown}
+
+
+ENDS: Final = ("stop", "eos", "end_turn")
+"""What servers call it when the model ended by itself."""
+
+
+def _begin_of_answer(heard: Said, vocabulary: Vocabulary) -> int | None:
+    """The first of an answer's tokens that is not of its reasoning; None if no token is of that."""
+    if not heard.reasoning:
+        return None
+    names = [step.token.data or step.token.name.encode("utf-8", "replace") for step in heard.steps]
+    thoughts, text = heard.reasoning.strip().encode(), (heard.text or "").strip().encode()
+    whole = b"".join(names)
+    if thoughts not in whole:
+        return None
+    at = whole.rfind(text) if text else len(whole)
+    end = 0
+    for number, name in enumerate(names):
+        end += len(name)
+        if end > at:
+            return number
+    return len(names)
 
 
 def _count(record: Record, tally: Usage, vocabulary: int, endpoint: Endpoint) -> TextLogprobs:
     """Takes one logged answer into the tally, and gives what it says."""
     fields, answer = record.fields, record.fields.get("answer")
     read = from_record(record, vocabulary)
-    error, unknown = fields.get("error"), fields.get("unknown_tokens", 0)
-    if not (is_null(error) or is_text(error)) or not is_int(unknown):
-        raise record.error("'error' must be a string or null, and 'unknown_tokens' an integer")
-    if error is None and tally.answers == 0:
-        tally.logprobs = "top_logprobs" in fields
+    error, unknown, changed = fields.get("error"), fields.get("unknown_tokens", 0), fields.get("changed", [])
+    if not (is_null(error) or is_text(error)) or not is_int(unknown) or not list_of(is_text)(changed):
+        raise record.error("'error' must be a string or null, 'unknown_tokens' an integer, 'changed' a list of strings")
+    tally.notes |= dict.fromkeys(changed)
     if error is not None:
         tally.failed += 1
         tally.last_error = error
     else:
         tally.answers += 1
+        tally.thoughts += bool(fields.get("reasoning")) and not endpoint.reasoning
+        if tally.logprobs is None and len(read.ids) > read.start:
+            _decide(fields, tally, endpoint)
     tally.served = same_model(tally.served, answer)
     if answer is not None:
+        if is_stream(answer):
+            tally.notes[STREAMED] = None
         # the server's count, within reason: neither none for what was written nor more than was asked for
-        for name, own, most in (
-            ("prompt_tokens", read.start, 10 * read.start + 1000),
-            ("completion_tokens", len(read.ids) - read.start, 2 * endpoint.max_tokens + 1000),
-        ):
-            count = dig(answer, "usage", name)
-            tally.billed += min(max(count, own), most) if is_int(count) else own
+        asked, wrote = billed(answer)
+        own, most = len(read.ids) - read.start, endpoint.samples * 2 * endpoint.max_tokens + 1000
+        tally.prompt_tokens += _within(asked, read.start, 10 * read.start + 1000)
+        tally.answer_tokens += _within(wrote, own, most)
     tally.unknown_tokens += unknown
     return read
+
+
+def _decide(fields: dict[str, Any], tally: Usage, endpoint: Endpoint) -> None:
+    """Whether log probabilities are scored, if this answer tells."""
+    why = fields.get("no_logprobs")
+    if not endpoint.top_logprobs:
+        tally.logprobs = False
+    elif "top_logprobs" in fields:
+        tally.logprobs = True
+    elif fields.get("few_tokens") is not True:
+        tally.logprobs, tally.why_text = False, why if is_text(why) else "the server gives none"
+
+
+def _within(count: int | None, own: int, most: int) -> int:
+    return own if count is None else min(max(count, own), most)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from verify.data.logprobs import _NOWHERE, F32, I64, MIN_PROBABILITY, U32, TextLogprobs, _limit, from_record, to_record
 from verify.data.outputs import Output, digest
+from verify.data.retokenize import Translation
 from watermark import Mark, ModelError, tokenizers
 from watermark.io.fields import is_number, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
@@ -39,18 +40,37 @@ def is_loaded(what: object) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(what, tuple) and len(what) == 2 and not isinstance(what[0], str | Path | TextLogprobs)
 
 
-def opened(model: Model, mark: Mark | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer, loaded if it is a folder; mark: the tokenizer must be its own.
+def opened(
+    model: Model, mark: Mark | None = None, tokenizer: str | Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, loaded if it is a folder.
+
+    Args:
+        model: the model.
+        mark: the model must speak its tokens; it may know more.
+        tokenizer: folder of a tokenizer, for a folder that holds none.
 
     Raises:
         ModelError, TokenizerError: the folder cannot be loaded, or it is not for the mark.
     """
     if isinstance(model, str | Path):
         with doing(f"loading {Path(model).name}"):
-            return load_model(Path(model), mark)
+            return load_model(Path(model), mark, tokenizer=tokenizer, more_tokens=True)
     if mark is not None:
-        tokenizers.check(mark, model[1], name_of(model))
+        tokenizers.check(mark, model[1], name_of(model), more_tokens=True)
     return model
+
+
+def tokenizer_of(model: Model, stand_in: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer; stand_in: folder of one, for a folder that holds none.
+
+    Raises:
+        TokenizerError: there is none that can be loaded.
+    """
+    if isinstance(model, str | Path):
+        return tokenizers.load_transformers(tokenizers.folder_of(model, stand_in))
+    words: PreTrainedTokenizerBase = model[1]
+    return words
 
 
 def name_of(model: Model) -> str:
@@ -66,6 +86,8 @@ def read_weights(
     likely: float = MIN_PROBABILITY,
     batch_size: int = 8,
     record: Path | None = None,
+    tokenizer: str | Path | None = None,
+    translator: Translation | None = None,
     progress: Progress = silent,
 ) -> list[TextLogprobs]:
     """Read a model's next-token probabilities along the outputs of some probes, by teacher forcing.
@@ -74,12 +96,14 @@ def read_weights(
 
     Args:
         path: the model, a folder or loaded.
-        mark: the model's tokenizer must be the mark's.
+        mark: the model must speak its tokens, unless a translator is given.
         probes: texts; what is read are the predictions of the output tokens, after the prompt.
         likely: the probability above which a token is kept.
         batch_size: probes in one forward pass.
         record: JSONL to which every text read is appended, and from which a killed run goes on;
             `stillmark test logprobs` reads it too.
+        tokenizer: folder of a tokenizer, for a model's folder that holds none.
+        translator: from the model's tokens to the mark's, or None.
         progress: called with the number of probes read, and of how many.
 
     Raises:
@@ -88,16 +112,23 @@ def read_weights(
     """
 
     def work(done: int) -> Iterator[TextLogprobs]:
-        model, _ = opened(path, mark)
+        model, _ = opened(path, mark if translator is None else None, tokenizer)
         longest = max(len(probe.ids) for probe in probes[done:])
         size = max(1, min(batch_size, MAX_PIECE * 8 // max(1, min(longest, MAX_PIECE))))
         for first in range(done, len(probes), size):
-            yield from read_batch(model, probes[first : first + size], likely)
+            batch = probes[first : first + size]
+            if translator is None:
+                yield from read_batch(model, batch, likely, _limit(mark))
+                continue
+            asked = translator.ask(batch)
+            read = read_batch(model, [one.own for one in asked], likely)
+            yield from map(translator.translate, read, asked)
 
+    how = () if translator is None else (translator.digest(probes),)
     return list(
         resumable(
             record,
-            "" if record is None else run_digest(model_digest(path), likely, digest(probes)),
+            "" if record is None else run_digest(model_digest(path), likely, digest(probes), *how),
             [probe.id for probe in probes],
             work,
             to_fields=lambda read: to_record(read) | {"model": Path(name_of(path)).name},
@@ -107,8 +138,13 @@ def read_weights(
     )
 
 
-def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY) -> list[TextLogprobs]:
-    """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces."""
+def read_batch(
+    model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY, limit: int | None = None
+) -> list[TextLogprobs]:
+    """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces.
+
+    limit: what tokens lie below; rows of the model beyond it are left out.
+    """
     texts = [probe.ids for probe in probes]
     piece = min(MAX_PIECE, max(2, longest_text(model) or MAX_PIECE) - 1)
     pieces = [(row, first) for row, ids in enumerate(texts) for first in range(0, max(1, len(ids) - 1), piece)]
@@ -116,7 +152,7 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
     for start in range(0, len(pieces), len(probes)):
         some = pieces[start : start + len(probes)]
         # a piece ends with the token that the next one begins with: every token but the first is predicted once
-        read = _forward(model, [texts[row][first : first + piece + 1] for row, first in some], likely)
+        read = _forward(model, [texts[row][first : first + piece + 1] for row, first in some], likely, limit)
         for (row, first), (place, tokens, logprobs) in zip(some, read, strict=True):
             kept = place + first >= max(1, probes[row].start)
             entries[row].append((place[kept] + first, tokens[kept], logprobs[kept]))
@@ -127,12 +163,14 @@ def read_batch(model: PreTrainedModel, probes: Sequence[Output], likely: float =
     return done
 
 
-def _forward(model: PreTrainedModel, texts: Sequence[I64], likely: float) -> list[tuple[I64, U32, F32]]:
+def _forward(
+    model: PreTrainedModel, texts: Sequence[I64], likely: float, limit: int | None
+) -> list[tuple[I64, U32, F32]]:
     """For each text: places, likely tokens there, and their log probabilities."""
     read = []
     logits = forward_logits(model, texts)
     for row, ids in enumerate(texts):
-        logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)
+        logprobs = logits[row, : max(0, len(ids) - 1)].float().log_softmax(-1)[:, :limit]
         place, tokens = (logprobs > math.log(likely)).nonzero(as_tuple=True)
         kept = np.round(logprobs[place, tokens].cpu().numpy().astype(np.float64), 4).astype(np.float32)
         read.append((place.cpu().numpy() + 1, tokens.cpu().numpy().astype(np.uint32), kept))

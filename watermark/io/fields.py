@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 
 class JsonError(ValueError):
-    """Text that is no JSON we take. The message says why, and quotes nothing of it. at: the index, if it is known."""
+    """Text that is no JSON we take. The message says why, and quotes nothing of it. line: its number, if known."""
 
-    def __init__(self, message: str, at: int | None = None) -> None:
+    def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
-        self.at = at
+        self.line = line
 
 
 def load_json(source: bytes | Path) -> Any:
@@ -50,43 +51,98 @@ def load_object(source: bytes | Path) -> dict[str, Any]:
     return value
 
 
-def array_items(text: str) -> Iterator[tuple[int, Any]]:
-    """The elements of the JSON array that a text is, one by one, each with the index in the text where it begins.
+def array_items(file: BinaryIO, most: int) -> Iterator[tuple[int, Any]]:
+    """The elements of the JSON array that a file is, one by one, each with the number of the line where it begins.
+
+    No more than two elements, and a block, are in memory at once.
+
+    Args:
+        file: opened at its beginning.
+        most: how long an element may be.
 
     Raises:
-        JsonError: as `load_json`, when it comes to the place, which it names; or the text goes on after the array.
+        JsonError: as `load_json`, when it comes to the place, whose line it names; or an element is too long, or the
+            text goes on after the array.
+        OSError: the file cannot be read.
     """
-    at = 0
+    text = _Text(file, most)
     try:
         with _refusals():
-            at = _skip(text, _expect(text, _skip(text, 0), "["))
-            if text[at : at + 1] != "]":
-                while True:
-                    value, end = _DECODER.raw_decode(text, at)
-                    _check_text(text[at:end], value)
-                    yield at, value
-                    at = _skip(text, end)
-                    if text[at : at + 1] == "]":
-                        break
-                    at = _skip(text, _expect(text, at, ","))
-            at = _skip(text, at + 1)
-            if at < len(text):
+            text.expect("[")
+            if text.next() != "]":
+                yield text.value()
+                while text.next() == ",":
+                    text.expect(",")
+                    text.next()
+                    yield text.value()
+            text.expect("]")
+            if text.next():
                 raise JsonError("the text goes on after the array")
     except JsonError as error:
-        raise JsonError(str(error), at if error.at is None else error.at) from None
+        raise JsonError(str(error), text.line) from None
 
 
-def _skip(text: str, at: int) -> int:
-    """The index of the next character that is no white space."""
-    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
-        at += 1
-    return at
+class _Text:
+    """A file as text, of which only the part is kept that is being read. line: of the next character."""
 
+    BLOCK: Final = 1 << 16
 
-def _expect(text: str, at: int, character: str) -> int:
-    if text[at : at + 1] != character:
-        raise json.JSONDecodeError(f"want '{character}'", text, at)
-    return at + 1
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file, self.most = file, most
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.line, self.ended = "", 0, 1, False
+
+    def _more(self) -> bool:
+        """Reads as much again as is kept; False at the end of the file."""
+        if self.ended:
+            return False
+        self.text, self.at = self.text[self.at :], 0
+        block = self.file.read(max(self.BLOCK, len(self.text)))
+        self.ended = not block
+        try:
+            self.text += self.decoder.decode(block, self.ended)
+        except UnicodeDecodeError as error:
+            self.line += self.text.count("\n") + error.object[: error.start].count(b"\n")
+            raise
+        return True
+
+    def next(self) -> str:
+        """The next character that is no white space, which is not taken; none at the end."""
+        while True:
+            while self.at < len(self.text):
+                character = self.text[self.at]
+                if character not in " \t\r\n":
+                    return character
+                self.line += character == "\n"
+                self.at += 1
+            if not self._more():
+                return ""
+
+    def expect(self, character: str) -> None:
+        """Takes the next character."""
+        if self.next() != character:
+            raise json.JSONDecodeError(f"want '{character}'", "", 0)
+        self.at += 1
+
+    def value(self) -> tuple[int, Any]:
+        """Takes a value: the line where it begins, and the value."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+                if end < len(self.text) or not self._more():  # a number may go on
+                    break
+                continue
+            except json.JSONDecodeError as error:
+                if len(self.text) - self.at > self.most:
+                    raise JsonError("a record is too long") from None
+                if not self._more():
+                    self.line += self.text.count("\n", self.at, error.pos)
+                    raise
+        found = self.text[self.at : end]
+        _check_text(found, value)
+        line, self.at = self.line, end
+        self.line += found.count("\n")
+        return line, value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -115,8 +171,8 @@ def _refusals() -> Iterator[None]:
         raise JsonError("no valid UTF-8") from None
     except RecursionError:
         raise JsonError("no valid JSON: nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise JsonError("no valid JSON", error.pos) from None
+    except json.JSONDecodeError:
+        raise JsonError("no valid JSON") from None
     except ValueError:  # Python converts no integer of so many digits
         raise JsonError("no valid JSON: an integer of too many digits") from None
 

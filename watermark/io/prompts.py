@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from watermark.errors import InputError
+from watermark.errors import InputError, TokenizerError
 from watermark.io.fields import is_text
-from watermark.io.records import Record, read_jsonl
+from watermark.io.jsonl import read_jsonl
+from watermark.io.records import Record, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: text for the tokenizer (and its chat template), or ids as they are."""
+    """One prompt: text for the tokenizer (and its chat template), or ids as they are.
+
+    messages: the turns of a conversation, each (role, text), of which `text` is all that is said; None: one turn.
+    """
 
     id: str
     text: str | None
     ids: tuple[int, ...] | None
+    messages: tuple[tuple[str, str], ...] | None = None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from JSONL: what `prompt_of` takes, and optionally `id` (else the line number).
+    """Prompts from JSONL: what `prompt_of` takes, or `messages`, and optionally `id` (else the line number).
 
     Raises:
         InputError: the file cannot be read or is empty, a line is malformed, or two share an id.
@@ -33,7 +38,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
     try:
-        for record in read_jsonl(path):
+        for record in map(checked, read_jsonl(path)):
             if isinstance(record, InputError):
                 raise record
             prompt = _prompt(record)
@@ -42,7 +47,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             lines[prompt.id] = record.line
             prompts.append(prompt)
     except OSError as error:
-        raise InputError(path, 0, f"cannot read the prompts: {error.strerror}") from None
+        raise InputError(path, 0, f"cannot read the prompts: {error.strerror or error}") from None
     if not prompts:
         raise InputError(path, 0, "holds no prompts", 'a line is like {"prompt": "Write a story."}')
     return prompts
@@ -56,10 +61,28 @@ def _prompt(record: Record) -> Prompt:
         if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
             raise record.error("'prompt_ids' must be a list of token ids, at least one")
         return Prompt(name, None, tuple(ids))
+    if record.fields.get("messages") is not None and not record.fields.get("prompt"):
+        turns = _turns(record)
+        return Prompt(name, "\n".join(text for _, text in turns), None, turns)
     text = prompt_of(record)
     if not text:
         raise record.error("the record has no 'prompt' text and no 'prompt_ids'", 'like {"prompt": "Write a story."}')
     return Prompt(name, text, None)
+
+
+def _turns(record: Record) -> tuple[tuple[str, str], ...]:
+    """The turns of a record's `messages`: a system prompt, say, and a conversation that the suspect goes on with."""
+    messages = record.fields["messages"]
+    turns = [
+        (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
+        for one in (messages if isinstance(messages, list) else [None])
+    ]
+    if not turns or not all(is_text(role) and is_text(text) for role, text in turns) or turns[-1][0] == "assistant":
+        hint = 'like {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]}'
+        raise record.error(
+            "'messages' must be a list of turns, each with 'role' and 'content' as text, the last not the model's", hint
+        )
+    return tuple((str(role), str(text)) for role, text in turns)
 
 
 ELSEWHERE: Final = ("messages", "conversations", "system", "history", "context", "question")
@@ -102,7 +125,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     assert prompt.text is not None
     if not chat or tokenizer.chat_template is None:
         return list(tokenizer.encode(prompt.text))
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt.text}], add_generation_prompt=True, tokenize=False
-    )
+    turns = [{"role": role, "content": text} for role, text in prompt.messages or (("user", prompt.text),)]
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # templates raise what they like
+        message = f"the tokenizer's chat template refuses prompt '{prompt.id}': {type(error).__name__}"
+        raise TokenizerError(message, "is there a turn or a role that the model does not know?") from None
     return list(tokenizer.encode(text, add_special_tokens=False))

@@ -1,4 +1,4 @@
-"""JSONL, one record a line: the reader of all our inputs, and the log that a killed run goes on with."""
+"""Records: the types of their fields, and the log of them that a killed run goes on with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from watermark.errors import InputError
 from watermark.io.fields import (
     JsonError,
     Types,
-    array_items,
     either,
     is_flag,
     is_name,
@@ -66,99 +65,12 @@ class Record:
         return RecordError(self.path, self.line, message, hint)
 
 
-def checked(record: Record) -> Record | RecordError:
+def checked(record: Record | RecordError) -> Record | RecordError:
     """The record, or what is wrong with it: a field of `FIELDS` that is of another type."""
+    if isinstance(record, RecordError):
+        return record
     wrong = wrong_field(record.fields, FIELDS)
     return record if wrong is None else record.error(wrong)
-
-
-def read_jsonl(path: Path, first: int = 1, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
-    """The records of a JSONL file in order, blank lines left out; a malformed one comes as a RecordError.
-
-    A file that is one JSON array, however it is printed, is read as its elements.
-
-    Args:
-        path: the file.
-        first: number of the line that begins at `start`.
-        start: byte to begin at, the first of a line.
-        stop: byte to end before, the first of a line too; None: the end of the file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        if start:
-            file.seek(start)
-        elif begins_array(file.peek(_HEAD)):
-            yield from _read_array(path, file.read())
-            return
-        for number, line in enumerate(file, first):
-            if stop is not None and start >= stop:
-                return
-            start += len(line)
-            if not line.strip():
-                continue
-            if number == 1 and line.removeprefix(_BOM).strip() == b"{":
-                hint = "write one object a line (JSONL), or one array of objects"
-                yield RecordError(path, 1, "the file is an object over several lines, and no record", hint)
-                return
-            try:
-                fields = load_json(line)
-            except JsonError as error:
-                cut = "" if line.endswith(b"\n") else ", and the file ends within the line: was its writer killed?"
-                yield RecordError(path, number, f"{error}{cut}")
-                continue
-            yield _as_record(path, number, fields)
-
-
-_HEAD: Final = 4096
-_BOM: Final = b"\xef\xbb\xbf"
-
-
-def begins_array(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a JSON array, which no line of JSONL is."""
-    return head.removeprefix(_BOM).lstrip().startswith(b"[")
-
-
-def _read_array(path: Path, data: bytes) -> Iterator[Record | RecordError]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield RecordError(path, data[: error.start].count(b"\n") + 1, "no valid UTF-8")
-        return
-    line, seen = 1, 0
-    try:
-        for at, value in array_items(text):
-            line, seen = line + text.count("\n", seen, at), at
-            yield _as_record(path, line, value)
-    except JsonError as error:
-        line = text.count("\n", 0, error.at) + 1
-        yield RecordError(path, line, f"{error}, in a file that begins as an array of records")
-
-
-def _as_record(path: Path, line: int, value: Any) -> Record | RecordError:
-    if isinstance(value, dict):
-        return checked(Record(path, line, value))
-    return RecordError(path, line, "a record must be a JSON object", "one object a line (JSONL)")
-
-
-def line_ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    """A JSONL file in runs of whole lines, of `size` bytes or a little more: number of the first line, start, stop.
-
-    An array comes in one piece: its records are not known by their lines.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    number, start = 1, 0
-    with path.open("rb") as file:
-        if begins_array(file.peek(_HEAD)):
-            yield 1, 0, os.fstat(file.fileno()).st_size
-            return
-        while block := file.read(size):
-            block += file.readline()
-            yield number, start, start + len(block)
-            number, start = number + block.count(b"\n"), start + len(block)
 
 
 def run_digest(*parts: Any) -> str:

@@ -1,0 +1,95 @@
+"""Conversations in chat logs and training data: what the suspect wrote last, and all that it was shown before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from verify.data.dialects import Said, said
+
+SUSPECT: Final = ("assistant", "gpt", "chatgpt", "model", "bot", "ai")
+"""Names under which the suspect speaks, in the dialects of chats and of ShareGPT."""
+
+_TEXTS: Final = (
+    "content", "value", "text", "parts", "thinking", "reasoning_content", "reasoning", "input", "output", "arguments",
+    "tool_calls", "function", "function_call",
+)  # fmt: skip
+
+
+class ShapeError(ValueError):
+    """A record has the shape of its file, and something is wrong within it; the message says what."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def turns_of(value: Any) -> list[Mapping[str, Any]]:
+    """The turns of a conversation: a list of objects, or an object of lists, as older tables hold it.
+
+    Raises:
+        ShapeError: it is neither, or a turn names nobody.
+    """
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        names, columns = list(value), list(value.values())
+        value = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ShapeError("a conversation must be a list of turns")
+    for turn in value:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role", turn.get("from")), str):
+            raise ShapeError("a turn of a conversation must have a 'role' (or 'from') and a 'content' (or 'value')")
+    return list(value)
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value looks like a conversation: its first turn is one."""
+    if isinstance(value, Mapping):
+        return any(isinstance(value.get(name), list) for name in ("role", "from"))
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and isinstance(first.get("role", first.get("from")), str)
+
+
+def by_suspect(turn: Mapping[str, Any]) -> bool:
+    """Whether the suspect wrote this turn."""
+    return turn.get("role", turn.get("from")).lower() in SUSPECT
+
+
+def last_answer(turns: Sequence[Mapping[str, Any]]) -> tuple[Said, Sequence[Mapping[str, Any]]]:
+    """The last turn that the suspect wrote, and all turns before it, its own earlier ones among them.
+
+    Raises:
+        ShapeError: it wrote none.
+    """
+    for i in reversed(range(len(turns))):
+        if by_suspect(turns[i]):
+            return _written(turns[i]), turns[:i]
+    raise ShapeError("no turn of the conversation is by the assistant")
+
+
+def _written(turn: Mapping[str, Any]) -> Said:
+    if "content" in turn:
+        return said({"choices": [{"message": turn}]})
+    text = turn.get("value", turn.get("text"))
+    return Said(text if isinstance(text, str) else shown_in(turn.get("parts")) or None)
+
+
+def shown_in(value: Any) -> str:
+    """All text in a message, a part of one, or a list of them: whatever a model was shown of it.
+
+    A picture or a sound is left out. Calls of tools and their results are text.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        value = [value[name] for name in _TEXTS if value.get(name) is not None]
+    if isinstance(value, Sequence):
+        return "\n".join(text for one in value if (text := shown_in(one)))
+    return ""
+
+
+def every_text(value: Any) -> str:
+    """All text in a value, such as a description of tools, wherever it stands."""
+    if isinstance(value, str):
+        return value
+    value = list(value.values()) if isinstance(value, Mapping) else value
+    return "\n".join(text for one in value if (text := every_text(one))) if isinstance(value, list) else ""
