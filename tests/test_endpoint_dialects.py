@@ -20,10 +20,10 @@ import verify
 from tests import small
 from tests.servers import Handler, serve
 from verify import Endpoint
+from verify.data.dialects import along_prompt, said
 from verify.radioactivity.sequential import EndpointResult
 from verify.suspects.asking import NoLogprobsError
 from verify.suspects.client import MAX_WAIT
-from verify.suspects.dialects import along_prompt, said
 from verify.suspects.waves import TooManyFailuresError
 from watermark import ApiError, Mark, UsageError
 

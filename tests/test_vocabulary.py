@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from verify.suspects.dialects import Step, Token
+from verify.data.dialects import Step, Token
 from verify.suspects.vocabulary import TELLING, Vocabulary
 from watermark import tokenizers
 from watermark.tokenizers import AnyTokenizer

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from verify.suspects.dialects import Said, said
+from verify.data.dialects import Said, said
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.manner import LOGPROBS, TEXT
 from verify.suspects.model import TopTokens

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from verify.suspects.dialects import dig, error_in
+from verify.data.dialects import dig, error_in
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.manner import LOGPROBS, TEXT, Manner, request_of
 from watermark import ApiError

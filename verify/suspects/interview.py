@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from verify.data.dialects import Said, billed, is_stream, said
 from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
 from verify.suspects.asking import nothing_said, unanswered
-from verify.suspects.dialects import Said, billed, is_stream, said
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
 from verify.suspects.manner import LOGPROBS, TEXT
 from verify.suspects.model import Model, opened, read_batch

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from verify.data.dialects import Step, along_prompt
 from verify.data.logprobs import TextLogprobs, from_record
 from verify.data.outputs import Output, digest
 from verify.suspects.asking import NoLogprobsError, unanswered
 from verify.suspects.client import Client
-from verify.suspects.dialects import Step, along_prompt
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
 from verify.suspects.manner import ECHO, PROMPT_LOGPROBS
 from verify.suspects.vocabulary import Vocabulary

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeVar
 
+from verify.data.dialects import Step, Token
 from verify.data.logprobs import MIN_LOGPROB
-from verify.suspects.dialects import Step, Token
 from watermark.tokenizers import AnyTokenizer
 
 TELLING: Final = 8

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from verify.data.dialects import choices, dig, whole
 from verify.suspects.client import Client
-from verify.suspects.dialects import choices, dig, whole
 from verify.suspects.endpoint import Endpoint
 from watermark import ApiError
 from watermark.io.prompts import Prompt

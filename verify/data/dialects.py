@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from verify.data.logprobs import is_logprob
 from watermark.io.fields import JsonError, is_int, load_json
 
 SMALLEST: Final = -9999.0
 """Log probabilities below this, minus infinity among them, are taken for it."""
+
+
+def is_logprob(p: Any) -> bool:
+    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
+    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
 
 
 @dataclass(frozen=True)
