@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.dialects import is_logprob
 from verify.data.outputs import Output, check_ids, read_records
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
 from watermark import InputError, Mark
@@ -210,6 +209,11 @@ def _check_top(record: Record, top: Any, vocabulary: int) -> tuple[U32, F32]:
     logprobs = np.array([max(p, 10 * MIN_LOGPROB) for _, p in rows], np.float64)
     kept = logprobs >= MIN_LOGPROB
     return tokens[kept].astype(np.uint32), logprobs[kept].astype(np.float32)
+
+
+def is_logprob(p: Any) -> bool:
+    """Whether this is the logarithm of a probability, give or take a rounding; minus infinity is."""
+    return isinstance(p, int | float) and not isinstance(p, bool) and p <= 1e-3
 
 
 def to_record(read: TextLogprobs) -> dict[str, Any]:
