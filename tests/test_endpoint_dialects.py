@@ -23,7 +23,8 @@ from verify import Endpoint
 from verify.data.dialects import along_prompt, said
 from verify.radioactivity.sequential import EndpointResult
 from verify.suspects.asking import NoLogprobsError
-from verify.suspects.client import MAX_WAIT, TooManyFailuresError
+from verify.suspects.client import MAX_WAIT
+from verify.suspects.waves import TooManyFailuresError
 from watermark import ApiError, Mark, UsageError
 
 Run = Callable[..., Done]

@@ -14,8 +14,8 @@ from click.testing import Result
 
 from tests.servers import Handler, chat, serve
 from verify.suspects.asking import Completion, ask_all
-from verify.suspects.client import MAX_FAILURES, TooManyFailuresError
 from verify.suspects.endpoint import Endpoint
+from verify.suspects.waves import MAX_FAILURES, TooManyFailuresError
 from watermark import ApiError, InputError
 from watermark.io.prompts import Prompt
 

@@ -16,7 +16,7 @@ from tests.servers import Handler, serve
 from verify import Endpoint
 from verify.radioactivity.logprobs import WeightedResult
 from verify.suspects.asking import NoLogprobsError
-from verify.suspects.client import TooManyFailuresError
+from verify.suspects.waves import TooManyFailuresError
 from watermark import Mark, UsageError
 
 Run = Callable[..., Done]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from verify.data.dialects import Said, said
-from verify.suspects.client import LOGPROBS, TEXT, TooManyFailuresError, request_in_waves, same_model
 from verify.suspects.endpoint import Endpoint
+from verify.suspects.manner import LOGPROBS, TEXT
 from verify.suspects.model import TopTokens
+from verify.suspects.waves import TooManyFailuresError, request_in_waves, same_model
 from watermark import ApiError, InputError
 from watermark.io.prompts import Prompt
 from watermark.io.records import Record, resuming

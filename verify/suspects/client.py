@@ -1,4 +1,4 @@
-"""Requests to an endpoint: how the server wants to be asked, pauses and retries, and a log of every answer as it came.
+"""Requests to an endpoint: secrets, refusals, pauses and retries.
 
 Nothing that a server answers can make a test unsound: whatever it says is a choice of the suspect's, and the suspect
 does not know the key. What cannot be understood is left out, logged, and counted.
@@ -11,28 +11,22 @@ import email.utils
 import math
 import os
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from verify.data.dialects import choices, dig, error_in, whole
-from verify.suspects.endpoint import CHAT, COMPLETIONS, Endpoint
+from verify.data.dialects import dig, error_in
+from verify.suspects.endpoint import Endpoint
+from verify.suspects.manner import LOGPROBS, TEXT, Manner, request_of
 from watermark import ApiError
 from watermark.extras import require
 from watermark.io.prompts import Prompt
-from watermark.io.records import Append
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-
-MAX_FAILURES: Final = 5
-"""Failed requests in a row after which it makes no sense to go on."""
 
 MAX_WAIT: Final = 300.0
 """Seconds that one request may spend in pauses before it is tried again."""
@@ -40,84 +34,12 @@ MAX_WAIT: Final = 300.0
 MIN_SECRET_LENGTH: Final = 8
 """Characters of a secret; a local server's `none` is none."""
 
-FEW_LOGPROBS: Final = 5
-"""Log probabilities to ask for where a server refuses more, and does not say how many it gives."""
-
-TEXT: Final = ""
-LOGPROBS: Final = "logprobs"
-PROMPT_LOGPROBS: Final = "prompt_logprobs"
-ECHO: Final = "echo"
-"""What a request asks for beside text: log probabilities of the answer's tokens; of the prompt's tokens, as vLLM
-gives them; the same from a completion that echoes its prompt."""
-
 _REFUSALS: Final = {
     401: "is the key right?",
     402: "is there credit left?",
     403: "is the key right?",
     404: "are URL and model right?",
 }
-
-
-class TooManyFailuresError(ApiError):
-    """An endpoint fails again and again."""
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How a server wants to be asked.
-
-    Attributes:
-        limit: its name for the most tokens of an answer.
-        temperature: it takes one.
-        top: log probabilities to ask for; 0: none.
-    """
-
-    limit: str = "max_tokens"
-    temperature: bool = True
-    top: int = 0
-
-    def after(self, words: str, asked: Mapping[str, Any]) -> tuple[Manner, str] | None:
-        """The manner after a refusal of a request (`asked`), and in words what is different; None: nothing is."""
-        if self.limit == "max_tokens" in asked and "max_completion_tokens" in words:
-            return replace(self, limit="max_completion_tokens"), "`max_completion_tokens` instead of `max_tokens`"
-        if self.temperature and "temperature" in asked and "temperature" in words:
-            return replace(self, temperature=False), "no `temperature`: the server's own is used"
-        if (
-            self.top
-            and "logprob" in words
-            and not asked.keys().isdisjoint(("logprobs", "top_logprobs", "prompt_logprobs"))
-        ):
-            named = [int(number) for number in re.findall(r"\d{1,4}", words)]
-            fewer = max((number for number in named if 0 < number < self.top), default=0)
-            fewer = fewer or (FEW_LOGPROBS if self.top > FEW_LOGPROBS else 0)
-            return replace(self, top=fewer), f"{fewer} log probabilities" if fewer else "no log probabilities"
-        return None
-
-
-def request_of(
-    endpoint: Endpoint, manner: Manner, prompt: Prompt, wanted: str, number: int = 1
-) -> tuple[str, dict[str, Any]]:
-    """The path and the body that ask for `number` answers to one prompt."""
-    fields: dict[str, Any] = {"model": endpoint.model}
-    top = manner.top if wanted else 0
-    turns = [{"role": role, "content": text} for role, text in prompt.messages or (("user", prompt.text),)]
-    if endpoint.api == CHAT:
-        path, limit = "/chat/completions", manner.limit
-        fields |= {"messages": turns} | ({"logprobs": True, "top_logprobs": top} if top else {})
-    elif endpoint.api == COMPLETIONS:
-        path, limit = "/completions", manner.limit
-        fields |= {"prompt": prompt.text if prompt.ids is None else list(prompt.ids)}
-        fields |= {PROMPT_LOGPROBS if wanted == PROMPT_LOGPROBS else LOGPROBS: top} if top else {}
-        fields |= {"echo": True} if wanted == ECHO else {}
-    else:
-        path, limit = "/responses", "max_output_tokens"
-        fields |= {"input": turns, "store": False}
-        fields |= {"top_logprobs": top, "include": ["message.output_text.logprobs"]} if top else {}
-    if endpoint.extra.keys().isdisjoint(("max_tokens", "max_completion_tokens", "max_output_tokens")):
-        fields[limit] = endpoint.max_tokens
-    fields |= {"temperature": endpoint.temperature} if manner.temperature else {}
-    fields |= {"n": number} if number > 1 else {}
-    return path, fields | dict(endpoint.extra)
 
 
 class Client:
@@ -310,85 +232,3 @@ def _secrets(endpoint: Endpoint, key: str) -> list[str]:
     login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     named = [key, parts.password or "", unquote(parts.password or ""), base64.b64encode(login.encode()).decode()]
     return [secret for secret in named if len(secret) >= MIN_SECRET_LENGTH]
-
-
-def request_in_waves(
-    endpoint: Endpoint,
-    waiting: Sequence[Prompt],
-    append: Append,
-    log: Path,
-    line_of: Callable[[Prompt, dict[str, Any]], dict[str, Any]],
-    most: Callable[[], int],
-    wanted: Callable[[], str],
-    answered: bool = False,
-) -> Iterator[list[dict[str, Any]]]:
-    """Ask prompts in order, wave by wave; each wave's lines are in the log before they are yielded.
-
-    Args:
-        endpoint: where and how to ask.
-        waiting: what to ask.
-        append: adds lines to the log.
-        log: where it is, for the errors.
-        line_of: a line for the log, from a prompt and the fields `request`, `answer` and `error`, which it may set.
-        most: how many requests the next wave may have; 0 ends the asking.
-        wanted: what the next wave asks for beside text: `TEXT` (nothing), `LOGPROBS`, `PROMPT_LOGPROBS` or `ECHO`.
-        answered: the endpoint has answered before: then a refusal is one prompt's, and not the key's.
-
-    Raises:
-        ApiError: no client or key, or a refusal that another try would meet too.
-        TooManyFailuresError: `MAX_FAILURES` failures in a row.
-        InputError: the log cannot be written.
-    """
-    client = Client(endpoint)
-    in_a_row, samples = 0, endpoint.samples
-    with ThreadPoolExecutor(endpoint.concurrency) as pool:
-        while waiting and (size := most()) > 0:
-            wave, waiting = _alike(waiting, size, samples)
-            lines, refusals = [], []
-            what = wanted()
-            answers = pool.map(lambda alike, what=what: client.ask(alike[0], what, len(alike)), wave)
-            for alike, (fields, refusal) in zip(wave, answers, strict=True):
-                came = min(len(alike), choices(fields["answer"])) if fields["error"] is None else 1
-                for number, prompt in enumerate(alike[:came]):
-                    line = line_of(prompt, fields | ({"choice": number} if number else {}))
-                    lines.append(line | ({"answer": None, "answer_of": alike[0].id} if number else {}))
-                    in_a_row = in_a_row + 1 if line["error"] is not None else 0
-                    answered = answered or line["error"] is None
-                if came < len(alike):  # the server answers once
-                    waiting, samples = [*alike[came:], *waiting], 1
-                refusals += [refusal] if refusal else []
-            append(lines)
-            if refusals and not answered:
-                raise refusals[0]
-            yield lines
-            if in_a_row >= MAX_FAILURES:
-                raise TooManyFailuresError(
-                    f"the last {in_a_row} requests failed; the last one: {lines[-1]['error']}",
-                    f"nothing is lost: the same command goes on from {log}",
-                )
-
-
-def _alike(waiting: Sequence[Prompt], size: int, samples: int) -> tuple[list[Sequence[Prompt]], Sequence[Prompt]]:
-    """The next `size` requests, each of up to `samples` equal prompts that stand together; and what is left."""
-    wave: list[Sequence[Prompt]] = []
-    while waiting and len(wave) < size:
-        first, number = waiting[0], 1
-        while number < min(samples, len(waiting)) and replace(waiting[number], id=first.id) == first:
-            number += 1
-        wave.append(waiting[:number])
-        waiting = waiting[number:]
-    return wave, waiting
-
-
-def same_model(before: str | None, answer: Any) -> str | None:
-    """The name under which a server answered, if it gives one. Raises ApiError if it gave another before."""
-    served = dig(whole(answer), "model")
-    if not isinstance(served, str):
-        return before
-    served = "".join(c for c in served if c.isprintable())[:200]
-    if before not in (None, served):
-        raise ApiError(
-            f"the server answered as '{before}' before, and now as '{served}'",
-            "evidence must come from one model: test each under its own name, with a log of its own",
-        )
-    return served

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.data.dialects import Said, billed, is_stream, said
 from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
 from verify.suspects.asking import nothing_said, unanswered
-from verify.suspects.client import LOGPROBS, TEXT, request_in_waves, same_model
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
+from verify.suspects.manner import LOGPROBS, TEXT
 from verify.suspects.model import Model, opened, read_batch
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
+from verify.suspects.waves import request_in_waves, same_model
 from watermark import ApiError, Mark
 from watermark.io import files
 from watermark.io.fields import is_int, is_null, is_text, list_of

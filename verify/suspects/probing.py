@@ -18,9 +18,11 @@ from verify.data.dialects import Step, along_prompt
 from verify.data.logprobs import TextLogprobs, from_record
 from verify.data.outputs import Output, digest
 from verify.suspects.asking import NoLogprobsError, unanswered
-from verify.suspects.client import ECHO, PROMPT_LOGPROBS, Client, request_in_waves, same_model
+from verify.suspects.client import Client
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
+from verify.suspects.manner import ECHO, PROMPT_LOGPROBS
 from verify.suspects.vocabulary import Vocabulary
+from verify.suspects.waves import request_in_waves, same_model
 from watermark import Mark
 from watermark.io.prompts import Prompt
 from watermark.io.records import Record, resuming
