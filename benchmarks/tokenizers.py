@@ -254,7 +254,8 @@ def levels(found: list[float]) -> dict[str, Any]:
 
 
 def speed(folder: Path) -> dict[str, Any]:
-    """Tokens a second of this process: of the suspect's tokenizer alone, and of asking and translating beside it."""
+    """Tokens a second of this process: of the suspect's tokenizer alone, and of asking, which finds the common places
+    and makes the prompts. And probabilities a second that are translated."""
     teacher = teacher_model()
     mark = Mark.load(folder / "d3.mark")
     probes = builtin_probes(mark, teacher, PROBES)
@@ -269,18 +270,26 @@ def speed(folder: Path) -> dict[str, Any]:
         asked = how.ask(probes)
         read = read_batches(load_model(folder / name)[0], asked)
         texts = [how.mark.text_of(probe.output_ids).text for probe in probes]
-        seconds: dict[str, list[float]] = {"tokenizer": [], "translation": []}
+        seconds: dict[str, list[float]] = {"tokenizer": [], "asking": [], "translating": []}
         for _ in range(7):
-            start = time.process_time()
+            times = [time.process_time()]
             encoded = how.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            between = time.process_time()
-            for one, said in zip(how.ask(probes), read, strict=True):
+            times.append(time.process_time())
+            asked = how.ask(probes)
+            times.append(time.process_time())
+            for one, said in zip(asked, read, strict=True):
                 how.translate(said, one)
-            seconds["tokenizer"].append(between - start)
-            seconds["translation"].append(time.process_time() - between)
-        tokens = sum(map(len, encoded))
-        found[spoken] = {"seconds to make the tables": made} | {
-            f"tokens/s, {what}": tokens / statistics.median(values) for what, values in seconds.items()
+            times.append(time.process_time())
+            for what, begun, ended in zip(seconds, times, times[1:], strict=False):
+                seconds[what].append(ended - begun)
+        middle = {what: statistics.median(values) for what, values in seconds.items()}
+        tokens, entries = sum(map(len, encoded)), sum(len(said.tokens) for said in read)
+        found[spoken] = {
+            "seconds to make the tables": made,
+            "tokens/s, tokenizer": tokens / middle["tokenizer"],
+            "tokens/s, asking": tokens / middle["asking"],
+            "probabilities/s, translating": entries / middle["translating"],
+            "probabilities a place": entries / tokens,
         }
         print(spoken, found[spoken], flush=True)
     return found
