@@ -144,9 +144,10 @@ def tokenizers(results: dict[str, Any]) -> str:
                 f"\n{what}, {name}: {one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}."
             )
     for name, one in results.get("speed", {}).items():
-        alone, both = one["tokens/s, tokenizer"], one["tokens/s, translation"]
+        alone, both = one["tokens/s, tokenizer"], one["tokens/s, asking"]
         lines.append(
-            f"\nSpeed, {name}: the tokenizer {alone / 1e3:,.0f}k tokens/s, with translation {both / 1e3:,.0f}k."
+            f"\nSpeed, {SPOKEN.get(name, name)}: the tokenizer alone {alone / 1e3:,.0f}k tokens/s, with the common places "
+            f"{both / 1e3:,.0f}k; {one['probabilities/s, translating'] / 1e6:,.0f}M probabilities/s are translated."
         )
     return "\n".join(lines) + "\n"
 
