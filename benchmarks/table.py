@@ -141,13 +141,13 @@ def tokenizers(results: dict[str, Any]) -> str:
         for name, one in found.items():
             below = ", ".join(f"{count} below {level}" for level, count in one["below"].items())
             lines.append(
-                f"\n{what}, {name}: {one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}."
+                f"\n{what.capitalize()}, {name}: {one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}."
             )
     for name, one in results.get("speed", {}).items():
         alone, both = one["tokens/s, tokenizer"], one["tokens/s, asking"]
         lines.append(
-            f"\nSpeed, {SPOKEN.get(name, name)}: the tokenizer alone {alone / 1e3:,.0f}k tokens/s, with the common places "
-            f"{both / 1e3:,.0f}k; {one['probabilities/s, translating'] / 1e6:,.0f}M probabilities/s are translated."
+            f"\nSpeed, {SPOKEN.get(name, name)}: the tokenizer alone {alone / 1e3:,.0f}k tokens/s, with the common "
+            f"places {both / 1e3:,.0f}k; {one['probabilities/s, translating'] / 1e6:,.0f}M probabilities/s are translated."
         )
     return "\n".join(lines) + "\n"
 

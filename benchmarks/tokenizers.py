@@ -1,6 +1,6 @@
 """Students that speak tokens of their own: tokenizers and models from fresh weights, trained here on marked outputs.
 
-    .venv/bin/python -m benchmarks.tokenizers [FOLDER] [make|table|nulls|speed]...
+    .venv/bin/python -m benchmarks.tokenizers [FOLDER] [make|table|nulls|speed]... [STUDENT]...
 
 An hour on one core, most of it training; what lies in FOLDER (default: demo/tokenizers) is not made again. Results go
 to benchmarks/results/tokenizers.json, and from there into docs by benchmarks/table.py.
@@ -155,12 +155,13 @@ def reading(
     return read_weights(model, mark, probes, record=log, translator=how)
 
 
-def table(folder: Path) -> list[dict[str, Any]]:
-    """Every student that learned from marked outputs, by its weights, with each kind of reference."""
-    rows = []
+def table(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Students that learned from marked outputs, by their weights, with each kind of reference; the others as before."""
+    known = json.loads(RESULTS.read_text()).get("table", []) if RESULTS.exists() else []
+    rows = [row for row in known if row["student"] not in names]
     teacher = teacher_model()
     for name, (kind, spoken, taught) in STUDENTS.items():
-        if taught == "unmarked" or not (folder / name).exists():
+        if name not in names or taught == "unmarked" or not (folder / name).exists():
             continue
         mark = Mark.load(folder / f"{taught}.mark")
         how = translations(mark, folder / name, teacher, teacher, unmarked=True)
@@ -199,7 +200,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
             }
             rows.append(row)
             print(row, flush=True)
-    return rows
+    return sorted(rows, key=lambda row: list(STUDENTS).index(row["student"]))
 
 
 def at(mark: Mark, scored: LogprobTable, beside: LogprobTable | None, positions: int) -> float:
@@ -308,9 +309,12 @@ def write(part: str, value: Any) -> None:
 
 
 def main(folder: Path, parts: list[str]) -> None:
+    names = [part for part in parts if part in STUDENTS] or list(STUDENTS)
     if "make" in parts:
-        make(folder, [part for part in parts if part in STUDENTS] or list(STUDENTS))
-    for name, part in (("table", table), ("nulls", nulls), ("speed", speed)):
+        make(folder, names)
+    if "table" in parts:
+        write("table", table(folder, names))
+    for name, part in (("nulls", nulls), ("speed", speed)):
         if name in parts:
             write(name, part(folder))
 
