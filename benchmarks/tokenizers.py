@@ -156,7 +156,7 @@ def reading(
 
 
 def table(folder: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Students that learned from marked outputs, by their weights, with each kind of reference; the others as before."""
+    """Students that learned from marked outputs, by their weights, with each kind of reference; others as before."""
     known = json.loads(RESULTS.read_text()).get("table", []) if RESULTS.exists() else []
     rows = [row for row in known if row["student"] not in names]
     teacher = teacher_model()
