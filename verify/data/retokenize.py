@@ -110,9 +110,11 @@ class Translator:
 
     def _prompt(self, probe: Output) -> I64:
         ids = np.zeros(0, np.int64) if probe.prompt_ids is None else probe.prompt_ids
-        text = self.mark.text_of(ids).text if probe.prompt is None else probe.prompt
+        text = self.mark.text_of(ids).text
+        # what the suspect is shown must stand in the ids, which rule 2 looks at
+        alone = probe.prompt if probe.prompt is not None and probe.prompt in text else None
         with failures("the suspect's tokenizer, or its chat template, fails on a prompt"):
-            own = encode_prompt(self.tokenizer, Prompt(probe.id, text, None), chat=probe.prompt is not None)
+            own = encode_prompt(self.tokenizer, Prompt(probe.id, alone or text, None), chat=alone is not None)
         if own and own[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id:
             own.pop()  # some tokenizers end every text
         return np.array(own, np.int64)
