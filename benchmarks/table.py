@@ -159,13 +159,13 @@ def tokenizers(results: dict[str, Any]) -> str:
     for what, found in results.get("nulls", {}).items():
         for name, one in found.items():
             below = ", ".join(f"{count} below {level}" for level, count in one["below"].items())
-            lines.append(
-                f"\n{what}, {name}: {one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}."
-            )
+            counted = f"{one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}"
+            lines.append(f"\n{what.capitalize()}, {name}: {counted}.")
     for name, one in results.get("speed", {}).items():
-        alone, both = one["tokens/s, tokenizer"], one["tokens/s, translation"]
+        alone, both = (one[f"tokens/s, {what}"] / 1e3 for what in ("tokenizer", "asking"))
         lines.append(
-            f"\nSpeed, {name}: the tokenizer {alone / 1e3:,.0f}k tokens/s, with translation {both / 1e3:,.0f}k."
+            f"\nSpeed, {SPOKEN.get(name, name)}: the tokenizer alone {alone:,.0f}k tokens/s, with the common places "
+            f"{both:,.0f}k; {one['probabilities/s, translating'] / 1e6:,.0f}M probabilities/s are translated."
         )
     return "\n".join(lines) + "\n"
 

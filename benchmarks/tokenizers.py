@@ -1,6 +1,6 @@
 """Students that speak tokens of their own: tokenizers and models from fresh weights, trained here on marked outputs.
 
-    .venv/bin/python -m benchmarks.tokenizers [FOLDER] [make|table|nulls|speed]...
+    .venv/bin/python -m benchmarks.tokenizers [FOLDER] [make|table|nulls|speed]... [STUDENT]...
 
 An hour on one core, most of it training; what lies in FOLDER (default: demo/tokenizers) is not made again. Results go
 to benchmarks/results/tokenizers.json, and from there into docs by benchmarks/table.py.
@@ -155,12 +155,13 @@ def reading(
     return read_weights(model, mark, probes, record=log, translator=how)
 
 
-def table(folder: Path) -> list[dict[str, Any]]:
-    """Every student that learned from marked outputs, by its weights, with each kind of reference."""
-    rows = []
+def table(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Students that learned from marked outputs, by their weights, with each kind of reference; others as before."""
+    known = json.loads(RESULTS.read_text()).get("table", []) if RESULTS.exists() else []
+    rows = [row for row in known if row["student"] not in names]
     teacher = teacher_model()
     for name, (kind, spoken, taught) in STUDENTS.items():
-        if taught == "unmarked" or not (folder / name).exists():
+        if name not in names or taught == "unmarked" or not (folder / name).exists():
             continue
         mark = Mark.load(folder / f"{taught}.mark")
         how = translations(mark, folder / name, teacher, teacher, unmarked=True)
@@ -199,7 +200,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
             }
             rows.append(row)
             print(row, flush=True)
-    return rows
+    return sorted(rows, key=lambda row: list(STUDENTS).index(row["student"]))
 
 
 def at(mark: Mark, scored: LogprobTable, beside: LogprobTable | None, positions: int) -> float:
@@ -254,7 +255,8 @@ def levels(found: list[float]) -> dict[str, Any]:
 
 
 def speed(folder: Path) -> dict[str, Any]:
-    """Tokens a second of this process: of the suspect's tokenizer alone, and of asking and translating beside it."""
+    """Tokens a second of this process: of the suspect's tokenizer alone, and of asking, which finds the common places
+    and makes the prompts. And probabilities a second that are translated."""
     teacher = teacher_model()
     mark = Mark.load(folder / "d3.mark")
     probes = builtin_probes(mark, teacher, PROBES)
@@ -269,18 +271,26 @@ def speed(folder: Path) -> dict[str, Any]:
         asked = how.ask(probes)
         read = read_batches(load_model(folder / name)[0], asked)
         texts = [how.mark.text_of(probe.output_ids).text for probe in probes]
-        seconds: dict[str, list[float]] = {"tokenizer": [], "translation": []}
+        seconds: dict[str, list[float]] = {"tokenizer": [], "asking": [], "translating": []}
         for _ in range(7):
-            start = time.process_time()
+            times = [time.process_time()]
             encoded = how.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            between = time.process_time()
-            for one, said in zip(how.ask(probes), read, strict=True):
+            times.append(time.process_time())
+            asked = how.ask(probes)
+            times.append(time.process_time())
+            for one, said in zip(asked, read, strict=True):
                 how.translate(said, one)
-            seconds["tokenizer"].append(between - start)
-            seconds["translation"].append(time.process_time() - between)
-        tokens = sum(map(len, encoded))
-        found[spoken] = {"seconds to make the tables": made} | {
-            f"tokens/s, {what}": tokens / statistics.median(values) for what, values in seconds.items()
+            times.append(time.process_time())
+            for what, begun, ended in zip(seconds, times, times[1:], strict=False):
+                seconds[what].append(ended - begun)
+        middle = {what: statistics.median(values) for what, values in seconds.items()}
+        tokens, entries = sum(map(len, encoded)), sum(len(said.tokens) for said in read)
+        found[spoken] = {
+            "seconds to make the tables": made,
+            "tokens/s, tokenizer": tokens / middle["tokenizer"],
+            "tokens/s, asking": tokens / middle["asking"],
+            "probabilities/s, translating": entries / middle["translating"],
+            "probabilities a place": entries / tokens,
         }
         print(spoken, found[spoken], flush=True)
     return found
@@ -299,9 +309,12 @@ def write(part: str, value: Any) -> None:
 
 
 def main(folder: Path, parts: list[str]) -> None:
+    names = [part for part in parts if part in STUDENTS] or list(STUDENTS)
     if "make" in parts:
-        make(folder, [part for part in parts if part in STUDENTS] or list(STUDENTS))
-    for name, part in (("table", table), ("nulls", nulls), ("speed", speed)):
+        make(folder, names)
+    if "table" in parts:
+        write("table", table(folder, names))
+    for name, part in (("nulls", nulls), ("speed", speed)):
         if name in parts:
             write(name, part(folder))
 

@@ -264,6 +264,17 @@ def copying(read: TextLogprobs) -> TextLogprobs:
     return replace(read, tokens=tokens)
 
 
+def test_the_suspect_is_shown_the_prompt_of_the_ids(ours: Spelling) -> None:
+    """Its text alone, where the ids hold it within a chat template; else all that they spell."""
+    how = between(ours, "byte fallback")
+    ids = np.array(speller("byte level").encode("user: the theory\nthe answer:", add_special_tokens=False))
+    shown = []
+    for prompt in ("the theory", "another text", None):
+        (asked,) = how.ask([Output("x", ids, ids[:3], prompt=prompt)])
+        shown.append(how.other.text_of(asked.own.ids[: asked.own.start]).text.strip())
+    assert shown == ["the theory", "user: the theory\nthe answer:", "user: the theory\nthe answer:"]
+
+
 def test_the_boundaries_of_marked_text_are_not_used(ours: Spelling, mark: Mark) -> None:
     how = between(ours, "byte fallback")
     read = said(Bigrams(1, how.other, ours), how, probes(2))

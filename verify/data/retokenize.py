@@ -110,9 +110,11 @@ class Translator:
 
     def _prompt(self, probe: Output) -> I64:
         ids = np.zeros(0, np.int64) if probe.prompt_ids is None else probe.prompt_ids
-        text = self.mark.text_of(ids).text if probe.prompt is None else probe.prompt
+        text = self.mark.text_of(ids).text
+        # what the suspect is shown must stand in the ids, which rule 2 looks at
+        alone = probe.prompt if probe.prompt is not None and probe.prompt in text else None
         with failures("the suspect's tokenizer, or its chat template, fails on a prompt"):
-            own = encode_prompt(self.tokenizer, Prompt(probe.id, text, None), chat=probe.prompt is not None)
+            own = encode_prompt(self.tokenizer, Prompt(probe.id, alone or text, None), chat=alone is not None)
         if own and own[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id:
             own.pop()  # some tokenizers end every text
         return np.array(own, np.int64)
@@ -146,7 +148,7 @@ class Translator:
         kept = token >= 0
         ambiguous = int((high > low).sum())
         place, tokens, logprobs = _summed(place[kept], token[kept], said.logprobs[entry][kept])
-        ambiguous -= len(np.unique(place))
+        ambiguous -= _distinct(place)
         probe = asked.probe
         return TextLogprobs(
             probe.id,
@@ -212,7 +214,7 @@ class Grouping:
         token = _looked_up(self.first, said.tokens)
         kept = token >= 0
         place, tokens, logprobs = _summed(said.place[kept], token[kept], said.logprobs[kept])
-        ambiguous = len(np.unique(said.place)) - len(np.unique(place))
+        ambiguous = _distinct(said.place) - _distinct(place)
         translated = Translated(self.name, True, ambiguous)
         return replace(said, place=place, tokens=tokens, logprobs=logprobs, translated=translated)
 
@@ -238,7 +240,20 @@ def _summed(
     place: I64, token: I64, logprobs: npt.NDArray[np.float32]
 ) -> tuple[I64, npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
     """The probabilities of equal tokens at one place, added up; places ascending."""
-    pair, which = np.unique((place << 32) | token, return_inverse=True)
-    total = np.bincount(which, np.exp(logprobs.astype(np.float64)), minlength=len(pair))
+    if not len(place):
+        return place, token.astype(np.uint32), logprobs
+    width, bits = int(token.max()) + 1, len(place).bit_length()
+    pair = place * width + token
+    # one sort of numbers that end with where they stand: several times as fast as an argsort
+    assert int(pair.max()).bit_length() + bits < 63
+    ranked = np.sort((pair << bits) | np.arange(len(pair)))
+    order, ranked = ranked & ((1 << bits) - 1), ranked >> bits
+    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    total = np.add.reduceat(np.exp(logprobs[order], dtype=np.float64), first)
     rounded = np.round(np.log(np.maximum(total, 1e-300)).clip(max=0.0), 4)
-    return pair >> 32, (pair & 0xFFFFFFFF).astype(np.uint32), rounded.astype(np.float32)
+    return ranked[first] // width, (ranked[first] % width).astype(np.uint32), rounded.astype(np.float32)
+
+
+def _distinct(ascending: I64) -> int:
+    """How many different numbers there are among some that ascend."""
+    return int((np.diff(ascending) != 0).sum()) + (len(ascending) > 0)
