@@ -385,6 +385,8 @@ def endpoint_test(
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
     waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, limit, usage)
     pending: list[TextLogprobs] = []
+    kept: list[TextLogprobs] = []
+    along: list[TextLogprobs] = []
     with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
         for wave in chain(waves, [None]):  # None: after the last
             pending += [answer for answer in wave or () if len(answer.ids) > answer.start]
@@ -401,6 +403,8 @@ def endpoint_test(
                 answer = pending.pop(0)
                 beside = None if compared is None else compared.along(answer)
                 test.add(answer, beside)
+                kept.append(answer)
+                along += [] if beside is None else [beside]
                 if twin is not None:
                     twin.add(answer, beside)
             if compared is not None:
@@ -412,6 +416,9 @@ def endpoint_test(
         raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
     found = test.result() if twin is None else with_cost(test.result(), twin.result())
     fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    if found.significant:
+        read = None if compared is None else along
+        fields["tilt"] = tilt_of_answers(mark, kept, read, unmarked=unmarked)
     fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
     fields["warnings"] = (*found.warnings, *_notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0))
     return EndpointResult(

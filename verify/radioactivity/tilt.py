@@ -117,9 +117,12 @@ def tilt_of(mark: Mark, positions: Positions, expected: LogprobTable | None) -> 
         positions: what was written, from `verify.data.pairs.scorable_batch`.
         expected: what a reference says at these positions, best the teacher without its mark; None: no reference.
     """
-    if not len(positions.tokens):
+    pairs = np.column_stack([positions.contexts, positions.tokens])
+    first, _ = distinct_rows(pairs)
+    if mark.vocabulary_size is not None:  # a token of unknown name has an id beyond
+        first = first[(pairs[first] < mark.vocabulary_size).all(axis=1)]
+    if not len(first):
         return None
-    first, _ = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
     green = mark.green(positions.contexts[first], positions.tokens[first])
     mass = np.full(len(positions.tokens), mark.gamma) if expected is None else green_mass(mark, expected)
     return estimate(green, mass[first], positions.record[first], mark.delta, reference=expected is not None)
