@@ -141,9 +141,9 @@ def test_every_result_has_a_page(name: str, results: dict[str, Any]) -> None:
 def test_pictures_are_there(results: dict[str, Any]) -> None:
     """Those that the kind of result has, each with what it shows in words."""
     for name, titles in {
-        "text": ["Evidence against", "The mark among decoy keys", "Green rate"],
-        "logprobs": ["Evidence against", "The mark among decoy keys", "Effect of the mark"],
-        "sequential": ["Evidence against"],
+        "text": ["How the evidence grew", "The mark among decoy keys", "Green rate"],
+        "logprobs": ["How the evidence grew", "The mark among decoy keys", "Effect of the mark"],
+        "sequential": ["How the evidence grew"],
         "weights": ["Matched units by layer"],
         "agreement": ["The suspect among the controls"],
         "attribute": [],

@@ -210,8 +210,10 @@ class SequentialTest:
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,
-            power_statement=f"after {plural(self._tokens, 'token')} a tilt of {least:g} "
-            + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
+            power_statement=f"a tilt of {least:g} or more, which would have shown after {plural(self._tokens, 'token')}"
+            if stopped == FUTILE
+            else f"nothing for sure: after {plural(self._tokens, 'token')} a tilt of {least:g} may be there and not have "
+            "shown yet",
             mark=self.mark,
             detail=Detail(growth=sequential_growth(self._path)),
             access=self.access,
