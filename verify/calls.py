@@ -32,8 +32,8 @@ class Call:
         arguments: those that were given, as JSON; what is no file, number or word is described.
         date: the day (UTC), as YYYY-MM-DD.
         versions: of the packages that took part, and of Python.
-        digests: SHA-256 of every file and model folder that was named as evidence, and of the answers that were kept, by
-            path.
+        digests: SHA-256 of every file and model folder that was named as evidence, and of the answers that were kept,
+            by path.
     """
 
     function: str
@@ -86,10 +86,10 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any], digests: Map
     """
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
     said = {name: one for name, one in given.items() if name != "progress" and not _is(one, defaults[name])}
-    files = [path for name, one in said.items() if name not in UNREAD for path in _files(one)]
     arguments = {name: _shown(one) for name, one in said.items()}
-    if isinstance(said.get("labels"), list | tuple):  # names of customers, and no paths
-        arguments["labels"] = f"({len(said['labels'])} labels in memory)"
+    if isinstance(labels := said.get("labels"), list | tuple):  # names of customers, and no paths
+        arguments["labels"], said["labels"] = f"({len(labels)} labels in memory)", None
+    files = [path for name, one in said.items() if name not in UNREAD for path in _files(one)]
     for one in said.values():
         if model := getattr(one, "base_url", None) and getattr(one, "model", None):
             arguments["model"] = model if not one.extra else "(more fields of each request)"

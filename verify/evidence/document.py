@@ -188,13 +188,14 @@ class Document:
 
 WANTED: Final = "name a result.json that `stillmark verify --out` wrote, or what a test printed with --json"
 TEST_SHOWS_NOT: Final = [
-    "It looks at one kind of evidence. The command 'stillmark verify' makes all tests that are possible, and judges them "
-    "together.",
+    "It looks at one kind of evidence. The command 'stillmark verify' makes all tests that are possible, and judges "
+    "them together.",
     "It does not say how the evidence came about, who queried the teacher, or with which intent.",
 ]
 NOT_COUNTED: Final = "not counted"
 VERDICTS_MEAN: Final = {
-    CARRIES: "The evidence carries the mark: a secret drawn at random fits so well no more often than the p-value says.",
+    CARRIES: "The evidence carries the mark: a secret drawn at random fits so well no more often than the p-value "
+    "says.",
     NO_VERDICT: "Nothing could be read. The test says nothing, for or against.",
     "attributed": "The text carries the marks of the labels that are named below. It shows that text with these marks "
     "was used, and not who used it.",
@@ -205,8 +206,8 @@ VERDICTS_MEAN: Final = {
     "teacher's, or one of the assumptions below is wrong.",
     MATCHED: "The hidden units of both models match, and not in one order: a copy whose units were shuffled looks like "
     "this. The test is calibrated on small models, and not exact.",
-    AGREES: "The suspect's likeliest tokens are more like the teacher's than those of every control. This is a lead, and "
-    "no proof.",
+    AGREES: "The suspect's likeliest tokens are more like the teacher's than those of every control. This is a lead, "
+    "and no proof.",
     KNOWS: "The suspect gives the planted answers more often than chance explains.",
     SAW: "The suspect finds the served outputs likelier than those that were kept back.",
 }
@@ -321,6 +322,8 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         )
     mark = found.get("mark")
     named = {"mark": _text(mark, "commitment")} if isinstance(mark, dict) else {}
+    if isinstance(found.get("keyed"), str):
+        named["mark"] = found["keyed"]
     if function == "corpus_test":
         named["the files of the corpus"] = "not hashed: too large to be read once more"
     return Document(

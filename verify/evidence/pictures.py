@@ -160,8 +160,8 @@ def _effect(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         None if seen is None else ("found with 90 % power", seen),
         "effect: weight of green tokens less that of red ones",
         "Effect of the mark",
-        "The dot is by how much the suspect favours green tokens, the bar its 95 % interval. Without the mark it is near 0."
-        + _found_by(seen, result),
+        "The dot is by how much the suspect favours green tokens, the bar its 95 % interval. Without the mark it is "
+        f"near 0.{_found_by(seen, result)}",
     )
 
 

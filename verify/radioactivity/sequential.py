@@ -201,6 +201,7 @@ class SequentialTest:
         if self._prompts < records and not self.unmarked:
             warnings.append(without_prompts(records - self._prompts, records))
         most = max((0.0, *self._path))
+        read = plural(self._tokens, "token")
         return SequentialResult(
             test=f"sequential: mixture e-process, valid at every look; weights: {self._weights}",
             alpha=self.alpha,
@@ -210,10 +211,9 @@ class SequentialTest:
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,
-            power_statement=f"a tilt of {least:g} or more, which would have shown after {plural(self._tokens, 'token')}"
+            power_statement=f"a tilt of {least:g} or more, which would have shown after {read}"
             if stopped == FUTILE
-            else f"nothing for sure: after {plural(self._tokens, 'token')} a tilt of {least:g} may be there and not have "
-            "shown yet",
+            else f"nothing for sure: after {read} a tilt of {least:g} may be there and not have shown yet",
             mark=self.mark,
             detail=Detail(growth=sequential_growth(self._path)),
             access=self.access,
