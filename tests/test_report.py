@@ -355,7 +355,7 @@ def test_results_save_their_page(made: Workspace, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_result_says_what_it_means(results: dict[str, Any], made: Workspace) -> None:
-    """In the words of its own test: of the mark only where it is one for a mark, of a secret only where that is drawn."""
+    """In the words of its own test: of the mark only where it is one for a mark."""
     for name, found in results.items():
         means = document_of(found).means
         assert means, name

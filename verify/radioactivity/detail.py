@@ -129,8 +129,7 @@ class Detail:
 def growth(unit: str, total: int, whole: float, log10_pvalue: Callable[[int], float]) -> Growth | None:
     """The p-value after each of some 16 numbers of positions, spaced evenly on a logarithmic scale; None for none.
 
-    They cost about as much as one more test of the whole. whole: log10 p of all positions; log10_pvalue: of the first so
-    many.
+    They cost about as much as one more test. log10_pvalue: of the first so many positions; whole: of all of them.
     """
     if not total:
         return None
