@@ -364,11 +364,10 @@ def _suspect(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
     if isinstance(named, str):
         return named
     arguments = _object(call, "arguments", {})
-    for name in ("outputs", "suspect", "endpoint", "paths"):
-        value = arguments.get(name)
+    for value in (found.get("files"), *map(arguments.get, ("outputs", "suspect", "endpoint", "paths"))):
         if isinstance(value, str):
             return value
-        if isinstance(value, list):
+        if isinstance(value, list) and value:
             return ", ".join(str(one) for one in value[:10])
     return ""
 
