@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import math
 import random
 import shlex
 import unicodedata
@@ -12,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import numpy as np
 import pytest
 from click.testing import Result
@@ -20,7 +23,19 @@ import verify
 from tests import small
 from tests.golden.make_evidence import EVIDENCE
 from tests.test_golden import Workspace, workspace
+from verify.calls import call_of
+from verify.cli import main
+from verify.data.logprobs import logprobs_at_positions
+from verify.data.pairs import scorable_batch
+from verify.evidence import document
+from verify.evidence.document import document_of
 from verify.evidence.report import read_result, report_html, write_report
+from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
+from verify.progress import silent
+from verify.radioactivity.inputs import read_along
+from verify.radioactivity.text import TextResult, text_log10_of_first
+from verify.stats.multiple import holm
+from verify.words import OPTIONS
 from watermark import InputError, Mark, StillmarkError
 
 Run = Callable[..., Result]
@@ -141,9 +156,9 @@ def test_every_result_has_a_page(name: str, results: dict[str, Any]) -> None:
 def test_pictures_are_there(results: dict[str, Any]) -> None:
     """Those that the kind of result has, each with what it shows in words."""
     for name, titles in {
-        "text": ["Evidence against", "The mark among decoy keys", "Green rate"],
-        "logprobs": ["Evidence against", "The mark among decoy keys", "Effect of the mark"],
-        "sequential": ["Evidence against"],
+        "text": ["How the evidence grew", "The mark among decoy keys", "Green rate"],
+        "logprobs": ["How the evidence grew", "The mark among decoy keys", "Effect of the mark"],
+        "sequential": ["How the evidence grew"],
         "weights": ["Matched units by layer"],
         "agreement": ["The suspect among the controls"],
         "attribute": [],
@@ -321,8 +336,6 @@ def test_nothing_read_is_no_finding(results: dict[str, Any]) -> None:
 
 
 def test_a_login_is_in_no_call(made: Workspace, tmp_path: Path) -> None:
-    from verify.calls import call_of
-
     noted = call_of(verify.suspect, {"what": "https://me:hunter2@api.example.com/v1?key=hunter3", "mark": tmp_path})
     assert noted.arguments["what"] == "https://api.example.com/v1"
     assert "hunter" not in json.dumps(noted.to_dict())
@@ -338,3 +351,169 @@ def test_results_save_their_page(made: Workspace, tmp_path: Path) -> None:
     assert list(digests) == [str(EVIDENCE / "plain.jsonl")]
     with pytest.raises(InputError, match="cannot write"):
         result.save_html(tmp_path / "nowhere" / "page.html")
+
+
+@pytest.mark.slow
+def test_every_result_says_what_it_means(results: dict[str, Any], made: Workspace) -> None:
+    """In the words of its own test: of the mark only where it is one for a mark."""
+    for name, found in results.items():
+        means = document_of(found).means
+        assert means, name
+        assert "gamma" in found or "plan" in found or "the mark" not in means, (name, means)
+        assert "would not have been found" not in report_html(found), name
+    for verdict in ("none", "ambiguous", "attributed", "insufficient evidence", "no verdict", "carries the mark"):
+        assert document_of(results["attribute"] | {"verdict": verdict}).means
+    for verdict in (DEPENDENT, MATCHED, AGREES, KNOWS, SAW):
+        assert document_of(results["planted"] | {"verdict": verdict}).means
+
+
+@pytest.mark.slow
+def test_a_keyed_order_is_judged_by_the_exact_test_alone(made: Workspace) -> None:
+    """At all of alpha; the other test is shown, and not counted."""
+    found = made.run("test weights --teacher W/teacher --suspect W/copy --mark MARK")["result"]
+    assert [test.stands for test in document_of(found).tests] == ["no", "not counted"]
+    between = found | {"log10_pvalue": math.log10(0.7 * found["alpha"]), "both": {"verdict": DEPENDENT}}
+    assert document_of(between).tests[0].stands == "yes"
+    assert "Not counted" in report_html(found)
+    unkeyed = between | {"keyed": None}
+    assert document_of(unkeyed).tests[0].stands == "no"
+
+
+@pytest.mark.slow
+def test_a_picture_has_the_level_that_holm_leaves(results: dict[str, Any]) -> None:
+    """A test is above the line of its picture if and only if it stands after Holm's adjustment (seed 1)."""
+    found, draw = copy.deepcopy(results["copied"]), random.Random(1)
+    for _ in range(200):
+        log10 = np.array([draw.uniform(-5, -2) for _ in found["tests"]])
+        for one, raw, after in zip(found["tests"], log10.tolist(), holm(log10).tolist(), strict=True):
+            one |= {"log10_pvalue": raw, "log10_pvalue_adjusted": after, "stands": after <= math.log10(found["alpha"])}
+        for test in document_of(found).tests:
+            assert (test.log10_pvalue <= math.log10(test.alpha)) == (test.stands == "yes")
+
+
+COMMAND_TESTS: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any], str]]] = {
+    "a folder with a dot": ("logprob_test", {"suspect": "v1.5"}, {"suspect": "v1.5"}, "test model --suspect v1.5"),
+    "records": ("logprob_test", {"suspect": ["a b"], "record": "r"}, {"files": ["a b"]}, "test logprobs 'a b'"),
+    "a chat": ("agreement_test", {"teacher": "t", "chat": True}, {}, "test agreement --teacher t --chat"),
+    "an alpha": ("text_test", {"outputs": "a", "alpha": 0.01234567}, {}, "test text a --alpha 0.01234567"),
+    "no, against a default": ("logprob_test", {"suspect": "s", "unmarked_probes": False}, {"suspect": "s"}, ""),
+    "in memory": ("text_test", {"outputs": "(Outputs in memory)"}, {}, ""),
+    "many files": ("text_test", {"outputs": [f"{i}.txt" for i in range(2000)]}, {}, ""),
+    "an endpoint": (
+        "endpoint_test", {"mark": "m", "log": "l", "tokenizer": "t", "endpoint": "http://x", "model": "n"},
+        {"access": "text", "unmarked_prompts": True}, "test text --mark m l --tokenizer t --unmarked-prompts",
+    ),
+    "asked": (
+        "planted_test", {"mark": "m", "suspect": "http://x", "log": "l", "model": "n"}, {},
+        "test planted --mark m --suspect http://x --log l --model n",
+    ),
+}  # fmt: skip
+"""A function, its arguments, what else the result holds, and the command."""
+
+
+@pytest.mark.parametrize("name", COMMAND_TESTS)
+def test_a_command_is_shown_where_it_is_the_same_call(name: str) -> None:
+    function, arguments, more, command = COMMAND_TESTS[name]
+    found = {"verdict": "no verdict", "alpha": 0.1, "log10_pvalue": 0.0, **more}
+    shown = document_of(found | {"call": {"function": function, "arguments": arguments}})
+    assert shown.command == (f"stillmark {command}" if command else "")
+
+
+def test_every_parameter_has_an_option_of_its_command() -> None:
+    """No report shows an option that its command does not know."""
+    for function, (name, bare) in document.COMMANDS.items():
+        names = [name] if function != "logprob_test" else ["test logprobs", "test model"]
+        if function == "endpoint_test":  # shown as the test of its log
+            continue
+        for one in names:
+            context = click.Context(main)
+            command: Any = main
+            for word in one.split():
+                command = command.get_command(context, word)
+            known = {option for parameter in command.params for option in parameter.opts}
+            there = set(inspect.signature(getattr(verify, function)).parameters) - {"progress", "encoder", bare}
+            for parameter in there - document.NO_OPTION.get(one, set()) - ({"probes"} if "logprobs" in one else set()):
+                option = (OPTIONS | document.OTHER_OPTIONS)[parameter]
+                assert option in known, (function, one, parameter, option)
+
+
+def test_what_was_in_memory_is_no_argument(made: Workspace) -> None:
+    """Not the labels, which are names of customers, nor a part of what was read, nor more fields of a request."""
+    outputs = verify.read_outputs(EVIDENCE / "child.jsonl", Mark.load(made.folder / "small.mark"))
+    call = call_of(verify.attribute, {"labels": ["customer 1", "README.md"], "outputs": outputs[:3]})
+    assert call.arguments == {"labels": "(2 labels in memory)", "outputs": "(Outputs in memory)"}
+    assert list(call.digests) == [str(EVIDENCE / "child.jsonl")]
+    endpoint = verify.Endpoint("https://me:hunter2@x/v1", "s", extra={"api_key": "hunter3"})
+    call = call_of(verify.planted_test, {"suspect": endpoint})
+    assert "hunter" not in json.dumps(call.to_dict())
+    assert document_of({"verdict": "x", "alpha": 0.1, "log10_pvalue": 0.0, "call": call.to_dict()}).command == ""
+    call = call_of(verify.planted_test, {"suspect": verify.Endpoint("https://x/v1", "s")})
+    assert call.arguments == {"suspect": "https://x/v1", "model": "s"}
+
+
+@pytest.mark.slow
+def test_models_and_folders_of_records_are_inputs(made: Workspace, results: dict[str, Any], tmp_path: Path) -> None:
+    digests = results["weights"]["call"]["digests"]
+    assert set(digests) == {str(made.folder / name) for name in ("units", "units-copied")}
+    folder = tmp_path / "records"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes((EVIDENCE / "plain.jsonl").read_bytes())
+    verdict = verify.suspect(folder, mark=made.folder / "small.mark")
+    assert verdict.call is not None
+    assert list(verdict.call.digests) == [str(folder / "a.jsonl")]
+
+
+@pytest.mark.slow
+def test_large_results_make_no_large_page(results: dict[str, Any]) -> None:
+    """Many answers, decoys, labels and files are thinned out or cut, and said so; lists beyond all bounds refused."""
+    found = copy.deepcopy(results["sequential"])
+    number = 100_000
+    found["detail"]["growth"] |= {
+        "at": list(range(1, number + 1)),
+        "log10_pvalue": [-i / number for i in range(number)],
+    }
+    found["summary"]["rows"] = {f"label {i}": "x" for i in range(number)}
+    found["call"]["digests"] = {f"file {i}": "x" for i in range(number)}
+    found["decoys"] = results["text"]["decoys"] | {"z": [i / number for i in range(number)]}
+    found["discarded"] = {f"{i}": 10**14 for i in range(number)}
+    page = report_html(found)
+    assert len(page) < 400_000
+    assert "99,800 more" in page
+    assert f"after {number:,} answers" in page, "the last point stays"
+    for name, value in {"warnings": ["x"] * 2000, "discarded": {"x": 10**400}}.items():
+        with pytest.raises(StillmarkError, match="no result"):
+            report_html(found | {name: value})
+    for name in ("tests", "notes"):
+        with pytest.raises(StillmarkError, match="no result"):
+            report_html(results["copied"] | {name: results["copied"]["tests"] * 1000})
+
+
+def test_a_nest_is_refused() -> None:
+    deep: Any = []
+    for _ in range(20_000):
+        deep = [deep]
+    for confidential in (False, True):
+        with pytest.raises(StillmarkError, match="too deep"):
+            report_html({"verdict": "x", "x": deep}, confidential=confidential)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["binomial", "counts", "excess"])
+def test_a_point_of_the_curve_is_the_test_of_so_much_text(method: str, made: Workspace, tmp_path: Path) -> None:
+    """A prefix of whole records, tested alone, has the p-value of the curve's function there."""
+    mark = Mark.load(made.folder / "small.mark")
+    outputs = verify.read_outputs(EVIDENCE / "outputs.jsonl", mark, skip_bad=True)
+    positions = scorable_batch(outputs, mark.width, mark.exempt, unmarked_prompts=True)
+    reference = made.folder / "parent" if method == "excess" else None
+    expected = None
+    if reference is not None:
+        along = read_along("reference", reference, mark, outputs, 8, None, silent)
+        expected = logprobs_at_positions(along, positions)
+    for records in (3, 10, len(outputs)):
+        alone = verify.text_test(mark, outputs[:records], method=method, reference=reference, unmarked_prompts=True)
+        number = int((positions.record < records).sum())
+        point = text_log10_of_first(mark, positions, expected, method, number)
+        assert point == pytest.approx(alone.log10_pvalue, rel=1e-9)
+        assert isinstance(alone, TextResult)
+        assert alone.detail.growth is not None
+        assert alone.detail.growth.at[-1] == number

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
-from watermark import Mark
+from watermark import Mark, ModelError
+from watermark.models import model_digest
 
 PACKAGES: Final = ("stillmark", "numpy", "scipy", "tokenizers", "torch", "transformers")
-UNREAD: Final = frozenset({"mark", "mark_path", "record", "out", "plan", "paths"})
+UNREAD: Final = frozenset({"mark", "mark_path", "order", "tokenizer", "record", "out", "plan", "paths"})
 """Parameters whose files are no evidence, are too large to be read once more (a corpus), or are the owner's alone."""
 
 
@@ -31,7 +32,8 @@ class Call:
         arguments: those that were given, as JSON; what is no file, number or word is described.
         date: the day (UTC), as YYYY-MM-DD.
         versions: of the packages that took part, and of Python.
-        digests: SHA-256 of every file that was named as evidence, and of the answers that were kept, by path.
+        digests: SHA-256 of every file and model folder that was named as evidence, and of the answers that were kept,
+            by path.
     """
 
     function: str
@@ -84,13 +86,19 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any], digests: Map
     """
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
     said = {name: one for name, one in given.items() if name != "progress" and not _is(one, defaults[name])}
+    arguments = {name: _shown(one) for name, one in said.items()}
+    if isinstance(labels := said.get("labels"), list | tuple):  # names of customers, and no paths
+        arguments["labels"], said["labels"] = f"({len(labels)} labels in memory)", None
     files = [path for name, one in said.items() if name not in UNREAD for path in _files(one)]
+    for one in said.values():
+        if model := getattr(one, "base_url", None) and getattr(one, "model", None):
+            arguments["model"] = model if not one.extra else "(more fields of each request)"
     return Call(
         function=function.__name__,
-        arguments={name: _shown(one) for name, one in said.items()},
+        arguments=arguments,
         date=datetime.now(UTC).date().isoformat(),
         versions=_versions(),
-        digests={str(path): digest for path in files if (digest := _sha256(path))} | dict(digests or {}),
+        digests={str(path): digest for path in files if (digest := _digest(path))} | dict(digests or {}),
     )
 
 
@@ -124,8 +132,7 @@ def _shown(value: Any) -> Any:
     url = getattr(value, "base_url", None)
     if isinstance(url, str):
         return without_login(url)
-    files = getattr(value, "files", None)
-    return list(map(str, files)) if files else f"({type(value).__name__} in memory)"
+    return f"({type(value).__name__} in memory)"  # of outputs that were read, these may be a part
 
 
 def _files(value: Any) -> Iterable[Path]:
@@ -135,13 +142,16 @@ def _files(value: Any) -> Iterable[Path]:
             yield Path(one)
 
 
-def _sha256(path: Path) -> str | None:
+def _digest(path: Path) -> str | None:
+    """Of a file or a model folder; None for what is neither."""
     try:
+        if path.is_dir():
+            return model_digest(path)
         if not path.is_file():
             return None
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ModelError):
         return None
 
 

@@ -28,7 +28,7 @@ LEVEL: Final = 0.95
 POWER: Final = 0.9
 """Of what results say could have been found."""
 
-CHANGED: Final = "a suspect changed as `evasions` says would not have been found"
+CHANGED: Final = "a tie that nobody hid (the test's evasions are the ways to hide one)"
 NOTHING: Final = "nothing: there was nothing to compare"
 """What a negative answer of a test without a mark rules out."""
 

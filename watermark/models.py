@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,9 +143,16 @@ def model_digest(model: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerB
     with doing(f"hashing {Path(model).name}"):
         for name, found in model_files(Path(model)).items():
             digest.update(f"{len(name.encode())} {name}".encode())
-            with found.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            seen = found.stat()
+            digest.update(_file_digest(found, seen.st_size, seen.st_mtime_ns, seen.st_ino))
     return digest.hexdigest()
+
+
+@cache
+def _file_digest(path: Path, *_seen: int) -> bytes:
+    """SHA-256 of a file; _seen: its size, time and inode. One run asks for a model's digest several times."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _loaded_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, TypeVar
 
+from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
+from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
 from verify.words import OPTIONS
 from watermark import StillmarkError
 
@@ -44,6 +47,8 @@ COMMANDS: Final = {
 OTHER_OPTIONS: Final = {
     "mark_path": "--mark",
     "order": "--mark",
+    "allow_readable": "--allow-readable-mark",
+    "chat": "--chat",
     "ordered": "--ordered",
     "seed": "--seed",
     "batch_size": "--batch-size",
@@ -53,6 +58,19 @@ OTHER_OPTIONS: Final = {
     "workers": "--workers",
     "halves": "--halves",
 }
+"""Parameters that no text of the library names, or by another option: `chat` is one of `test agreement` here."""
+
+NO_OPTION: Final = {"test logprobs": {"record", "tokenizer", "skip_bad"}}
+"""Parameters for which a command has no option: they change no number there."""
+
+SHOWN: Final = 200
+"""Names and values, at most, in one table of a page; the JSON has all."""
+
+MOST: Final = 1000
+"""Sentences, tokens or pairs in one list of a result."""
+
+LONGEST: Final = 4000
+"""Characters of a command that a page shows."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +82,8 @@ class TestShown:
         evidence: on how much evidence.
         log10_pvalue: log10 of its own p-value.
         log10_adjusted: the same after Holm's adjustment over all tests; None where it is the only one.
-        stands: `yes`, `no`, or `no verdict` where a negative answer says nothing.
-        alpha: the level that it is held against.
+        stands: `yes`, `no`, `no verdict` where a negative answer says nothing, or `not counted`.
+        alpha: the level that its own p-value is held against: with several tests, what Holm's adjustment leaves to it.
         result: the rest, as in JSON.
     """
 
@@ -85,13 +103,14 @@ class TestShown:
     def rows(self) -> dict[str, str]:
         """Names and values, as the command prints them."""
         rows = _object(_object(self.result, "summary", {}), "rows", {})
-        return {name: _is(value, str, name) for name, value in rows.items()}
+        shown = {name: _is(value, str, name) for name, value in islice(rows.items(), SHOWN)}
+        return shown | ({"and more": f"{len(rows) - SHOWN:,} more lines, in the JSON"} if len(rows) > SHOWN else {})
 
     @property
     def discarded(self) -> list[tuple[str, int]]:
         """What was left out: why, and how much."""
         counts = _object(self.result, "discarded", {})
-        kept = {name: _is(value, int, name) for name, value in counts.items()}
+        kept = {name: int(_number(counts, name)) for name in islice(counts, SHOWN)}
         return [(REASONS.get(name, name.replace("_", " ")), count) for name, count in kept.items() if count]
 
     @property
@@ -103,7 +122,7 @@ class TestShown:
     def passages(self) -> list[Mapping[str, Any]]:
         """The greenest stretches of text, each with `record`, and its tokens in `spans`: pairs of text and colour."""
         found: list[Mapping[str, Any]] = []
-        for one in _list(_object(self.result, "detail", {}), "passages"):
+        for one in _list(_object(self.result, "detail", {}), "passages", most=20):
             one = _is(one, dict, "a passage")
             pieces, green = _texts(one, "pieces"), _list(one, "green")
             if len(pieces) != len(green) or any(colour not in (True, False, None) for colour in green):
@@ -146,7 +165,7 @@ class Document:
         plan: digest of the plan; empty where there was none.
         versions: of the packages.
         date: the day of the test; empty if it is not known.
-        command: how to repeat it; empty if it is not known, or needs Python.
+        command: how to repeat it; empty if it is not known, needs Python, or is too long to show.
     """
 
     title: str
@@ -169,15 +188,36 @@ class Document:
 
 WANTED: Final = "name a result.json that `stillmark verify --out` wrote, or what a test printed with --json"
 TEST_SHOWS_NOT: Final = [
-    "It is one test. `stillmark verify` judges all tests that the evidence allows.",
-    "It does not say how the text or the weights got there, who queried the teacher, or with which intent.",
+    "It looks at one kind of evidence. The command 'stillmark verify' makes all tests that are possible, and judges "
+    "them together.",
+    "It does not say how the evidence came about, who queried the teacher, or with which intent.",
 ]
-NO_VERDICT: Final = "no verdict"
+NOT_COUNTED: Final = "not counted"
 VERDICTS_MEAN: Final = {
-    "carries the mark": "The evidence carries the mark: a secret drawn at random would hardly ever fit it so well.",
-    "insufficient evidence": "This evidence does not show the mark. It is no proof that the mark is not there.",
+    CARRIES: "The evidence carries the mark: a secret drawn at random fits so well no more often than the p-value "
+    "says.",
     NO_VERDICT: "Nothing could be read. The test says nothing, for or against.",
+    "attributed": "The text carries the marks of the labels that are named below. It shows that text with these marks "
+    "was used, and not who used it.",
+    "none": "No label's mark was found in the text. It is no proof that none is there.",
+    "ambiguous": "All labels together show that some label's mark is in the text, and no single one can be told: this "
+    "names nobody.",
+    DEPENDENT: "The hidden units of both models match in the order of the teacher: the suspect's weights depend on the "
+    "teacher's, or one of the assumptions below is wrong.",
+    MATCHED: "The hidden units of both models match, and not in one order: a copy whose units were shuffled looks like "
+    "this. The test is calibrated on small models, and not exact.",
+    AGREES: "The suspect's likeliest tokens are more like the teacher's than those of every control. This is a lead, "
+    "and no proof.",
+    KNOWS: "The suspect gives the planted answers more often than chance explains.",
+    SAW: "The suspect finds the served outputs likelier than those that were kept back.",
 }
+LOOKS_FOR: Final = {
+    "weights_test": "that the suspect's weights depend on the teacher's",
+    "agreement_test": "that the suspect is more like the teacher than every control is",
+    "planted_test": "that the suspect knows the planted answers",
+    "canary_test": "that the suspect was trained on the served outputs",
+}
+"""What a test without a mark in the text looks for, by its function."""
 
 
 def without_text(found: Any) -> Any:
@@ -200,7 +240,7 @@ def document_of(found: Mapping[str, Any]) -> Document:
 def _whole(found: Mapping[str, Any], verdict: str) -> Document:
     alpha = _level(found)
     tests = []
-    for one in _list(found, "tests"):
+    for one in _list(found, "tests", most=20):
         one = _is(one, dict, "a test")
         stands = "yes" if one.get("stands") is True else "no" if one.get("conclusive") is True else NO_VERDICT
         tests.append(
@@ -224,14 +264,14 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
         means=reasons[0] if reasons else "",
         shows_not=_texts(found, "shows_not"),
         suspect=_text(found, "suspect", ""),
-        tests=tests,
+        tests=_held(tests, alpha),
         not_tested=[(_text(one, "test"), _text(one, "why")) for one in missing],
         reasons=reasons[1:],
         next=_texts(found, "next"),
         notes=_texts(found, "notes"),
         alpha=alpha,
         rule="Holm's adjustment over all tests that were made",
-        inputs=[*named.items(), *_digests(call)],
+        inputs=_first({**named, **_digests(call)}),
         plan=_text(found, "plan_digest", ""),
         versions=_versions(call),
         date=_text(call, "date", ""),
@@ -239,21 +279,36 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
     )
 
 
+def _held(tests: Sequence[TestShown], alpha: float) -> list[TestShown]:
+    """Several tests, each with the level that Holm's adjustment leaves to its own p-value: alpha over the number of
+    tests less those that stand by a smaller one."""
+    stand = sorted(test.log10_pvalue for test in tests if test.stands == "yes")
+    before = [sum(one < test.log10_pvalue for one in stand) for test in tests]
+    return [replace(test, alpha=alpha / (len(tests) - number)) for test, number in zip(tests, before, strict=True)]
+
+
 def _single(found: Mapping[str, Any], verdict: str) -> Document:
-    results = {"": found}
-    rule = ""
-    if "both" in found:  # of weights: an exact test, and one that survives shuffled units
-        results = {"exact": found, "units shuffled": _object(found, "shuffled")}
-        both = _object(found, "both")
-        verdict, rule = _text(both, "verdict"), _text(both, "rule", "")
-    call = _object(found, "call", {}) if found.get("call") is not None else {}
-    name = _NAMES.get(_text(call, "function", ""), "test")
     alpha = _level(found)
+    results, rule = {"": (found, alpha)}, ""
+    if "both" in found:  # of weights: an exact test, and one that survives shuffled units
+        both, keyed = _object(found, "both"), found.get("keyed") is not None
+        verdict, rule = _text(both, "verdict"), _text(both, "rule", "")
+        level = alpha if keyed else alpha / 2
+        results = {"exact": (found, level), "units shuffled": (_object(found, "shuffled"), 0.0 if keyed else level)}
+    call = _object(found, "call", {}) if found.get("call") is not None else {}
+    function = _text(call, "function", "")
+    name = _NAMES.get(function, "test")
+    looks_for = LOOKS_FOR.get(function, "the mark" if "gamma" in found else "what the test looks for")
+    means = VERDICTS_MEAN | {INSUFFICIENT: f"This evidence does not show {looks_for}. It is no proof of the opposite."}
     tests = []
-    for part, result in results.items():
+    for part, (result, level) in results.items():
         log10 = _log10(result, "log10_pvalue")
-        level = alpha / len(results)
-        stands = "yes" if log10 <= math.log10(level) else "no" if result.get("conclusive") is True else NO_VERDICT
+        if not level:
+            stands = NOT_COUNTED
+        elif log10 <= math.log10(level):
+            stands = "yes"
+        else:
+            stands = "no" if result.get("conclusive") is True else NO_VERDICT
         tests.append(
             TestShown(
                 name=f"{name}, {part}" if part else name,
@@ -266,10 +321,14 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
             )
         )
     mark = found.get("mark")
-    named = [("mark", _text(mark, "commitment"))] if isinstance(mark, dict) else []
+    named = {"mark": _text(mark, "commitment")} if isinstance(mark, dict) else {}
+    if isinstance(found.get("keyed"), str):
+        named["mark"] = found["keyed"]
+    if function == "corpus_test":
+        named["the files of the corpus"] = "not hashed: too large to be read once more"
     return Document(
         title=verdict,
-        means=VERDICTS_MEAN.get(verdict, ""),
+        means=means.get(verdict, ""),
         shows_not=TEST_SHOWS_NOT,
         suspect=_suspect(found, call),
         tests=tests,
@@ -279,7 +338,7 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         notes=[],
         alpha=alpha,
         rule=rule,
-        inputs=[*named, *_digests(call)],
+        inputs=_first({**named, **_digests(call)}),
         plan="",
         versions=_versions(call),
         date=_text(call, "date", ""),
@@ -305,17 +364,16 @@ def _suspect(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
     if isinstance(named, str):
         return named
     arguments = _object(call, "arguments", {})
-    for name in ("outputs", "suspect", "endpoint", "paths"):
-        value = arguments.get(name)
+    for value in (found.get("files"), *map(arguments.get, ("outputs", "suspect", "endpoint", "paths"))):
         if isinstance(value, str):
             return value
-        if isinstance(value, list):
-            return ", ".join(str(one) for one in value)
+        if isinstance(value, list) and value:
+            return ", ".join(str(one) for one in value[:10])
     return ""
 
 
 def _command(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
-    """The command that gives the numbers again; empty where something of the call was only in memory.
+    """The command that gives the numbers again; empty where there is none, as where something was only in memory.
 
     An endpoint answers anew each time: there it is the test of the answers that were kept.
     """
@@ -323,19 +381,22 @@ def _command(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
     if function not in COMMANDS:
         return ""
     name, bare = COMMANDS[function]
-    if function == "logprob_test" and _is_folder(arguments.get("suspect")):
+    if function == "logprob_test" and "files" not in found:
         name, bare = "test model", ""
     if function == "endpoint_test":
         text = found.get("access") == "text"
         name, bare = f"test {'text' if text else 'logprobs'}", "log"
-        arguments = {key: arguments[key] for key in ("mark", "log", "reference", "alpha") if key in arguments}
-        arguments["unmarked_prompts" if text else "unmarked_probes"] = found.get("unmarked_prompts") is True
+        kept = ("mark", "log", "reference", "alpha", *(("tokenizer",) if text else ()))
+        arguments = {key: arguments[key] for key in kept if key in arguments}
+        if found.get("unmarked_prompts") is True:
+            arguments["unmarked_prompts" if text else "unmarked_probes"] = True
     words, options = ["stillmark", *name.split()], OPTIONS | OTHER_OPTIONS
     for key, value in arguments.items():
         several = value if isinstance(value, list) else [value]
-        if value is None or value is False:
+        if key in NO_OPTION.get(name, ()) or value is None:
             continue
-        if any(isinstance(one, str) and one.startswith("(") for one in several):
+        # False was given against another default, which no option says; "(" begins what was only in memory
+        if value is False or any(isinstance(one, str) and one.startswith("(") for one in several):
             return ""
         if key == bare:
             words += [str(one) for one in several]
@@ -345,20 +406,24 @@ def _command(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
             words.append(options[key])
         else:
             for one in several:
-                words += [options[key], f"{one:g}" if isinstance(one, float) else str(one)]
-    return shlex.join(words)
+                words += [options[key], str(one)]
+    command = shlex.join(words)
+    return command if len(command) <= LONGEST else ""
 
 
-def _is_folder(value: Any) -> bool:
-    return isinstance(value, str) and "." not in value.rpartition("/")[2]
+def _first(named: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The first of many inputs, and how many more there are."""
+    more = [("and more", f"{len(named) - SHOWN:,} more, in the JSON")] if len(named) > SHOWN else []
+    return [*islice(named.items(), SHOWN), *more]
 
 
-def _digests(call: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _is(value, str, name)) for name, value in _object(call, "digests", {}).items()]
+def _digests(call: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _is(value, str, name) for name, value in _object(call, "digests", {}).items()}
 
 
 def _versions(call: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _is(value, str, name) for name, value in _object(call, "versions", {}).items()}
+    versions = islice(_object(call, "versions", {}).items(), SHOWN)
+    return {name: _is(value, str, name) for name, value in versions}
 
 
 def _is(value: Any, kind: type[T], name: str) -> T:
@@ -411,8 +476,10 @@ def _object(found: Mapping[str, Any], name: str, default: dict[str, Any] | None 
     return default if default is not None and name not in found else _is(_there(found, name), dict, name)
 
 
-def _list(found: Mapping[str, Any], name: str) -> list[Any]:
-    return _is(found.get(name, []), list, name)
+def _list(found: Mapping[str, Any], name: str, most: int = MOST) -> list[Any]:
+    if len(value := _is(found.get(name, []), list, name)) > most:
+        raise StillmarkError(f"this is no result of Stillmark: '{name}' holds more than {most:,}", WANTED)
+    return value
 
 
 def _texts(found: Mapping[str, Any], name: str) -> list[str]:

@@ -25,6 +25,13 @@ COLOURS: Final = {INK: "var(--ink)", FAINT: "var(--faint)", MAIN: "var(--main)",
 SIZE: Final = (4.6, 2.7)
 """Inches: at 72 points each a phone shows the text about as large as it was set."""
 
+MOST: Final = 1_000_000
+"""Numbers in one list of a result that is drawn."""
+DRAWN: Final = 200
+"""Points of a curve, at most; more are thinned out, evenly."""
+MARKED: Final = 1_000
+"""Layers or models of one picture."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -48,7 +55,7 @@ class Picture:
 
 
 def pictures_of(result: Mapping[str, Any], alpha: float) -> list[Picture]:
-    """What can be drawn of one test, given as in JSON; alpha: the level that it is held against.
+    """What can be drawn of one test, given as in JSON; alpha: the level that its own p-value is held against.
 
     Raises:
         StillmarkError: a value is of the wrong kind.
@@ -70,27 +77,31 @@ def _growth(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     unit = found["unit"]
     if unit not in ("tokens", "positions", "answers"):
         raise ValueError
-    evidence = [-one for one in log10]
+    if len(at) != len(log10):
+        raise ValueError
+    step = math.ceil(len(at) / DRAWN)
+    at, evidence = at[::-step][::-1], [-one for one in log10[::-step][::-1]]  # the last one stays
 
     def draw(ax: Axes) -> None:
         ax.plot(at, evidence, color=MAIN, marker="o", markersize=3, label="evidence so far")
-        ax.axhline(-math.log10(alpha), color=ALERT, linestyle="--", label=f"needed at alpha {alpha:g}")
+        ax.axhline(-math.log10(alpha), color=ALERT, linestyle="--", label=f"needed: p = {alpha:.2g}")
         if len(at) > 1 and unit != "answers":
             ax.set_xscale("log")
         if max(evidence) > 100:
             ax.set_yscale("symlog", linthresh=10)
         ax.set_ylim(0, max(*evidence, -math.log10(alpha)) * 1.15)
-        ax.set_xlabel(f"{unit} that count" if unit != "answers" else "answers")
+        ax.set_xlabel(f"{unit} that may be scored" if unit != "answers" else "answers")
         ax.set_ylabel("evidence (-log10 p)")
         ax.legend()
 
     valid = (
         "Every point is a valid p-value: the test may stop at any of them."
         if found.get("sequential") is True
-        else "Only the last point is the p-value of the test; the others show how it grew."
+        else "Only the last point is the p-value of the test; the others show how it came about."
     )
     last = f"The curve ends at {evidence[-1]:.2f} after {at[-1]:,.0f} {unit}; the line is at {-math.log10(alpha):.2f}."
-    yield _picture(draw, "Evidence against the amount of evidence", f"Above the dashed line it suffices. {valid}", last)
+    reading = f"Above the dashed line the p-value is at most {alpha:.2g}, as this test needs. {valid}"
+    yield _picture(draw, "How the evidence grew", reading, last)
 
 
 def _decoys(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
@@ -132,7 +143,7 @@ def _rate(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         "green rate of distinct pairs",
         "Green rate",
         "The dot is the rate at which distinct pairs are green, the bar its 95 % interval. Without the mark the rate "
-        "is that of chance.",
+        f"is near that of chance.{_found_by(seen, result, 'by the binomial test ')}",
     )
 
 
@@ -149,7 +160,17 @@ def _effect(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         None if seen is None else ("found with 90 % power", seen),
         "effect: weight of green tokens less that of red ones",
         "Effect of the mark",
-        "The dot is by how much the suspect favours green tokens, the bar its 95 % interval. Without the mark it is 0.",
+        "The dot is by how much the suspect favours green tokens, the bar its 95 % interval. Without the mark it is "
+        f"near 0.{_found_by(seen, result)}",
+    )
+
+
+def _found_by(least: float | None, result: Mapping[str, Any], test: str = "") -> str:
+    if least is None:
+        return ""
+    alpha = _numbers([result["alpha"]])[0]
+    return (
+        f" A suspect to the right of the dashed line would have been found nine times in ten, {test}at alpha {alpha:g}."
     )
 
 
@@ -176,18 +197,17 @@ def _interval(
         ax.set_xlabel(label)
         ax.legend(loc="upper right")
 
-    more = (
-        "" if least is None else " A suspect to the right of the dashed line would have been found nine times in ten."
-    )
     beyond = "" if least is None else f" {least[0]}: {least[1]:.4f}."
     numbers = f"Measured {value:.4f}, interval {low:.4f} to {high:.4f}; {without[0]}: {without[1]:.4f}.{beyond}"
-    return _picture(draw, title, reading + more, numbers, height=1.9)
+    return _picture(draw, title, reading, numbers, height=1.9)
 
 
 def _layers(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     layers = [one for one in result.get("layers") or () if one["n"]]
     if not layers:
         return
+    if len(layers) > MARKED:
+        raise ValueError
     from matplotlib.ticker import MaxNLocator
 
     numbers = _numbers([one["teacher"] for one in layers])
@@ -219,6 +239,8 @@ def _controls(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     controls, likeness = result.get("controls"), result.get("likeness")
     if not isinstance(controls, list) or likeness is None or not controls:
         return
+    if len(controls) > MARKED:
+        raise ValueError
     others, own = _numbers([one["likeness"] for one in controls]), _numbers([likeness])[0]
 
     def draw(ax: Axes) -> None:
@@ -241,6 +263,8 @@ def _controls(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:
+    if len(values) > MOST:
+        raise ValueError
     found = []
     for one in values:
         if isinstance(one, bool) or not isinstance(one, int | float) or not abs(one) < 1e15:

@@ -13,7 +13,7 @@ from verify.display import inert, scientific
 from verify.evidence.document import Document, document_of, without_text
 from verify.evidence.pictures import Picture, pictures_of
 from verify.words import in_cli_words
-from watermark import InputError
+from watermark import InputError, StillmarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
-MAX_BYTES: Final = 256 << 20
+MAX_BYTES: Final = 64 << 20
 """Of a result that is read from a file."""
 
 RESULT: Final = "result.json"
@@ -57,8 +57,10 @@ def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:
     Raises:
         StillmarkError: it is no result.
     """
-    found = json.loads(json.dumps(without_text(found) if confidential else found))
-    document = document_of(found)
+    try:
+        document = document_of(json.loads(json.dumps(without_text(found) if confidential else found)))
+    except RecursionError:
+        raise StillmarkError("this is no result of Stillmark: it is nested too deep") from None
     pictures, missing = _pictures(document)
     return _template().render(document=document, pictures=pictures, missing=missing, confidential=confidential)
 

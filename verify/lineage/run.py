@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -179,14 +178,9 @@ def suspect(
 
 
 def _digests(given: Given) -> dict[str, str]:
-    """SHA-256 of the suspect, where it is no named file: its weights, and the answers of an endpoint."""
-    found = {}
-    if given.access.folder is not None:
-        with suppress(ModelError):  # then no test could read it either, and each says why
-            found[str(given.access.folder)] = model_digest(given.access.folder)
-    for path in sorted(given.readings.glob("*.jsonl")) if given.readings is not None else ():
-        found[str(path)] = sha256(path)
-    return found
+    """SHA-256 of the suspect's files, which a folder may have named, and of what was read or answered."""
+    kept = () if given.readings is None else sorted(given.readings.glob("*.jsonl"))
+    return {str(path): sha256(path) for path in (*given.access.files, *kept)}
 
 
 def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> Iterator[PlannedTest]:

@@ -23,7 +23,7 @@ TOKENS: Final = "tokens"
 POSITIONS: Final = "positions"
 ANSWERS: Final = "answers"
 
-_POINTS: Final = 24
+_POINTS: Final = 16
 _FIRST: Final = 10
 _PASSAGES: Final = 3
 _LENGTH: Final = 60  # tokens of a passage
@@ -126,16 +126,16 @@ class Detail:
         }
 
 
-def growth(unit: str, total: int, log10_pvalue: Callable[[int], float]) -> Growth | None:
-    """The p-value after each of some 24 numbers of positions, spaced evenly on a logarithmic scale; None for none.
+def growth(unit: str, total: int, whole: float, log10_pvalue: Callable[[int], float]) -> Growth | None:
+    """The p-value after each of some 16 numbers of positions, spaced evenly on a logarithmic scale; None for none.
 
-    They cost about as much as three tests of the whole. log10_pvalue: of the first so many positions.
+    They cost about as much as one more test. log10_pvalue: of the first so many positions; whole: of all of them.
     """
     if not total:
         return None
     spaced = np.geomspace(min(_FIRST, total), total, _POINTS).round().astype(int)
     at = tuple(int(one) for one in np.unique(spaced))
-    return Growth(unit, at, tuple(log10_pvalue(one) for one in at))
+    return Growth(unit, at, (*(log10_pvalue(one) for one in at[:-1]), whole))
 
 
 def tokenizer_if_there(mark: Mark, path: Any) -> AnyTokenizer | None:

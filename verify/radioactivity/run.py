@@ -170,7 +170,10 @@ def text_test(
         shown = tokenizer_if_there(mark, tokenizer)
         detail = Detail(
             growth=growth(
-                TOKENS, len(positions.tokens), lambda k: text_log10_of_first(mark, positions, expected, chosen, k)
+                TOKENS,
+                len(positions.tokens),
+                result.log10_pvalue,
+                lambda k: text_log10_of_first(mark, positions, expected, chosen, k),
             ),
             passages=greenest(mark, positions, read, shown),
             heaviest=() if weights is None else heaviest(mark, weights, shown),
@@ -304,7 +307,12 @@ def logprob_test(
     with progress(on("testing", what), ""):
         result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
         detail = Detail(
-            growth=growth(POSITIONS, len(scored), lambda k: logprob_log10_of_first(mark, scored, beside, counts, k)),
+            growth=growth(
+                POSITIONS,
+                len(scored),
+                result.log10_pvalue,
+                lambda k: logprob_log10_of_first(mark, scored, beside, counts, k),
+            ),
             heaviest=heaviest(mark, result.pairs, tokenizer_if_there(mark, tokenizer)),
         )
         result = replace(result, detail=detail)

@@ -253,6 +253,7 @@ class SequentialTest:
         warnings = [] if n else [NO_EVIDENCE]
         if self._prompts < records and not self.unmarked:
             warnings.append(without_prompts(records - self._prompts, records))
+        read = plural(self._tokens, "token")
         return SequentialResult(
             test="sequential: mixture e-process"
             + (f" and {len(LOOKS)} looks at all text" if self._read else "")
@@ -264,8 +265,9 @@ class SequentialTest:
             warnings=tuple(warnings),
             discarded=dict(self._discarded),
             conclusive=stopped is not None,
-            power_statement=f"after {plural(self._tokens, 'token')} a tilt of {least:g} "
-            + ("would have shown" if stopped == FUTILE else "may be there and not have shown yet"),
+            power_statement=f"a tilt of {least:g} or more, which would have shown after {read}"
+            if stopped == FUTILE
+            else f"nothing for sure: after {read} a tilt of {least:g} may be there and not have shown yet",
             mark=self.mark,
             detail=Detail(growth=sequential_growth(self._path)),
             access=self.access,
