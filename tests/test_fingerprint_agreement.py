@@ -147,7 +147,7 @@ def test_the_command_on_real_models(
     assert found["log10_paired"] < -6
     strict = json.loads(stillmark(*run, "--suspect", teacher, "--alpha", 0.05).stdout)
     assert strict["verdict"] == INSUFFICIENT
-    assert any("With 1 controls, p cannot fall below 0.5" in warning for warning in strict["warnings"])
+    assert any("With 1 control, p cannot fall below 0.5" in warning for warning in strict["warnings"])
     several = json.loads(stillmark(*run[:-1], tmp_path / "r3", "--top", 3, "--suspect", teacher).stdout)
     assert (several["n"], several["agreeing"], several["top"], several["statistic"]) == (40, 120, 3, 1.0)
     log = tmp_path / "r" / "teacher.jsonl"
