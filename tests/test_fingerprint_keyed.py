@@ -133,7 +133,7 @@ def test_an_endpoint(
         assert [row["temperature"] for row in seen] == [0.0] * 9
         asked = len(seen)
         again = json.loads(stillmark(*run, tmp_path / "log.jsonl", "--suspect", url).stdout)
-    assert again | {"call": None} == found | {"call": None}
+        assert again | {"call": None} == found | {"call": None}
         assert len(seen) == asked + 1, "what failed is asked anew, and nothing else"
         without = stillmark(*run[:-1], "--suspect", url)
         assert (without.exit_code, "name a --log" in without.stderr) == (1, True)
