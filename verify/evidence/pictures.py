@@ -106,7 +106,7 @@ def _growth(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
 
 def _decoys(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     found = result.get("decoys")
-    if not found:
+    if not found or not result.get("n"):
         return
     z, own = _numbers(found["z"]), _numbers([found["mark_z"]])[0]
 
@@ -244,7 +244,7 @@ def _controls(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     others, own = _numbers([one["likeness"] for one in controls]), _numbers([likeness])[0]
 
     def draw(ax: Axes) -> None:
-        ax.plot(others, [0.0] * len(others), "o", color=FAINT, label=f"{len(others)} controls")
+        ax.plot(others, [0.0] * len(others), "o", color=FAINT, label=f"{len(others)} control{'' if len(others) == 1 else 's'}")
         ax.plot([own], [0.0], "D", color=ALERT, label="the suspect")
         ax.set_yticks([])
         ax.set_ylim(-1, 2.2)

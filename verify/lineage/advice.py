@@ -84,12 +84,14 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
         reference=reference,
         alpha=result.alpha,
     )
+    if not result.n:  # nothing was read: more of the same is no advice
+        return steps
     if times is not None and times > 1:
         steps.append(
             f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {mark.delta:g} in a "
             "student like those that were measured."
         )
-    elif times is not None and result.n:
+    elif times is not None:
         steps.append(
             f"This much evidence finds a mark of delta {mark.delta:g} in students like those that were measured, which "
             "trained on marked text alone: it is no proof of innocence."
