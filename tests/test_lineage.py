@@ -32,6 +32,7 @@ from verify.lineage.verdict import (
     COPIED,
     DISTILLED,
     DISTILLED_OR_RELAYED,
+    RELAYED,
     UNRELATED,
     PlannedTest,
     Verdict,
@@ -252,7 +253,7 @@ CASES = (
     ("student", "--probes probes.jsonl --unmarked-probes --reference parent", DISTILLED),
     ("student", "--probes probes.jsonl --unmarked-probes", DISTILLED),
     ("other", "--probes probes.jsonl --unmarked-probes --reference parent", UNRELATED),
-    ("guilty.jsonl", "", DISTILLED_OR_RELAYED),
+    ("guilty.jsonl", "", RELAYED),
     ("innocent.jsonl", "", UNRELATED),
     ("guilty.logprobs.jsonl", "--unmarked-probes", DISTILLED),
     ("guilty.logprobs.jsonl", "--unmarked-probes --reference parent", DISTILLED),
@@ -319,7 +320,8 @@ def test_a_finished_run_reads_nothing_again(here: Path, tmp_path: Path, stillmar
     one, other = json.loads(first.stdout), json.loads(again.stdout)
     for found in (one, other):
         for line in found["tests"]:
-            line["result"].pop("decoys", None)
+            line["result"].pop("decoys", None)  # drawn anew
+            line["result"]["summary"]["rows"].pop("decoy keys", None)
     assert other == one
     assert kept.read_bytes() == before
     refused = stillmark(*command, "--alpha", 0.01)
@@ -343,7 +345,7 @@ def test_an_endpoint_with_nothing_but_the_mark(here: Path, stillmark: Run, monke
         done = stillmark("verify", url, "--mark", "m", "--prompts", "prompts.jsonl", "--model", "s", "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["verdict"] == DISTILLED_OR_RELAYED
+    assert found["verdict"] == RELAYED, "it says the mark at full strength"
     assert found["tests"][0]["result"]["billed_tokens"] > 0
     assert Path(found["out"], "readings", "mark.jsonl").exists()
     assert small_mark.secret.hex() not in done.stdout

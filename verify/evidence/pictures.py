@@ -244,7 +244,13 @@ def _controls(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
     others, own = _numbers([one["likeness"] for one in controls]), _numbers([likeness])[0]
 
     def draw(ax: Axes) -> None:
-        ax.plot(others, [0.0] * len(others), "o", color=FAINT, label=f"{len(others)} control{'' if len(others) == 1 else 's'}")
+        ax.plot(
+            others,
+            [0.0] * len(others),
+            "o",
+            color=FAINT,
+            label=f"{len(others)} control{'' if len(others) == 1 else 's'}",
+        )
         ax.plot([own], [0.0], "D", color=ALERT, label="the suspect")
         ax.set_yticks([])
         ax.set_ylim(-1, 2.2)
