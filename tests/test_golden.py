@@ -151,7 +151,7 @@ DROPPED: Final = frozenset({
     "version", "plan_digest", "work",  # of this machine or this release
     "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
     "evasions", "rule", "shows_not", "summary",  # prose
-    "call", "detail",  # of the report: tests/test_report.py
+    "call", "detail", "tilt",  # tests/test_report.py, tests/test_tilt.py
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

@@ -98,7 +98,7 @@ def a_missing_extra_is_named(stillmark: Light, folder: Path, monkeypatch: pytest
         ("torch", ["generate", "--model", folder / "suspect", "--prompts", prompts, "--out", folder / "o.jsonl"]),
         ("torch", ["student", "--base", folder / "suspect", "--outputs", EVIDENCE / "plain.jsonl", "--out",
                    folder / "student"]),
-        ("torch", ["test", "model", *marked, "--suspect", folder / "suspect", "--probes", EVIDENCE / "probes.jsonl"]),
+        ("transformers", ["test", "model", *marked, "--suspect", folder / "suspect", "--probes", EVIDENCE / "probes.jsonl"]),
         ("torch", ["test", "weights", "--teacher", folder / "suspect", "--suspect", folder / "suspect"]),
         ("torch", ["protect", "order", *marked, "--teacher", folder / "suspect", "--out", folder / "released"]),
         ("transformers", ["test", "endpoint", *marked, "--suspect", "http://127.0.0.1:9", "--model", "s", "--prompts",

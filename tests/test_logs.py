@@ -66,7 +66,7 @@ def test_the_files_are_those_that_the_script_writes() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_verify_says_who_carries_the_mark(name: str, place: Path, stillmark: Run) -> None:
     """The files are fixed and so is the secret: no chance is left in this test."""
-    for kind, verdict in (("marked", "distilled or relayed"), ("unmarked", "unrelated as far as seen")):
+    for kind, verdict in (("marked", "relays the teacher"), ("unmarked", "unrelated as far as seen")):
         done = stillmark("verify", logs.FOLDER / kind / name, "--mark", place / "m", "--json")
         assert done.exit_code == 0, done.stderr
         found = json.loads(done.stdout)
@@ -207,7 +207,7 @@ def test_marked_text_in_an_earlier_turn_does_not_convict(place: Path, tmp_path: 
         assert found["verdict"] in ("unrelated as far as seen", "cannot tell"), name
     path = small.jsonl(tmp_path / "o.jsonl", [{"messages": [{"role": "user", "content": "w5"}, b]} for b in told])
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
-    assert found["verdict"] == "distilled or relayed", "the check itself sees marked text"
+    assert found["verdict"] == "relays the teacher", "the check itself sees marked text"
 
 
 def test_a_log_of_ours_says_what_was_shown(mark: Mark, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_folder_of_logs(place: Path, mark: Mark, tmp_path: Path, stillmark: Ru
     read = read_outputs(tmp_path, mark)
     assert read.read_as == "chat completions, 10 answers"
     found = json.loads(stillmark("verify", tmp_path, "--mark", place / "m", "--json").stdout)
-    assert found["verdict"] == "distilled or relayed"
+    assert found["verdict"] == "relays the teacher"
     hub = tmp_path / "hub" / "data"
     hub.mkdir(parents=True)
     (tmp_path / "hub" / "README.md").write_text("x")
@@ -306,7 +306,7 @@ def test_columns_say_where_the_fields_are(place: Path, mark: Mark, tmp_path: Pat
     words = ("--mark", place / "m", "--columns", "prompt=q.text, output=runs.0.a.b", "--json")
     for file in (path, tmp_path / "o.parquet"):
         found = json.loads(stillmark("verify", file, *words).stdout)
-        assert found["verdict"] == "distilled or relayed"
+        assert found["verdict"] == "relays the teacher"
         assert found["plan"]["settings"]["columns"] == columns
         corpus = stillmark("test", "corpus", file, *words, "--out", tmp_path / f"run-{file.name}")
         assert json.loads(corpus.stdout)["verdict"] == "carries the mark", corpus.stderr
@@ -420,7 +420,7 @@ def test_useless_log_probabilities_fall_back_to_text(
     done = stillmark("test", "logprobs", "--mark", place / "m", path)
     assert (done.exit_code, "stillmark test text" in done.stderr) == (1, True)
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
-    assert found["verdict"] == "distilled or relayed"
+    assert found["verdict"] == "relays the teacher"
     (note,) = [note for note in found["notes"] if "tested instead" in note]
     assert why in note
 
@@ -432,7 +432,7 @@ def test_answers_in_other_tokens_are_counted(place: Path, tmp_path: Path, stillm
         one["choices"][0]["logprobs"] = {"content": logs._content(row)}
     path = small.jsonl(tmp_path / "o.jsonl", some)
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
-    assert (found["access"], found["verdict"]) == ("log probabilities", "distilled or relayed")
+    assert (found["access"], found["verdict"]) == ("log probabilities", "relays the teacher")
     assert [one for one in found["notes"] if "4 answers were left out: their tokens are not" in one]
     small.jsonl(path, [*some, *some[:4]])
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
@@ -447,7 +447,7 @@ def test_a_first_answer_without_log_probabilities_decides_nothing(place: Path, t
         tmp_path / "o.jsonl", [empty, *(logs._completion(row, i, logprobs=True) for i, row in enumerate(rows))]
     )
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--json").stdout)
-    assert (found["access"], found["verdict"]) == ("log probabilities", "distilled or relayed")
+    assert (found["access"], found["verdict"]) == ("log probabilities", "relays the teacher")
     assert "The records were read as chat completions, 11 answers, log probabilities for 10." in found["notes"]
 
 
@@ -458,7 +458,7 @@ def test_bad_records_beside_log_probabilities_are_counted(place: Path, tmp_path:
     assert (refused.exit_code, "o.jsonl:11: the records before are chat" in refused.stderr) == (1, True)
     found = json.loads(stillmark("verify", path, "--mark", place / "m", "--skip-bad", "--json").stdout)
     assert found["access"] == "log probabilities"
-    assert [note for note in found["notes"] if "1 bad records were left out" in note]
+    assert [note for note in found["notes"] if "1 bad record was left out" in note]
 
 
 # files
@@ -682,7 +682,7 @@ def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: R
     mark.save(tmp_path / "m")
     tokenizer = load(teacher)
     pieces = {i: piece for piece, i in tokenizer.get_vocab().items()}
-    for marked, verdict in ((True, "distilled or relayed"), (False, "unrelated as far as seen")):
+    for marked, verdict in ((True, "relays the teacher"), (False, "unrelated as far as seen")):
         rows = _real_answers(teacher, mark, marked)
         folder = tmp_path / str(marked)
         for name, made in logs.FORMATS.items():

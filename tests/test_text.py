@@ -155,7 +155,7 @@ GOOD = {"prompt_ids": [5, 6], "output_ids": [7, 8, 9]}
         ({"output_ids": {"a": 1}}, "list of token ids"),
         ({"output": 5}, "'output' must be a string"),
         ({"prompt_ids": [5000], "output_ids": [5]}, "'prompt_ids' holds id 5000"),
-        ({"prompt": ["x"], "output_ids": [5]}, "'prompt' must be a string"),
+        ({"prompt": 5, "output_ids": [5]}, "'prompt' must be a string"),
         ({"output_ids": [5], "ended": "yes"}, "'ended' must be true or false"),
         ({"output": "text"}, "this mark names no tokenizer"),
         ({"prompt": "text", "output_ids": [5]}, "this mark names no tokenizer"),
@@ -205,7 +205,7 @@ def test_truncated_and_undecodable_files(mark_file: Path, tmp_path: Path, stillm
         ("empty.txt", b"  \n", "holds no records"),
         ("bad.txt", b"\xff\xfe\xfa", "no valid UTF-8"),
         ("no.parquet", b"PAR1 nothing", "no readable Parquet"),
-        ("x.csv", b"a,b", "unknown kind of file '.csv'"),
+        ("x.xls", b"a,b", "unknown kind of file '.xls'"),
     ],
 )
 def test_bad_files(mark_file: Path, tmp_path: Path, stillmark: Run, name: str, content: bytes, message: str) -> None:

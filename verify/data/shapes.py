@@ -109,7 +109,7 @@ class Answers:
         if self.shape is None and not self._native and first:
             self.shape, self._native = _shape(fields)
         if self._native:
-            if not _is_native(fields):
+            if not _is_native(fields) and "output" not in fields:
                 return [unknown(read, self.columns)]
             return [self._counted(_native(record, self.keep))]
         if self.shape is STREAM and is_piece(fields):

@@ -60,7 +60,7 @@ OTHER_OPTIONS: Final = {
 }
 """Parameters that no text of the library names, or by another option: `chat` is one of `test agreement` here."""
 
-NO_OPTION: Final = {"test logprobs": {"record", "tokenizer", "skip_bad"}}
+NO_OPTION: Final = {"test logprobs": {"record"}, "test model": {"columns"}}
 """Parameters for which a command has no option: they change no number there."""
 
 SHOWN: Final = 200
