@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from tests import small
 from tests.servers import Handler, chat, serve
 from verify.suspects.asking import Completion, ask_all
 from verify.suspects.endpoint import Endpoint
@@ -106,3 +112,33 @@ def test_a_log_that_somebody_cut(tmp_path: Path) -> None:
         assert ask_all(endpoint, PROMPTS[:3], log)[1] == Completion("", ())
         with pytest.raises(InputError, match=r"another (model|run)"):
             ask_all(endpoint, PROMPTS[:4], log)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_and_keeps_what_came(tmp_path: Path) -> None:
+    """A server that answers once and then lets one wait: the run ends within seconds, with the answer in the log."""
+    small.mark(tmp_path / "m", small.tokenizer(tmp_path / "tokenizer"))
+    prompts = small.jsonl(tmp_path / "p.jsonl", ({"id": f"p{i}", "prompt": f"w{i + 5}"} for i in range(8)))
+    waiting, over = threading.Event(), threading.Event()
+
+    def reply(body: dict[str, Any], handler: Handler) -> dict[str, Any]:
+        if body["messages"][0]["content"] != "w5":
+            waiting.set()
+            over.wait(60)
+        return chat("w5 w6 w7")
+
+    with serve(reply) as (url, _):
+        run = [sys.executable, "-m", "verify.cli", "test", "endpoint", "--mark", tmp_path / "m", "--suspect", url]
+        run += ["--model", "s", "--prompts", prompts, "--log", tmp_path / "log.jsonl", "--concurrency", "2"]
+        with (tmp_path / "err").open("w") as errors:
+            stopped = subprocess.Popen(list(map(str, run)), stderr=errors)
+        assert waiting.wait(120)
+        time.sleep(1)  # the first answer is on its way
+        stopped.send_signal(signal.SIGINT)
+        try:
+            assert stopped.wait(20) == 130
+        finally:
+            stopped.kill()
+            over.set()
+    assert "Stopped. The same command goes on" in (tmp_path / "err").read_text()
+    assert [json.loads(line)["id"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["p0"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from typing import Any
 
 import click
@@ -28,6 +30,9 @@ from verify.display import Paragraph
 from watermark import StillmarkError, __stillmark__, extras
 from watermark.progress import shown_by
 
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 class _Failure(click.ClickException):
     """A StillmarkError as the command shows it: message, hint, and the error's own exit code."""
@@ -48,6 +53,13 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except StillmarkError as error:
             raise _Failure(error) from error
+        except KeyboardInterrupt:
+            kept = "The same command goes on from what was kept (--out, --log, --record)."
+            say(f"Stopped. {kept}", stderr=True)
+            if any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+                sys.stderr.flush()
+                os._exit(STOPPED)  # a thread still waits for a server; all that came is on disk
+            ctx.exit(STOPPED)
         except ModuleNotFoundError as error:
             if named := extras.missing(error):
                 raise _Failure(named) from error

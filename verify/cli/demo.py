@@ -36,7 +36,7 @@ def demo(model: Path | None, out: Path, as_json: bool) -> None:
     with _display() as (tell, show):
         if model is None:
             quiet_transformers()
-            tell(f"teacher: {script.TEACHER} (converted once, then cached)")
+            tell(f"teacher: {script.TEACHER} (converted once, then kept in {script.cache_folder()})")
             model = script.teacher_model()
         rows = script.run(model, out, tell, show)
     found = script.verdict(model, out, lambda line: say(line, stderr=True), progress)

@@ -85,6 +85,8 @@ def recognise(what: Any, columns: Columns | None = None) -> Access:
         raise StillmarkError("no suspect was named", WANTED)
     if len(paths) == 1 and paths[0].is_dir():
         found = _records_in(paths[0])
+        if not any(paths[0].iterdir()):
+            raise InputError(paths[0], 0, "the folder is empty", WANTED)
         if not found:
             return Access(WEIGHTS, model=paths[0])
         paths = found

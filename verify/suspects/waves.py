@@ -52,23 +52,27 @@ def request_in_waves(
     """
     client = Client(endpoint)
     in_a_row, samples = 0, endpoint.samples
-    with ThreadPoolExecutor(endpoint.concurrency) as pool:
+    pool = ThreadPoolExecutor(endpoint.concurrency)
+    try:
         while waiting and (size := most()) > 0:
             wave, waiting = _alike(waiting, size, samples)
-            lines, refusals = [], []
+            lines: list[dict[str, Any]] = []
+            refusals = []
             what = wanted()
             answers = pool.map(lambda alike, what=what: client.ask(alike[0], what, len(alike)), wave)
-            for alike, (fields, refusal) in zip(wave, answers, strict=True):
-                came = min(len(alike), choices(fields["answer"])) if fields["error"] is None else 1
-                for number, prompt in enumerate(alike[:came]):
-                    line = line_of(prompt, fields | ({"choice": number} if number else {}))
-                    lines.append(line | ({"answer": None, "answer_of": alike[0].id} if number else {}))
-                    in_a_row = in_a_row + 1 if line["error"] is not None else 0
-                    answered = answered or line["error"] is None
-                if came < len(alike):  # the server answers once
-                    waiting, samples = [*alike[came:], *waiting], 1
-                refusals += [refusal] if refusal else []
-            append(lines)
+            try:
+                for alike, (fields, refusal) in zip(wave, answers, strict=True):
+                    came = min(len(alike), choices(fields["answer"])) if fields["error"] is None else 1
+                    for number, prompt in enumerate(alike[:came]):
+                        line = line_of(prompt, fields | ({"choice": number} if number else {}))
+                        lines.append(line | ({"answer": None, "answer_of": alike[0].id} if number else {}))
+                        in_a_row = in_a_row + 1 if line["error"] is not None else 0
+                        answered = answered or line["error"] is None
+                    if came < len(alike):  # the server answers once
+                        waiting, samples = [*alike[came:], *waiting], 1
+                    refusals += [refusal] if refusal else []
+            finally:  # also where Ctrl-C stopped the wait for the rest: these were billed
+                append(lines)
             if refusals and not answered:
                 raise refusals[0]
             yield lines
@@ -77,6 +81,8 @@ def request_in_waves(
                     f"the last {in_a_row} requests failed; the last one: {lines[-1]['error']}",
                     f"nothing is lost: the same command goes on from {log}",
                 )
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a request under way would hold up Ctrl-C for minutes
 
 
 def _alike(waiting: Sequence[Prompt], size: int, samples: int) -> tuple[list[Sequence[Prompt]], Sequence[Prompt]]:
