@@ -136,7 +136,7 @@ class Result:
     def rows(self) -> dict[str, str]:
         """What is shown below the verdict: names and values."""
         return {
-            "p-value": f"{scientific(self.log10_pvalue)}   (log10 p {self.log10_pvalue:.2f}; alpha {self.alpha:g})",
+            "p-value": f"{scientific(self.log10_pvalue)}   (log10 p {self.log10_pvalue:z.2f}; alpha {self.alpha:g})",
             "test": self.test,
         }
 
@@ -162,7 +162,7 @@ class Result:
         """
         ax = new_axes() if ax is None else ax
         self._draw(ax)
-        ax.set_title(f"{self.verdict}: log10 p {self.log10_pvalue:.2f}")
+        ax.set_title(f"{self.verdict}: log10 p {self.log10_pvalue:z.2f}")
         return ax
 
     def _draw(self, ax: Axes) -> None:

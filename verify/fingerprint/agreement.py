@@ -139,12 +139,12 @@ class AgreementResult(Result):
         found = {
             "p-value": rows["p-value"],
             "agreement": f"{self.agreeing:,} of {plural(self.n * self.top, 'token')}{gained}",
-            "paired": f"log10 p {self.log10_paired:.2f} at the least, against every control",
+            "paired": f"log10 p {self.log10_paired:z.2f} at the least, against every control",
             "rank": f"p {self.rank_pvalue:.3g} among {plural(len(self.controls), 'control')}",
             "test": self.test,
         }
         return found | {
-            one.name: f"{plural(one.likeness, 'token')}; log10 p {one.log10_pvalue:.2f}" for one in self.controls
+            one.name: f"{plural(one.likeness, 'token')}; log10 p {one.log10_pvalue:z.2f}" for one in self.controls
         }
 
     def _draw(self, ax: Axes) -> None:

@@ -279,8 +279,8 @@ class Verdict:
             (
                 line.name,
                 line.result.evidence,
-                f"{line.result.log10_pvalue:.2f}",
-                f"{line.log10_adjusted:.2f}",
+                f"{line.result.log10_pvalue:z.2f}",
+                f"{line.log10_adjusted:z.2f}",
                 "yes" if line.stands(self.plan.alpha) else "no" if line.conclusive else "no verdict",
             )
             for line in self.lines

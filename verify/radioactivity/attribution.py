@@ -113,7 +113,7 @@ class Attribution(MarkResult):
         rows = super().rows()
         found = {
             one.label: f"adjusted p {scientific(one.log10_pvalue_adjusted)}   "
-            f"(log10 p {one.log10_pvalue:.2f}; green rate {one.green_rate:.4f})"
+            f"(log10 p {one.log10_pvalue:z.2f}; green rate {one.green_rate:.4f})"
             for one in self.found
         }
         found |= {
