@@ -682,7 +682,8 @@ def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: R
     mark.save(tmp_path / "m")
     tokenizer = load(teacher)
     pieces = {i: piece for piece, i in tokenizer.get_vocab().items()}
-    for marked, verdict in ((True, "relays the teacher"), (False, "unrelated as far as seen")):
+    found_in = {"relays the teacher", "distilled or relayed"}
+    for marked, verdicts in ((True, found_in), (False, {"unrelated as far as seen"})):
         rows = _real_answers(teacher, mark, marked)
         folder = tmp_path / str(marked)
         for name, made in logs.FORMATS.items():
@@ -694,7 +695,7 @@ def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: R
         small.jsonl(folder / "ids.jsonl", _real_log(rows, lambda t: f"token_id:{t}"))
         for path in sorted(folder.iterdir()):
             found = json.loads(stillmark("verify", path, "--mark", tmp_path / "m", "--json").stdout)
-            assert found["verdict"] == verdict, path.name
+            assert found["verdict"] in verdicts, path.name
             told = path.name in ("chat.jsonl", "pieces.jsonl", "ids.jsonl")
             assert found["access"] == ("log probabilities" if told else "text")
             assert not [note for note in found["notes"] if "tested instead" in note]

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from verify.display import Heading, Paragraph, Part, Rows, plain, scientific
+from verify.words import CARRIES as CARRIES
+from verify.words import INSUFFICIENT as INSUFFICIENT
+from verify.words import NO_VERDICT as NO_VERDICT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,11 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from verify.calls import Call
-
-CARRIES: Final = "carries the mark"
-INSUFFICIENT: Final = "insufficient evidence"
-NO_VERDICT: Final = "no verdict"
-"""The verdict of a test that could not read its evidence: it says nothing, not even that nothing was found."""
 
 LEVEL: Final = 0.95
 """Of the confidence intervals that results show."""

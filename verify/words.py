@@ -1,9 +1,14 @@
-"""Parameters of the library, as its texts name them, as options of the commands."""
+"""Words that results and commands share: verdicts of a test for a mark, and parameters as options of the commands."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
+
+CARRIES: Final = "carries the mark"
+INSUFFICIENT: Final = "insufficient evidence"
+NO_VERDICT: Final = "no verdict"
+"""The verdict of a test that could not read its evidence: it says nothing, not even that nothing was found."""
 
 OPTIONS: Final = {
     "api": "--api",

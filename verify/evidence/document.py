@@ -14,8 +14,7 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
-from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
-from verify.words import OPTIONS
+from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT, OPTIONS
 from watermark import StillmarkError
 
 T = TypeVar("T")

@@ -16,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import expit, logit, logsumexp
-from scipy.stats import chi2
+from scipy.special import expit, logit, logsumexp, ndtri
 
 from verify.data.dedup import distinct_rows
 from verify.data.logprobs import LogprobTable, TextLogprobs, as_output, logprobs_at_positions
@@ -173,7 +172,7 @@ def estimate(
 
     far = _FARTHEST
     tilt = far if slope(far) >= 0 else -far if slope(-far) <= 0 else float(brentq(slope, -far, far))
-    drop = likelihood(tilt) - float(chi2.ppf(LEVEL, 1)) / 2
+    drop = likelihood(tilt) - float(ndtri((1 + LEVEL) / 2)) ** 2 / 2  # half a quantile of chi-squared, 1 degree
 
     def below(h: float) -> float:
         return likelihood(h) - drop
