@@ -62,18 +62,6 @@ class LogprobTable:
     def __len__(self) -> int:
         return len(self.contexts)
 
-    def head(self, number: int) -> LogprobTable:
-        """The first positions alone; what was counted stays as it was for all."""
-        entries = slice(int(np.searchsorted(self.position, number)))
-        return replace(
-            self,
-            contexts=self.contexts[:number],
-            position=self.position[entries],
-            tokens=self.tokens[entries],
-            logprobs=self.logprobs[entries],
-            record=self.record[:number],
-        )
-
 
 @dataclass(frozen=True)
 class Translated:

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from verify.data.context_counts import ContextCounts
 from verify.data.dedup import find
-from verify.data.logprobs import MIN_PROBABILITY, LogprobTable
+from verify.data.logprobs import MIN_PROBABILITY, LogprobTable, keep_first
 from verify.data.pairs import WeightedPairs, weigh
 from verify.display import scientific
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
@@ -209,8 +209,8 @@ def logprob_log10_of_first(
     number: int,
 ) -> float:
     """log10 p of `logprob_result` on the first so many positions alone, without the rest of a result."""
-    beside = None if reference is None else reference.head(number)
-    pairs = _weights_of(mark, suspect.head(number), beside, context_counts)[0]
+    beside = None if reference is None else keep_first(reference, number)
+    pairs = _weights_of(mark, keep_first(suspect, number), beside, context_counts)[0]
     return log10_bound(mark, pairs, unmarked=suspect.unmarked)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from verify.data.logprobs import LogprobTable
+from verify.data.logprobs import LogprobTable, keep_first
 from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, distinct, weigh
 from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
 from verify.results import LEVEL, POWER, plural
@@ -205,7 +205,7 @@ def text_log10_of_first(
     expected: what the reference said at all positions, where there is one.
     """
     first = positions.head(number)
-    weights = None if expected is None else excess(first, expected.head(number), mark.exempt)
+    weights = None if expected is None else excess(first, keep_first(expected, number), mark.exempt)
     return text_log10_if_unmarked(mark, distinct(first), method, weights)
 
 
