@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.fingerprints import stillmark
 from benchmarks.texts import speeches
+from tests.models import fresh
 from verify.data.logprobs import LogprobTable, TextLogprobs, at_common_places, keep_first, scorable_logprobs
 from verify.data.retokenize import Asked, Translation, Translator
 from verify.planning.builtin import builtin_probes
@@ -105,27 +106,8 @@ def tokenizer(folder: Path, name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def fresh(kind: str, tokenizer: Any, seed: int, out: Path) -> None:
-    """A model of random weights for a tokenizer, of the sizes in benchmarks/fingerprints.py."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
-    shared |= {"tie_word_embeddings": True}
-    config = (
-        LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, **shared)
-        if kind == "llama"
-        else GPT2Config(n_embd=192, n_layer=3, n_head=4, n_positions=512, **shared)
-    )
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
 def make(folder: Path, names: list[str]) -> None:
     """Everything that the other parts read."""
-    from watermark.tokenizers import load_transformers
-
     teacher = teacher_model()
     texts(folder, teacher, {STUDENTS[name][2] for name in names} | {"unmarked"})
     for i, name in enumerate(STUDENTS):
@@ -139,7 +121,7 @@ def make(folder: Path, names: list[str]) -> None:
             tokenizer(folder, spoken).save_pretrained(path)
         start = folder / f"{name}.start"
         shutil.rmtree(start, ignore_errors=True)
-        fresh(kind, load_transformers(path), i, start)
+        fresh(kind, i, path, start)
         records = folder / (f"{taught}.jsonl" if spoken == "own" else f"{taught}.text.jsonl")
         print(name, train_student(start, records, folder / name, TRAINING), flush=True)
         shutil.rmtree(start)

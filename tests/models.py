@@ -118,12 +118,13 @@ def save(networks: list[Tensors], folder: Path) -> list[Path]:
     return paths
 
 
-def fresh(kind: str, seed: int, teacher: Path, out: Path) -> None:
-    """A small model with random weights and the teacher's tokenizer."""
+def fresh(kind: str, seed: int, tokenizer_folder: Path, out: Path) -> None:
+    """A small model with random weights, and the tokenizer in a folder."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    tokenizer = load_transformers(teacher)
-    shared: dict[str, Any] = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
+    tokenizer = load_transformers(tokenizer_folder)
+    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    shared |= {"tie_word_embeddings": True}
     config = (
         LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, **shared)
         if kind == "llama"
