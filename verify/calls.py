@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import inspect
 import platform
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
-from watermark import Mark, ModelError
+from watermark import InputError, Mark, ModelError
+from watermark.io import files
 from watermark.models import model_digest
 
 PACKAGES: Final = ("stillmark", "numpy", "scipy", "tokenizers", "torch", "transformers")
@@ -89,7 +89,8 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any], digests: Map
     arguments = {name: _shown(one) for name, one in said.items()}
     if isinstance(labels := said.get("labels"), list | tuple):  # names of customers, and no paths
         arguments["labels"], said["labels"] = f"({len(labels)} labels in memory)", None
-    files = [path for name, one in said.items() if name not in UNREAD for path in _files(one)]
+    known = dict(digests or {})
+    named = [path for name, one in said.items() if name not in UNREAD for path in _files(one)]
     for one in said.values():
         if model := getattr(one, "base_url", None) and getattr(one, "model", None):
             arguments["model"] = model if not one.extra else "(more fields of each request)"
@@ -98,7 +99,7 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any], digests: Map
         arguments=arguments,
         date=datetime.now(UTC).date().isoformat(),
         versions=_versions(),
-        digests={str(path): digest for path in files if (digest := _digest(path))} | dict(digests or {}),
+        digests={str(path): digest for path in named if (digest := known.get(str(path)) or _digest(path))} | known,
     )
 
 
@@ -149,9 +150,8 @@ def _digest(path: Path) -> str | None:
             return model_digest(path)
         if not path.is_file():
             return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ModelError):
+        return files.sha256(path)
+    except (OSError, InputError, ModelError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFF
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
+from watermark.io import files
 from watermark.models import model_digest
 
 PathLike = str | Path
@@ -131,10 +131,10 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     probes = given.probes if not isinstance(given.probes, Outputs) else None
     several = [probes] if isinstance(probes, str | Path) else list(probes or ())
     texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
-    inputs |= {name: sha256(Path(path)) for name, path in texts.items() if path is not None}
+    inputs |= {name: files.sha256(Path(path)) for name, path in texts.items() if path is not None}
     if given.mark is not None:
         inputs["mark"] = given.mark.commitment
-    inputs["calibration"] = sha256(Path(independence.__file__).with_name("independent.json"))
+    inputs["calibration"] = files.sha256(Path(independence.__file__).with_name("independent.json"))
     settings: dict[str, Any] = {
         "version": importlib.metadata.version("stillmark"),
         "access": given.access.kind,
@@ -152,12 +152,3 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     if given.columns is not None:
         settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hex. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None

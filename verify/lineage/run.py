@@ -20,7 +20,7 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
-from verify.lineage.given import Given, check_usage, plan_of, sha256, unplanned_of
+from verify.lineage.given import Given, check_usage, plan_of, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
@@ -180,7 +180,7 @@ def suspect(
 def _digests(given: Given) -> dict[str, str]:
     """SHA-256 of the suspect's files, which a folder may have named, and of what was read or answered."""
     kept = () if given.readings is None else sorted(given.readings.glob("*.jsonl"))
-    return {str(path): sha256(path) for path in (*given.access.files, *kept)}
+    return {str(path): files.sha256(path) for path in (*given.access.files, *kept)}
 
 
 def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> Iterator[PlannedTest]:
@@ -230,26 +230,33 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
     }
 
 
+def _read(given: Given, suspect: Model | Endpoint, alpha: float, progress: Stages) -> Result:
+    """The test for the mark in what a suspect says along the probes."""
+    return logprob_test(
+        _there(given.mark, "mark"),
+        suspect,
+        given.probes,
+        reference=given.reference,
+        unmarked_probes=given.unmarked_probes,
+        record=_log(given, "mark"),
+        alpha=alpha,
+        tokenizer=given.tokenizer,
+        skip_bad=given.skip_bad,
+        progress=progress,
+    )
+
+
 def _mark(given: Given, alpha: float, progress: Stages) -> Result:
     """The test for the mark that the access allows."""
     mark, access = _there(given.mark, "mark"), given.access
-    if access.kind == kinds.ENDPOINT and given.probes is not None:
-        try:
-            return logprob_test(
-                mark,
-                given.endpoint,
-                given.probes,
-                reference=given.reference,
-                unmarked_probes=given.unmarked_probes,
-                record=_log(given, "mark"),
-                alpha=alpha,
-                tokenizer=given.tokenizer,
-                skip_bad=given.skip_bad,
-                progress=progress,
-            )
-        except NoLogprobsError as error:
-            given.notes.append(f"The endpoint could not be read along the probes, and was asked instead: {error}.")
+    if access.kind == kinds.WEIGHTS:
+        return _read(given, given.weights, alpha, progress)
     if access.kind == kinds.ENDPOINT:
+        if given.probes is not None:
+            try:
+                return _read(given, given.endpoint, alpha, progress)
+            except NoLogprobsError as error:
+                given.notes.append(f"The endpoint could not be read along the probes, and was asked instead: {error}.")
         return endpoint_test(
             mark,
             given.endpoint,
@@ -260,19 +267,6 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
             unmarked_prompts=given.unmarked_prompts,
             alpha=alpha,
             tokenizer=given.tokenizer,
-            progress=progress,
-        )
-    if access.kind == kinds.WEIGHTS:
-        return logprob_test(
-            mark,
-            given.weights,
-            given.probes,
-            reference=given.reference,
-            unmarked_probes=given.unmarked_probes,
-            record=_log(given, "mark"),
-            alpha=alpha,
-            tokenizer=given.tokenizer,
-            skip_bad=given.skip_bad,
             progress=progress,
         )
     if access.kind == kinds.LOGPROBS:

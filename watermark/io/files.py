@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -33,6 +34,15 @@ def writing(
             raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(path, 0, f"cannot write: {reason}", hint) from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hex. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 def lock(descriptor: int) -> bool:
