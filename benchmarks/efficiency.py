@@ -123,7 +123,7 @@ def main() -> None:
         print(f"| {test:29} | " + " | ".join(f"{show(measured[name][test]):>16}" for name in names) + " |")
     curves = []
     for name in names:
-        delta, width = w.mark_of(name).delta, w.mark_of(name).width
+        delta, width = w.mark_of(name).scheme.lift, w.mark_of(name).width
         for test, found in measured[name].items():
             positions, log10 = zip(*median_curve(found), strict=True)
             rounded = [round(p, 2) for p in log10]

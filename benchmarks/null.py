@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import scipy.stats
@@ -26,7 +27,7 @@ from verify.radioactivity.result import score
 from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_result
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf
-from watermark import Mark
+from watermark import GreenList, Mark
 
 DECOYS = 1000
 POSITIONS = 2000
@@ -79,7 +80,7 @@ def innocents(names: list[str]) -> None:
 def decoys(name: str) -> None:
     print(f"## 2. {DECOYS} decoy keys on the guilty {name}: share of p-values at or below each level\n")
     mark, rng = w.mark_of(name), np.random.default_rng(11)
-    keys = [Mark(rng.bytes(32), mark.gamma, mark.delta, mark.width) for _ in range(DECOYS)]
+    keys = [replace(mark, secret=rng.bytes(32)) for _ in range(DECOYS)]
     found = {
         test: [w.log10_pvalue(key, pairs) for key in keys]
         for test, pairs in evidence(name, "base", mark, POSITIONS).items()
@@ -88,8 +89,8 @@ def decoys(name: str) -> None:
     counts = pairs.counts.clip(max=MAX_COUNT)
     for key in keys:
         green = key.green(pairs.contexts, pairs.tokens)
-        found.setdefault("text, binomial", []).append(binomial_log10_sf(int(green.sum()), len(green), key.gamma))
-        exact = weighted.exact_log10_sf(counts, int(counts[green].sum()), key.gamma)
+        found.setdefault("text, binomial", []).append(binomial_log10_sf(int(green.sum()), len(green), key.scheme.rate))
+        exact = weighted.exact_log10_sf(counts, int(counts[green].sum()), key.scheme.rate)
         found.setdefault("text, counts", []).append(exact)
     found["text, excess"] = [w.log10_pvalue(key, less) for key in keys]
     print("| test | " + " | ".join(f"<= {level:g}" for level in LEVELS) + " | within bounds |")
@@ -143,13 +144,13 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
     }
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(keys):
-        mark = Mark(rng.bytes(32), delta=3.0)
+        mark = Mark(rng.bytes(32), scheme=GreenList(delta=3.0))
         green = mark.green(contexts[:, None], followers).reshape(size, size)
-        for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.delta * green))):
+        for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.scheme.lift * green))):
             counted = counts_of(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)
-                z = weighted.z_score(scaled.weights, score(mark, scaled), mark.gamma)
+                z = weighted.z_score(scaled.weights, score(mark, scaled), mark.scheme.rate)
                 found.setdefault(f"{kind}, {name}", []).append((w.log10_pvalue(mark, scaled), z))
     print(
         "| counts from | mean z | sd z | " + " | ".join(f"<= {level:g}" for level in LEVELS) + " | smallest log10 p |"

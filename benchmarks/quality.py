@@ -59,7 +59,7 @@ def main() -> None:
         cost = perplexity(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"))
         curves = {test: median_curve(found) for test, found in measure(name).items()}
         at = {test: value_at(curve, TOKENS if test.startswith("text") else AT) for test, curve in curves.items()}
-        rows.append((w.mark_of(name).delta, cost, at))
+        rows.append((w.mark_of(name).scheme.lift, cost, at))
     tests = list(rows[0][2])
     print("| delta | perplexity | " + " | ".join(tests) + " |\n|--:|--:|" + "--:|" * len(tests))
     for delta, cost, at in rows:

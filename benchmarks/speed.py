@@ -128,7 +128,7 @@ def generation() -> dict[str, Any]:
 
 def scored(outputs: list[Output], mark: Mark) -> float:
     pairs = extract(outputs, mark.width, mark.exempt)
-    return binomial_log10_sf(int(mark.green(pairs.contexts, pairs.tokens).sum()), len(pairs.tokens), mark.gamma)
+    return binomial_log10_sf(int(mark.green(pairs.contexts, pairs.tokens).sum()), len(pairs.tokens), mark.scheme.rate)
 
 
 def scoring() -> dict[str, Any]:

@@ -170,7 +170,7 @@ def table(folder: Path, names: list[str]) -> list[dict[str, Any]]:
             assert whole.decoys is not None
             row = {
                 "student": name,
-                "delta": mark.delta,
+                "delta": mark.scheme.lift,
                 "reference": reference,
                 "positions": len(scored),
                 "kept": len(scored) / sum(len(text.ids) - text.start for text in said),

@@ -55,7 +55,7 @@ def along(name: str, texts: str) -> list[TextLogprobs]:
 
 
 def log10_pvalue(mark: Mark, pairs: WeightedPairs) -> float:
-    return weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+    return weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate)
 
 
 def shuffled(texts: Sequence[TextLogprobs], seed: int) -> list[TextLogprobs]:

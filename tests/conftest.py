@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from watermark import Mark
+from watermark import GreenList, Mark
 
 if TYPE_CHECKING:
     from tests.models import Tensors
@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def mark() -> Mark:
-    return Mark(SECRET, gamma=0.25, delta=2.0, width=1, label="test", vocabulary_size=1000, exempt=(0, 1, 2))
+    return Mark(
+        SECRET, scheme=GreenList(gamma=0.25, delta=2.0), width=1, label="test", vocabulary_size=1000, exempt=(0, 1, 2)
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from tests import small
-from watermark import Mark
+from watermark import GreenList, Mark
 
 FOLDER: Final = Path(__file__).parent / "data" / "logs"
 NUMBER: Final = 10
@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 
 def answers(marked: bool) -> Rows:
     """Ten rows: `prompt`, `output` and its `ids`, and `tops`, [token, log probability] at each of them."""
-    mark = Mark.new(secret=small.SECRET, delta=2.0)
+    mark = Mark.new(secret=small.SECRET, scheme=GreenList(delta=2.0))
     draw = np.random.RandomState(7)
     rows = []
     for i in range(NUMBER):

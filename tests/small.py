@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests import servers
-from watermark import Mark
+from watermark import GreenList, Mark
 
 SECRET: Final = bytes(range(32))
 SIZE: Final = 256
@@ -57,7 +57,7 @@ def spell(ids: Iterable[int]) -> str:
 
 def mark(path: Path, tokenizer: Path, *, delta: float = 2.0, width: int = 1, label: str = "small") -> Mark:
     """A mark with a fixed secret, for the tokenizer in a folder; saved to a file."""
-    made = Mark.new(tokenizer, secret=SECRET, delta=delta, width=width, label=label)
+    made = Mark.new(tokenizer, secret=SECRET, scheme=GreenList(delta=delta), width=width, label=label)
     made.save(path)
     return made
 

@@ -125,7 +125,7 @@ def test_the_same_as_verify_text(tmp_path: Path, jsonl: Write, stillmark: Run, w
         pairs = extract([output], width, mark.exempt, unmarked_prompts=unmarked)
         green = int(mark.green(pairs.contexts, pairs.tokens).sum())
         assert (row["n"], row["green"], row["tokens"]) == (len(pairs.tokens), green, pairs.positions)
-        assert row["log10_pvalue"] == binomial_log10_sf(green, len(pairs.tokens), mark.gamma)
+        assert row["log10_pvalue"] == binomial_log10_sf(green, len(pairs.tokens), mark.scheme.gamma)
         assert (row["source"], row["id"]) == (
             record.get("source", ""),
             record.get("id", f"{Path(row['file']).name}:{row['line']}"),

@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from verify.data.outputs import Output
 from verify.data.pairs import extract
 from verify.radioactivity.text import text_result
-from watermark import Mark, Marks
+from watermark import GreenList, Mark, Marks
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
-from watermark.schemes.greenlist import contexts_at_end
+from watermark.schemes.logits import contexts_at_end
 
 VOCABULARY = 640
 SECRET = bytes(range(1, 33))
@@ -34,7 +34,9 @@ def lm() -> LlamaForCausalLM:
 
 
 def make(width: int, delta: float = 40.0, gamma: float = 0.25) -> Mark:
-    return Mark(SECRET, gamma=gamma, delta=delta, width=width, vocabulary_size=613, exempt=(0, 5, 600))
+    return Mark(
+        SECRET, scheme=GreenList(gamma=gamma, delta=delta), width=width, vocabulary_size=613, exempt=(0, 5, 600)
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)

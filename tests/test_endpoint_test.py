@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from tests.servers import Handler, chat, real_model, serve
-from watermark import Mark
+from watermark import GreenList, Mark
 
 Run = Callable[..., Result]
 KEY = "sk-this-key-must-not-be-seen"
@@ -27,7 +27,7 @@ KEY = "sk-this-key-must-not-be-seen"
 def folder(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mark for the real tokenizer, thirty prompts, and a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    Mark.new(teacher, secret=bytes(range(32)), delta=3.0, label="endpoint").save(tmp_path / "m")
+    Mark.new(teacher, secret=bytes(range(32)), scheme=GreenList(delta=3.0), label="endpoint").save(tmp_path / "m")
     lines = [{"id": f"q{i}", "prompt": f"Tell me something about the number {i}."} for i in range(36)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path

@@ -16,7 +16,7 @@ from click.testing import Result
 from tests import small
 from verify.data.sources import read_records
 from verify.planning.student import Training, read_examples, train_student
-from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
+from watermark import GreenList, InputError, Mark, ModelError, StillmarkError, UsageError
 from watermark.io.prompts import read_prompts
 from watermark.tokenizers import load_transformers
 
@@ -34,7 +34,7 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture
 def teacher_mark(teacher: Path, tmp_path: Path) -> Path:
-    Mark.new(teacher, secret=bytes(range(32)), delta=6.0).save(tmp_path / "teacher.mark")
+    Mark.new(teacher, secret=bytes(range(32)), scheme=GreenList(delta=6.0)).save(tmp_path / "teacher.mark")
     return tmp_path / "teacher.mark"
 
 

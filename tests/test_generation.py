@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binom
 
 from tests import small
-from watermark import Mark, MarkError, Marks, Sampling, StillmarkError, TokenizerError, generate
+from watermark import GreenList, Mark, MarkError, Marks, Sampling, StillmarkError, TokenizerError, generate
 from watermark.io.prompts import Prompt
 from watermark.models import load_model
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mark(model: Path) -> Mark:
-    return Mark.new(model, secret=bytes(32), delta=6.0)
+    return Mark.new(model, secret=bytes(32), scheme=GreenList(delta=6.0))
 
 
 def plain(found: list[Any]) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def test_each_row_carries_its_marks(model: Path, mark: Mark, tmp_path: Path) -> 
         pairs = np.array([pair for pair in pairs if pair[1] not in mark.exempt])
         for key in (mark, alice):
             greens = key.green(pairs[:, :1], pairs[:, 1]).sum()
-            pvalue = binom.sf(greens - 1, len(pairs), key.gamma)
+            pvalue = binom.sf(greens - 1, len(pairs), key.scheme.gamma)
             assert pvalue < 1e-6 if key in kinds[kind] else pvalue > 1e-4, (kind, key.label, pvalue)
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests import small
 from tests.test_tokenizers import byte_level, save, sentencepiece_bpe
 from verify.data.outputs import Output
-from watermark import InputError, Mark, highlight
+from watermark import GreenList, InputError, Mark, highlight
 from watermark.tokenizers import load, load_transformers
 
 IDS = [5, 1, 7, 9, 9, 300, 12]
@@ -22,7 +22,7 @@ IDS = [5, 1, 7, 9, 9, 300, 12]
 @pytest.mark.parametrize("width", [0, 1, 3])
 def test_which_tokens_are_green(tmp_path: Path, width: int) -> None:
     folder = small.tokenizer(tmp_path / "t")
-    mark = Mark.new(folder, secret=bytes(32), gamma=0.5, width=width)
+    mark = Mark.new(folder, secret=bytes(32), scheme=GreenList(gamma=0.5), width=width)
     shown = highlight(mark, folder, Output("a", np.array([2, 3, 4]), np.array(IDS)))
     whole = [2, 3, 4, *IDS]
     for i, (token, green) in enumerate(zip(IDS, shown.green, strict=True), 3):

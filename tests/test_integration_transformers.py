@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from tests import small
-from watermark import Mark, MarkError, Marks
+from watermark import GreenList, Mark, MarkError, Marks
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 from watermark.models import load_model
-from watermark.schemes.greenlist import contexts_at_end
+from watermark.schemes.logits import contexts_at_end
 
-MARK = Mark(bytes(range(1, 33)), delta=40.0, vocabulary_size=256, exempt=(0, 1))
+MARK = Mark(bytes(range(1, 33)), scheme=GreenList(delta=40.0), vocabulary_size=256, exempt=(0, 1))
 PROMPTS = [[5, 6, 7], [9, 8], [11, 12, 13, 14], [3]]
 
 

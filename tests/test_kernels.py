@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verify.data import dedup
-from watermark import Mark, MarkError, Marks, prf
-from watermark.kernels import native
-from watermark.schemes.greenlist import Kernel
+from watermark import GreenList, Mark, MarkError, Marks, prf
+from watermark.kernels import Kernel, native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECRET = bytes(range(1, 33))
@@ -26,7 +25,9 @@ SECRET = bytes(range(1, 33))
 
 def make(width: int, vocabulary: int | None = 1300, gamma: float = 0.25) -> Mark:
     exempt = (0, 5, 600, 1299) if vocabulary is None or vocabulary > 1299 else (0, 5)
-    return Mark(SECRET, gamma=gamma, delta=1.7, width=width, vocabulary_size=vocabulary, exempt=exempt)
+    return Mark(
+        SECRET, scheme=GreenList(gamma=gamma, delta=1.7), width=width, vocabulary_size=vocabulary, exempt=exempt
+    )
 
 
 def by_definition(marks: list[list[Mark]], logits: torch.Tensor, contexts: np.ndarray, first: int = 0) -> torch.Tensor:
@@ -40,7 +41,7 @@ def by_definition(marks: list[list[Mark]], logits: torch.Tensor, contexts: np.nd
                 continue
             bits = prf.bits(mark.prf_key, np.repeat(contexts[[row]], len(tokens), 0), tokens)
             may = ~np.isin(tokens, mark.exempt) & (tokens < (mark.vocabulary_size or 1 << 31))
-            bias = np.where((bits < mark.threshold) & may, bias + np.float32(mark.delta), bias)
+            bias = np.where((bits < mark.scheme.threshold) & may, bias + np.float32(mark.scheme.delta), bias)
         raised = (logits[row].float() + torch.from_numpy(bias)).to(logits.dtype)
         expected[row] = torch.where(torch.from_numpy(bias) > 0, raised, logits[row])
     return expected
@@ -99,7 +100,7 @@ def test_half_precision_rounds_as_torch_does() -> None:
         numbers = torch.from_numpy(every).view(dtype)
         numbers = numbers[~numbers.isnan()].reshape(1, -1)
         for delta in (1.7, 3e-8, 40.0):
-            mark = Mark(SECRET, gamma=0.5, delta=delta, width=0)
+            mark = Mark(SECRET, scheme=GreenList(gamma=0.5, delta=delta), width=0)
             found = mark.bias_(numbers.clone(), torch.zeros(1, 0, dtype=torch.int64), kernel="native")
             assert same_bits(found, by_definition([[mark]], numbers, np.zeros((1, 0), np.int64)))
 
@@ -109,7 +110,10 @@ def test_half_precision_rounds_as_torch_does() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_several_marks_in_one_pass_by_row(kernel: Kernel, dtype: torch.dtype) -> None:
     provider = make(1)
-    alice, bob = provider.child("alice", delta=0.6), replace(provider.child("bob"), gamma=0.4)
+    alice, bob = (
+        provider.child("alice", scheme=replace(provider.scheme, delta=0.6)),
+        replace(provider.child("bob"), scheme=replace(provider.child("bob").scheme, gamma=0.4)),
+    )
     rows = [[provider, alice], [provider, bob], [], [bob], [provider, alice, bob]]
     logits, contexts = sample(6, 1400, 1, dtype)
     logits, contexts = logits[:5], np.abs(contexts[:5])

@@ -21,7 +21,7 @@ from verify.data.conversations import shown_in
 from verify.data.outputs import read_outputs
 from verify.data.shapes import Answers, described, tally
 from verify.radioactivity.logs import UnusableLogprobsError
-from watermark import InputError, Mark, UsageError
+from watermark import GreenList, InputError, Mark, UsageError
 from watermark.io.jsonl import read_jsonl
 from watermark.io.records import Record, RecordError
 
@@ -678,7 +678,7 @@ def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: R
     """Real words in a real tokenizer: delta 6 in some 500 tokens. The secret and the seed are fixed."""
     from watermark.tokenizers import load
 
-    mark = Mark.new(teacher, secret=small.SECRET, delta=6.0)
+    mark = Mark.new(teacher, secret=small.SECRET, scheme=GreenList(delta=6.0))
     mark.save(tmp_path / "m")
     tokenizer = load(teacher)
     pieces = {i: piece for piece, i in tokenizer.get_vocab().items()}

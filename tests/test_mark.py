@@ -8,13 +8,14 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import Result
 
-from watermark import Mark, MarkError
+from watermark import GreenList, Mark, MarkError, Tournament
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 
 SECRET = bytes.fromhex("8f3b1c" + "5a" * 29)
@@ -27,9 +28,21 @@ def leaks(text: str, secret: bytes = SECRET) -> bool:
     return any(form.lower() in text.lower() for form in shown)
 
 
+def with_fields(**fields: object) -> Mark:
+    """A mark of these parameters, those of a green list among them."""
+    scheme = {name: fields.pop(name) for name in ("gamma", "delta") if name in fields}
+    return Mark(SECRET, GreenList(**scheme), **fields)
+
+
 def test_file_round_trip(tmp_path: Path) -> None:
     made = Mark(
-        SECRET, gamma=0.3, delta=1.5, width=4, label="Kunde 客户", vocabulary_size=100, exempt=(7, 3), tokenizer="ab"
+        SECRET,
+        scheme=GreenList(gamma=0.3, delta=1.5),
+        width=4,
+        label="Kunde 客户",
+        vocabulary_size=100,
+        exempt=(7, 3),
+        tokenizer="ab",
     )
     made.save(tmp_path / "m")
     assert (tmp_path / "m").stat().st_mode & 0o777 == 0o600
@@ -38,8 +51,8 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 
 def test_gamma_is_a_multiple_of_one_65536th() -> None:
-    assert Mark(SECRET, gamma=0.3).gamma == 19661 / 65536
-    assert Mark(SECRET, gamma=0.3).threshold == 19661
+    assert Mark(SECRET, scheme=GreenList(gamma=0.3)).scheme.gamma == 19661 / 65536
+    assert Mark(SECRET, scheme=GreenList(gamma=0.3)).scheme.threshold == 19661
 
 
 @pytest.mark.parametrize(
@@ -49,7 +62,7 @@ def test_gamma_is_a_multiple_of_one_65536th() -> None:
 )  # fmt: skip
 def test_parameters_out_of_range(wrong: dict) -> None:
     with pytest.raises(MarkError):
-        Mark(SECRET, **wrong)
+        with_fields(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ def test_parameters_of_another_type(wrong: dict, tmp_path: Path, stillmark: Call
     """F14: `width` 1.7 became 1, `exempt: [true]` 1, `label: null` "None"; of ids above 2**32 the low bits counted."""
     path, card = tmp_path / "m", tmp_path / "card"
     with pytest.raises(MarkError):
-        Mark(SECRET, **wrong)
+        with_fields(**wrong)
     made = Mark(SECRET, vocabulary_size=100, exempt=(5,))
     made.save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
@@ -84,7 +97,7 @@ def test_parameters_of_another_type(wrong: dict, tmp_path: Path, stillmark: Call
 
 def test_a_card_of_other_types_does_not_belong(tmp_path: Path, stillmark: Callable[..., Result]) -> None:
     """F19, F14: `true` for `1.0` was "belongs"; an `exempt` that is a number, or half a surrogate, a traceback."""
-    made, card = Mark(SECRET, delta=1.0, label="a"), tmp_path / "card"
+    made, card = Mark(SECRET, scheme=GreenList(delta=1.0), label="a"), tmp_path / "card"
     assert made.matches(made.card()) == []
     assert made.matches(json.loads(json.dumps(made.card() | {"delta": 1}))) == [], "JSON knows one kind of number"
     assert made.matches(made.card() | {"delta": True, "exempt": [False]}) == ["delta", "exempt"]
@@ -99,9 +112,9 @@ def test_a_card_of_other_types_does_not_belong(tmp_path: Path, stillmark: Callab
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    made = Mark(SECRET, gamma=np.float64(0.5), delta=np.float32(2), width=np.int64(2), vocabulary_size=np.uint32(9),
-                exempt=(np.int32(3), 3))  # fmt: skip
-    same = Mark(SECRET, gamma=0.5, delta=2.0, width=2, vocabulary_size=9, exempt=(3,))
+    scheme = GreenList(gamma=np.float64(0.5), delta=np.float32(2))
+    made = Mark(SECRET, scheme, width=np.int64(2), vocabulary_size=np.uint32(9), exempt=(np.int32(3), 3))  # fmt: skip
+    same = Mark(SECRET, scheme=GreenList(gamma=0.5, delta=2.0), width=2, vocabulary_size=9, exempt=(3,))
     assert made == same
     assert made.commitment == same.commitment
     assert Mark(SECRET, vocabulary_size=2**32 - 1, exempt=[2**32 - 2]).exempt == (2**32 - 2,)  # type: ignore[arg-type]
@@ -187,7 +200,7 @@ def test_commitment_depends_on_everything_and_on_nothing_else() -> None:
         "exempt": (1,),
         "tokenizer": "t",
     }
-    made = Mark(SECRET, **parameters)
+    made = with_fields(**parameters)
     others = [
         {"gamma": 0.5},
         {"delta": 3.0},
@@ -197,10 +210,11 @@ def test_commitment_depends_on_everything_and_on_nothing_else() -> None:
         {"exempt": ()},
         {"tokenizer": "u"},
     ]
-    seen = {made.commitment, Mark(bytes(32), **parameters).commitment}
-    seen |= {Mark(SECRET, **(parameters | other)).commitment for other in others}
-    assert len(seen) == 2 + len(others)
-    again = Mark(SECRET, **parameters, tokenizer_source="/somewhere")
+    seen = {made.commitment, replace(with_fields(**parameters), secret=bytes(32)).commitment}
+    seen |= {with_fields(**(parameters | other)).commitment for other in others}
+    seen |= {replace(made, scheme=Tournament(layers=layers)).commitment for layers in (2, 3)}
+    assert len(seen) == 4 + len(others)
+    again = with_fields(**parameters, tokenizer_source="/somewhere")
     assert again.commitment == made.commitment, "a mark rebuilt from a vault has the same commitment"
 
 

@@ -129,7 +129,7 @@ def test_without_rule_2_a_copying_model_is_convicted() -> None:
     for unmarked in (True, False):
         pairs = extract(outputs(records), 1, unmarked_prompts=unmarked)
         green = int(mark.green(pairs.contexts, pairs.tokens).sum())
-        p[unmarked] = binomial_log10_sf(green, len(pairs.tokens), mark.gamma)
+        p[unmarked] = binomial_log10_sf(green, len(pairs.tokens), mark.scheme.gamma)
     assert p[True] < -30
     assert p[False] > -4, "false failure 1e-4"
 

@@ -23,7 +23,7 @@ from verify.radioactivity.logprobs import comparisons, difference, logprob_resul
 from verify.stats import weighted
 from verify.suspects import model
 from verify.suspects.model import read_weights
-from watermark import Mark
+from watermark import GreenList, Mark
 from watermark.models import load_model
 
 Run = Callable[..., Result]
@@ -163,7 +163,7 @@ def test_top_and_first() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_mark(teacher: Path) -> Mark:
-    return Mark.new(teacher, secret=bytes(range(32)), delta=5.0)
+    return Mark.new(teacher, secret=bytes(range(32)), scheme=GreenList(delta=5.0))
 
 
 @pytest.fixture(scope="module")

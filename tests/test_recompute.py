@@ -23,7 +23,7 @@ from tests.conftest import SECRET
 from tests.test_help import small_demo
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.text import TextResult
-from watermark import Mark
+from watermark import GreenList, Mark
 
 Jsonl = Callable[..., Path]
 
@@ -81,7 +81,7 @@ def written(mark: Mark, seed: int, *, tilt: float = 0.0, records: int = 20, prom
 @pytest.mark.parametrize("width", range(8))
 def test_text_agrees_at_every_width(width: int, unmarked: bool, jsonl: Jsonl, tmp_path: Path) -> None:
     """Prompts, exempt ids, short contexts and repeated pairs, with a mark in the text and without one."""
-    mark = Mark(SECRET, gamma=0.3, width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
+    mark = Mark(SECRET, scheme=GreenList(gamma=0.3), width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
     mark.save(tmp_path / "a.mark")
     found = [
         agree(tmp_path / "a.mark", jsonl(*written(mark, width, tilt=tilt), name=f"{tilt}.jsonl"), unmarked=unmarked)
@@ -96,7 +96,7 @@ def test_text_agrees_at_every_width(width: int, unmarked: bool, jsonl: Jsonl, tm
 
 
 def test_a_child_agrees(jsonl: Jsonl, tmp_path: Path) -> None:
-    child = Mark(SECRET, gamma=0.25, width=2, vocabulary_size=SIZE).child("customer-17")
+    child = Mark(SECRET, scheme=GreenList(gamma=0.25), width=2, vocabulary_size=SIZE).child("customer-17")
     child.save(tmp_path / "child.mark")
     agree(tmp_path / "child.mark", jsonl(*written(child, 5, tilt=0.3)), unmarked=False)
 
@@ -143,7 +143,7 @@ def agree_on_logprobs(
 @pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize("width", [0, 1, 2, 4])
 def test_log_probabilities_agree(width: int, compared: bool, unmarked: bool, jsonl: Jsonl, tmp_path: Path) -> None:
-    mark = Mark(SECRET, gamma=0.3, width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
+    mark = Mark(SECRET, scheme=GreenList(gamma=0.3), width=width, exempt=(0, 7, 39), vocabulary_size=SIZE)
     mark.save(tmp_path / "a.mark")
     found = []
     for tilt, sampled in ((0.0, False), (2.0, True)):
@@ -194,7 +194,7 @@ def test_real_text_agrees(speeches: np.ndarray, teacher: Path, jsonl: Jsonl, tmp
 def test_the_card_is_checked(mark: Mark, mark_file: Path, jsonl: Jsonl, tmp_path: Path) -> None:
     outputs = jsonl({"output_ids": [5, 6, 7]})
     mark.publish(tmp_path / "right.card")
-    other = replace(mark, delta=3.0)
+    other = replace(mark, scheme=replace(mark.scheme, delta=3.0))
     other.publish(tmp_path / "other.card")
     assert recompute(mark_file, outputs, "--card", tmp_path / "right.card")["card"] == "belongs to this mark"
     assert recompute(mark_file, outputs, "--card", tmp_path / "other.card")["card"].startswith("DIFFERS")

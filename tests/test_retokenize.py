@@ -32,7 +32,7 @@ from verify.data.retokenize import Grouping, Translator, first_tokens, translato
 from verify.data.spelling import Spelling, spelling
 from verify.radioactivity.logprobs import logprob_result
 from verify.stats.binomial import binomial_log10_sf
-from watermark import Mark, StillmarkError, TokenizerError
+from watermark import GreenList, Mark, StillmarkError, TokenizerError
 from watermark.io.records import Record
 
 OTHERS = [kind for kind in KINDS if kind != "byte level"]
@@ -46,7 +46,7 @@ def ours() -> Spelling:
 
 @pytest.fixture(scope="module")
 def mark() -> Mark:
-    return Mark.new(speller("byte level"), secret=bytes(range(32)), delta=2.0)
+    return Mark.new(speller("byte level"), secret=bytes(range(32)), scheme=GreenList(delta=2.0))
 
 
 def between(ours: Spelling, kind: str, *, cut: bool = False) -> Translator:

@@ -195,12 +195,12 @@ def test_looks_back_at_all_text_find_a_faint_mark_sooner(tmp_path: Path) -> None
         pairs = excess(
             positions, logprobs_at_positions([beside for _, beside in said[:number]], positions), mark.exempt
         )
-        return chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+        return chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.gamma)
 
     first = next(number for number in range(1, 33) if fixed(number) <= -6)
     sequential = next(number for number, p in enumerate(found, 1) if p <= -6)
     assert first <= sequential <= 2 * first, (first, sequential)
-    process = EProcess(mark.gamma, 0.05)
+    process = EProcess(mark.scheme.gamma, 0.05)
     alone = SequentialTest(mark, "text", unmarked=True)
     for answer, beside in said[:sequential]:
         fresh = alone.fresh(answer, beside)

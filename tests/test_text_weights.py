@@ -17,7 +17,7 @@ from verify.data.pairs import distinct, scorable_batch
 from verify.radioactivity.text import COUNTS, EXCESS, MAX_COUNT, excess, text_result
 from verify.stats.binomial import binomial_log10_sf
 from verify.suspects.model import read_weights
-from watermark import Mark
+from watermark import GreenList, Mark
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -115,7 +115,7 @@ def test_without_repetition_counts_are_the_binomial(mark: Mark) -> None:
 
 
 def test_command_line(teacher: Path, speeches: np.ndarray, tmp_path: Path, jsonl: Write, stillmark: Run) -> None:
-    mark = Mark.new(teacher, secret=bytes(range(32)), delta=3.0)
+    mark = Mark.new(teacher, secret=bytes(range(32)), scheme=GreenList(delta=3.0))
     mark.save(tmp_path / "m")
     rows = [{"prompt_ids": speeches[i : i + 5].tolist(), "output_ids": speeches[i + 5 : i + 45].tolist()}
             for i in range(0, 400, 50)]  # fmt: skip

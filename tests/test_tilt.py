@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 import verify
 from verify.lineage.verdict import DISTILLED_OR_RELAYED, RELAYED
 from verify.radioactivity.tilt import FAINT, FULL, MIXED, OPEN, estimate
-from watermark import Mark, Sampling, generate
+from watermark import GreenList, Mark, Sampling, generate
 from watermark.io.prompts import Prompt
 
 
@@ -69,7 +69,7 @@ def test_the_edges(green: list[bool], mass: float) -> None:
 @pytest.mark.slow
 def test_the_teachers_own_text_is_a_relay(teacher: Path, tmp_path: Path) -> None:
     """Real weights: text of the marked teacher is at full strength; half of it among unmarked answers is seen."""
-    mark = Mark.new(teacher, secret=bytes(range(32)), delta=3.0)
+    mark = Mark.new(teacher, secret=bytes(range(32)), scheme=GreenList(delta=3.0))
     mark.save(tmp_path / "m")
     subjects = ["rivers", "bread", "winter", "letters", "trains", "markets", "birds", "sleep", "maps", "salt", "clocks"]
     prompts = [Prompt(f"p{i}", f"Write about {what}.", None) for i, what in enumerate([*subjects, "gardens"])]

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests import small
-from watermark import Mark, TokenizerError, tokenizer_files
+from watermark import GreenList, Mark, TokenizerError, tokenizer_files
 from watermark import tokenizers as ours
 from watermark.errors import MissingExtraError
 
@@ -540,12 +540,12 @@ def test_a_text_that_the_tokenizer_fails_on(tmp_path: Path) -> None:
 def test_a_new_mark(tmp_path: Path) -> None:
     """By folder and by either kind of tokenizer; the mark then refuses another one."""
     folder = small.tokenizer(tmp_path / "t")
-    made = Mark.new(folder, delta=3.0, width=2, label="x")
+    made = Mark.new(folder, scheme=GreenList(delta=3.0), width=2, label="x")
     assert (made.delta, made.width, made.label) == (3.0, 2, "x")
     assert (made.vocabulary_size, made.exempt, made.tokenizer_source) == (small.SIZE, (0, 1), str(folder))
     assert made.secret != Mark.new(folder).secret
     for tokenizer in (str(folder), ours.load(folder), ours.load_transformers(folder)):
-        again = Mark.new(tokenizer, secret=made.secret, delta=3.0, width=2, label="x")
+        again = Mark.new(tokenizer, secret=made.secret, scheme=GreenList(delta=3.0), width=2, label="x")
         assert again == made
         ours.check(made, ours.load(folder), folder)
         ours.check(made, ours.load_transformers(folder), folder)

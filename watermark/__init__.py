@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
     from watermark.mark import Mark, Marks
     from watermark.models import load_model
-    from watermark.schemes.greenlist import contexts_at_end
+    from watermark.schemes import GreenList, Tournament
+    from watermark.schemes.logits import contexts_at_end
 
 __stillmark__ = "0.1.0"
 __version__ = __stillmark__
 
 _PLACES = {
     "ApiError": "watermark.errors",
+    "GreenList": "watermark.schemes",
     "InputError": "watermark.errors",
     "Mark": "watermark.mark",
     "MarkConfig": "watermark.integrations.transformers",
@@ -43,8 +45,9 @@ _PLACES = {
     "Sampling": "watermark.generation",
     "StillmarkError": "watermark.errors",
     "TokenizerError": "watermark.errors",
+    "Tournament": "watermark.schemes",
     "UsageError": "watermark.errors",
-    "contexts_at_end": "watermark.schemes.greenlist",
+    "contexts_at_end": "watermark.schemes.logits",
     "generate": "watermark.generation",
     "highlight": "watermark.highlighting",
     "load_model": "watermark.models",
@@ -52,6 +55,7 @@ _PLACES = {
 
 __all__ = [
     "ApiError",
+    "GreenList",
     "InputError",
     "Mark",
     "MarkConfig",
@@ -63,6 +67,7 @@ __all__ = [
     "Sampling",
     "StillmarkError",
     "TokenizerError",
+    "Tournament",
     "UsageError",
     "contexts_at_end",
     "generate",

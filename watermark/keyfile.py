@@ -16,20 +16,18 @@ from watermark.io.fields import (
     either,
     is_int,
     is_null,
-    is_number,
     is_text,
     list_of,
     load_object,
     wrong_field,
 )
+from watermark.schemes import field_types
 
 FORMAT: Final = "stillmark-mark/v1"
 CARD_FORMAT: Final = "stillmark-card/v1"
 SECRET_BYTES: Final = 32
 
 PARAMETERS: Final[Types] = {
-    "gamma": (is_number, "a number"),
-    "delta": (is_number, "a number"),
     "width": (is_int, "an integer"),
     "label": (is_text, "a string"),
     "vocabulary_size": (either(is_null, is_int), "an integer, or null"),
@@ -37,14 +35,19 @@ PARAMETERS: Final[Types] = {
     "tokenizer": (either(is_null, is_text), "a string, or null"),
     "tokenizer_source": (either(is_null, is_text), "a string, or null"),
 }
-"""What is stored of a mark beside its secret, in a mark and in a card."""
+"""What is stored of a mark beside its secret and its scheme, in a mark and in a card."""
 
 _SHARED: Final = {"format": (is_text, "a string"), "prf": (is_text, "a string"), "scheme": (is_text, "a string")}
-CARD: Final[Types] = {**_SHARED, **PARAMETERS, "commitment": (is_text, "a string")}
+_CARD: Final[Types] = {**_SHARED, **PARAMETERS, "commitment": (is_text, "a string")}
 _FILES: Final[Mapping[str, Types]] = {
     FORMAT: {**_SHARED, **PARAMETERS, "secret": (is_text, "a string")},
-    CARD_FORMAT: CARD,
+    CARD_FORMAT: _CARD,
 }
+
+
+def card_types(scheme: object) -> Types:
+    """The fields of a card of a scheme, by its name."""
+    return {**_CARD, **field_types(scheme)}
 
 
 def new_secret() -> bytes:
@@ -80,7 +83,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise MarkError(f"{path}: cannot read the {what}: {error.strerror}") from None
     except JsonError as error:
         raise MarkError(f"{path}: not a {what}: {error}", "make one with: stillmark mark new") from None
-    wrong = wrong_field(body, _FILES.get(str(body.get("format")), {}))
+    wrong = wrong_field(body, {**_FILES.get(str(body.get("format")), {}), **field_types(body.get("scheme"))})
     if wrong is not None:
         raise MarkError(f"{path}: a field of this {what} is malformed: {wrong}", "restore it from a copy")
     return body

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,31 +19,25 @@ from watermark.io.fields import wrong_field
 from watermark.kernels import Kernel, Tables
 from watermark.kernels.native import MOST_MARKS
 from watermark.keyfile import (
-    CARD,
     CARD_FORMAT,
     FORMAT,
     PARAMETERS,
     SECRET_BYTES,
+    card_types,
     check_label,
     new_secret,
     parse_secret,
     read_json,
     write_new,
 )
-from watermark.schemes import greenlist
+from watermark.schemes import DEFAULT, NAMES, Scheme, field_types, from_fields
+from watermark.schemes.counting import pair_bits
+from watermark.schemes.logits import bias_
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from watermark.tokenizers import AnyTokenizer
-
-
-SCHEME: Final = "greenlist"
-STEPS: Final = 65536
-"""gamma is a multiple of 1 / STEPS: the PRF gives sixteen bits."""
-
-_LEAST_DELTA: Final = float(np.finfo(np.float32).tiny)
-_MOST_DELTA: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,8 @@ class Mark:
 
     Attributes:
         secret: 32 bytes. Never printed; handle it as a private key.
-        gamma: fraction of the vocabulary that is green, rounded to a multiple of 1/65536.
-        delta: what a green token's logit is raised by.
-        width: number of preceding tokens that key the green list, 0 to 7.
+        scheme: how it tilts probabilities, and what is scored: `GreenList` or `Tournament`.
+        width: number of preceding tokens that key the PRF, 0 to 7.
         label: free text.
         vocabulary_size: number of token ids (`len(tokenizer)`), below 2**32; None when no tokenizer was named.
         exempt: token ids never biased and never scored, ascending.
@@ -67,8 +60,7 @@ class Mark:
     """
 
     secret: bytes = field(repr=False)
-    gamma: float = 0.25
-    delta: float = 1.0
+    scheme: Scheme = DEFAULT
     width: int = 1
     label: str = ""
     vocabulary_size: int | None = None
@@ -82,13 +74,11 @@ class Mark:
         # no message quotes a value: it might be the secret, in the wrong place
         if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
             raise MarkError(f"a secret has {SECRET_BYTES} bytes ({2 * SECRET_BYTES} hex characters)")
+        if not isinstance(self.scheme, Scheme):
+            raise MarkError("'scheme' must be a `GreenList` or a `Tournament`")
         wrong = wrong_field(vars(self), PARAMETERS)
         if wrong is not None:
             raise MarkError(wrong)
-        if not 0 < self.gamma < 1 or not 0 < round(self.gamma * STEPS) < STEPS:
-            raise MarkError(f"gamma must lie between 1/{STEPS} and 1 - 1/{STEPS}")
-        if not _LEAST_DELTA <= self.delta <= _MOST_DELTA:
-            raise MarkError("delta must be positive, and a number that float32 holds")
         if not 0 <= self.width <= prf.MAX_WIDTH:
             raise MarkError(f"width must be 0 to {prf.MAX_WIDTH}")
         size = self.vocabulary_size
@@ -98,8 +88,6 @@ class Mark:
         if any(not 0 <= i < limit for i in self.exempt):
             raise MarkError("an exempt id lies outside the vocabulary")
         for name, value in (
-            ("gamma", round(self.gamma * STEPS) / STEPS),
-            ("delta", float(self.delta)),
             ("width", int(self.width)),
             ("vocabulary_size", None if size is None else int(size)),
             ("exempt", tuple(sorted({int(i) for i in self.exempt}))),
@@ -116,14 +104,15 @@ class Mark:
         Args:
             tokenizer: a folder, or a tokenizer that was loaded.
             secret: 32 bytes; None: drawn from the operating system's generator.
-            parameters: gamma, delta, width, label; see the class.
+            parameters: scheme, width, label; see the class.
 
         Raises:
             MarkError: a parameter is out of its range.
             TokenizerError: the folder holds no tokenizer that can be loaded.
 
-        >>> Mark.new(delta=2.0, label="example")
-        Mark(gamma=0.25, delta=2.0, width=1, label='example', vocabulary_size=None, exempt=(), tokenizer=None)
+        >>> from watermark import Tournament
+        >>> Mark.new(scheme=Tournament(layers=2)).scheme
+        Tournament(layers=2)
         """
         if tokenizer is not None:
             from watermark.tokenizers import of_mark
@@ -132,14 +121,9 @@ class Mark:
         return cls(new_secret() if secret is None else secret, **parameters)
 
     @property
-    def threshold(self) -> int:
-        """Green means `prf.bits < threshold`; 1 to 65535."""
-        return round(self.gamma * STEPS)
-
-    @property
     def prf_key(self) -> bytes:
         """The 32-byte key of the PRF; as secret as the secret."""
-        return prf.prf_key(self.secret, SCHEME, self.width)
+        return prf.prf_key(self.secret, self.scheme.name, self.width)
 
     @property
     def commitment(self) -> str:
@@ -148,31 +132,51 @@ class Mark:
         The salt comes from the secret by HKDF, so that a mark rebuilt from a vault has the same
         commitment, while nobody without the secret can test a guess at its parts.
         """
-        whole = self._parameters() | {"secret": self.secret.hex(), "threshold": self.threshold}
+        whole = self._parameters() | self.scheme.committed | {"secret": self.secret.hex()}
         text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
         salt = prf.hkdf(self.secret, "stillmark/v1/commit", "")
         return hashlib.sha256(salt + text.encode()).hexdigest()
 
-    def green(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
-        """Which of N pairs are green: bool [N], for contexts [N, width] and tokens [N]."""
+    def coins(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
+        """The coins of N pairs: bool [N, scheme.coins], for contexts [N, width] and tokens [N].
+
+        Over distinct pairs all of them are independent, and come up with probability `scheme.rate`. Exempt tokens have
+        coins as well: leaving them out is the task of `verify.data.pairs`.
+        """
         contexts = np.asarray(contexts)
         if contexts.ndim != 2 or contexts.shape[1] != self.width:
             raise ValueError(f"want contexts [N, {self.width}], got {contexts.shape}")
-        return greenlist.green(self.prf_key, self.threshold, contexts, tokens)
+        return self.scheme.read(pair_bits(self.prf_key, contexts, tokens))
+
+    def hits(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.I64:
+        """How many coins of each of N pairs come up: int64 [N], 0 to `scheme.coins`; arguments as for `coins`."""
+        found: prf.I64 = self.coins(contexts, tokens).sum(axis=1, dtype=np.int64)
+        return found
+
+    def green(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
+        """Which of N pairs are green, bool [N]: those of which more coins come up than half, of a green list's one.
+
+        Arguments as for `coins`. For the eye: tests count `hits`.
+        """
+        return 2 * self.hits(contexts, tokens) > self.scheme.coins
 
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
-        """Add `delta` in place to the green tokens; see `watermark.schemes.greenlist.bias_`."""
+        """Tilt the logits in place; see `watermark.schemes.logits.bias_`."""
         return self._alone.bias_(logits, contexts, first_token=first_token, kernel=kernel)
 
-    def child(self, label: str, delta: float | None = None) -> Mark:
-        """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another delta.
+    def child(self, label: str, scheme: Scheme | None = None) -> Mark:
+        """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another scheme.
 
         Raises:
             MarkError: the label is no line of text, or has white space at its ends.
         """
         check_label(label)
         secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
-        return replace(self, secret=secret, label=label, file=None, delta=self.delta if delta is None else delta)
+        return replace(self, secret=secret, label=label, file=None, scheme=self.scheme if scheme is None else scheme)
+
+    def decoy(self) -> Mark:
+        """The same parameters under a key drawn as the true one was, which nobody has used."""
+        return replace(self, secret=new_secret(), file=None)
 
     def card(self) -> dict[str, Any]:
         """What may be published: everything but the secret, with the commitment to the whole."""
@@ -181,7 +185,8 @@ class Mark:
     def matches(self, card: dict[str, Any]) -> list[str]:
         """The names of the card's fields that differ from this mark's; empty if they belong together."""
         mine = self.card()
-        wrong = {name for name in card if wrong_field({name: card[name]}, CARD) is not None}
+        types = card_types(card.get("scheme"))
+        wrong = {name for name in card if wrong_field({name: card[name]}, types) is not None}
         return sorted(wrong | {name for name in mine.keys() | card.keys() if mine.get(name) != card.get(name)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -216,16 +221,17 @@ class Mark:
                 f"{path}: other users can read or change this secret (mode {path.stat().st_mode & 0o777:04o})",
                 f"chmod 600 {path}, or allow it to be readable if the folder protects it",
             )
-        if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") != SCHEME:
+        if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") not in NAMES:
             raise MarkError(
-                f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {SCHEME}",
+                f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {' or '.join(NAMES)}",
                 "it may come from a newer stillmark",
             )
-        parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
-        if missing := (PARAMETERS.keys() | {"secret"}) - body.keys() - {"tokenizer_source"}:
+        wanted = PARAMETERS.keys() | field_types(body["scheme"]).keys() | {"secret"}
+        if missing := wanted - body.keys() - {"tokenizer_source"}:
             raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
-            return cls(parse_secret(body["secret"]), **parameters, file=str(path))
+            parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
+            return cls(parse_secret(body["secret"]), from_fields(body), **parameters, file=str(path))
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
@@ -236,9 +242,8 @@ class Mark:
     def _parameters(self) -> dict[str, Any]:
         return {
             "prf": prf.VERSION,
-            "scheme": SCHEME,
-            "gamma": self.gamma,
-            "delta": float(self.delta),
+            "scheme": self.scheme.name,
+            **self.scheme.parameters,
             "width": self.width,
             "label": self.label,
             "vocabulary_size": self.vocabulary_size,
@@ -249,10 +254,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Marks:
-    """Marks that are embedded together. Their biases add, and each is verified on its own.
+    """Marks that are embedded together. Each is verified on its own.
+
+    The biases of green lists add; the layers of tournaments follow each other.
 
     Attributes:
-        table: the marks, all of one width, one vocabulary and one set of exempt ids, as a mark and its children are.
+        table: the marks, all of one kind of scheme, one width, one vocabulary and one set of exempt ids, as a mark and
+            its children are.
         rows: for each row of a batch the indices of its marks in `table`; None: every row carries all of them.
 
     Raises:
@@ -268,20 +276,21 @@ class Marks:
             raise MarkError("no mark to embed")
         for name in ("width", "vocabulary_size", "exempt", "tokenizer"):
             if len({getattr(mark, name) for mark in self.table}) > 1:
-                raise MarkError(
-                    f"marks that are embedded together must agree in '{name}'", "derive them from one: mark derive"
-                )
+                raise _apart(name)
+        if len({type(mark.scheme) for mark in self.table}) > 1:
+            raise _apart("scheme")
         rows = (tuple(range(len(self.table))),) if self.rows is None else self.rows
         if len(set(self.table)) < len(self.table) or any(len(set(row)) < len(row) for row in rows):
-            raise MarkError("a mark was named twice: its delta would double", "name each mark once")
+            raise MarkError("a mark was named twice: it would be embedded twice", "name each mark once")
         if max(map(len, rows), default=0) > MOST_MARKS:
             raise MarkError(f"a row can carry at most {MOST_MARKS} marks")
         first = self.table[0]
         tables = Tables(
             width=first.width,
             keys=np.stack([prf.key_words(mark.prf_key) for mark in self.table]),
-            thresholds=np.array([mark.threshold for mark in self.table], np.int32),
-            deltas=np.array([mark.delta for mark in self.table], np.float32),
+            operation=first.scheme.operation,
+            parameters=first.scheme.tables([mark.scheme for mark in self.table]),
+            whole_rows=first.scheme.whole_rows,
             exempt=first.exempt,
             vocabulary_size=first.vocabulary_size,
             rows=self.rows,
@@ -301,8 +310,12 @@ class Marks:
         return self.table[0].width
 
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
-        """Add the marks' deltas in place to green tokens; see `watermark.schemes.greenlist.bias_`."""
-        return greenlist.bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)
+        """Tilt the logits in place; see `watermark.schemes.logits.bias_`."""
+        return bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)
+
+
+def _apart(name: str) -> MarkError:
+    return MarkError(f"marks that are embedded together must agree in '{name}'", "derive them from one: mark derive")
 
 
 def as_mark(mark: Mark | str | os.PathLike[str]) -> Mark:

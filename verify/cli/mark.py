@@ -12,8 +12,9 @@ from verify.cli.common import FILE, Command, allow_readable_option, json_option,
 from verify.cli.common import show as show_found
 from verify.display import Rows
 from verify.results import plural
-from watermark import Mark, MarkError
+from watermark import Mark, MarkError, UsageError
 from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
+from watermark.schemes import DEFAULT, NAMES, SCHEMES, Scheme
 
 
 @click.group()
@@ -23,17 +24,27 @@ def mark() -> None:
 
 @mark.command("new", cls=Command, example="mark new --out teacher.mark --tokenizer MODEL --label my-teacher")
 @click.option("--out", type=FILE, required=True, help="Where to write the mark (mode 0600); must not exist.")
-@click.option("--gamma", type=float, default=0.25, show_default=True, help="Fraction of the vocabulary that is green.")
-@click.option("--delta", type=float, default=1.0, show_default=True, help="What a green token's logit is raised by.")
-@click.option("--width", type=int, default=1, show_default=True, help="Preceding tokens that key the green list, 0-7.")
+@click.option(
+    "--scheme",
+    type=click.Choice(NAMES),
+    default=DEFAULT.name,
+    show_default=True,
+    help="A green list works at any temperature; a tournament changes no probability on average over keys.",
+)
+@click.option("--gamma", type=float, help="Green list: fraction of the vocabulary that is green [default: 0.25].")
+@click.option("--delta", type=float, help="Green list: what a green token's logit is raised by [default: 1.0].")
+@click.option("--layers", type=int, help="Tournament: number of layers, 1-8; more are stronger [default: 4].")
+@click.option("--width", type=int, default=1, show_default=True, help="Preceding tokens that key the mark, 0-7.")
 @click.option("--tokenizer", type=FILE, help="Folder of the teacher's tokenizer: fixes vocabulary and special tokens.")
 @click.option("--label", default="", help="Free text, kept with the mark.")
 @click.option("--secret-stdin", is_flag=True, help="Read the secret, 64 hex characters, from standard input.")
 @json_option
 def new(
     out: Path,
-    gamma: float,
-    delta: float,
+    scheme: str,
+    gamma: float | None,
+    delta: float | None,
+    layers: int | None,
     width: int,
     tokenizer: Path | None,
     label: str,
@@ -42,10 +53,13 @@ def new(
 ) -> None:
     """Draw a secret and write a new mark."""
     secret = parse_secret(sys.stdin.buffer.read()) if secret_stdin else None
-    made = Mark.new(tokenizer, gamma=gamma, delta=delta, width=width, label=label, secret=secret)
+    named = {
+        name: value for name, value in (("gamma", gamma), ("delta", delta), ("layers", layers)) if value is not None
+    }
+    made = Mark.new(tokenizer, scheme=_scheme(scheme, named), width=width, label=label, secret=secret)
     made.save(out)
-    if made.gamma != gamma:
-        say(f"gamma {gamma} was rounded to {made.gamma}, a multiple of 1/65536", stderr=True)
+    if gamma is not None and (rounded := made.scheme.rate) != gamma:
+        say(f"gamma {gamma} was rounded to {rounded}, a multiple of 1/65536", stderr=True)
     if tokenizer is None:
         say("No --tokenizer: special tokens will be biased and scored like any other.", stderr=True)
     _print(made, as_json, f"wrote {out}: keep it as you keep a private key")
@@ -83,14 +97,16 @@ def publish(file: Path, out: Path, allow_readable: bool, as_json: bool) -> None:
 @click.argument("file", type=FILE)
 @click.option("--label", required=True, help="Whom or what the child is for: a customer, a month, ...")
 @click.option("--out", type=FILE, required=True, help="Where to write the child mark (mode 0600); must not exist.")
-@click.option("--delta", type=float, help="What its green tokens are raised by [default: as the parent's].")
+@click.option("--delta", type=float, help="Green list: what its green tokens are raised by [default: as the parent's].")
 @allow_readable_option
 @json_option
 def derive(file: Path, label: str, out: Path, delta: float | None, allow_readable: bool, as_json: bool) -> None:
     """Write the child mark for a label: same parameters (perhaps another delta), a secret of its own."""
     if not label:
         raise MarkError("a label is one line of text, not none", "name whom or what the child is for")
-    child = Mark.load(file, allow_readable=allow_readable).child(label, delta)
+    parent = Mark.load(file, allow_readable=allow_readable)
+    other = {} if delta is None else {"delta": delta}
+    child = parent.child(label, _scheme(parent.scheme.name, {**parent.scheme.parameters, **other}))
     child.save(out)
     _print(child, as_json, f"wrote {out}: keep it as you keep a private key")
 
@@ -117,6 +133,14 @@ def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
         )
     if not as_json:
         say(f"{card} belongs to {file}")
+
+
+def _scheme(name: str, parameters: dict[str, Any]) -> Scheme:
+    """The scheme of this name with some of its parameters. Raises UsageError for a parameter of another scheme."""
+    kind = next(kind for kind in SCHEMES if kind.name == name)
+    if wrong := sorted(parameters.keys() - kind.FIELDS.keys()):
+        raise UsageError(f"a {name} has no --{wrong[0]}", f"it has {', '.join(f'--{field}' for field in kind.FIELDS)}")
+    return kind(**parameters)
 
 
 def _print(shown: Mark, as_json: bool, message: str | None = None) -> None:

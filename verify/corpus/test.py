@@ -281,15 +281,15 @@ def corpus_test(
         test=METHODS[BINOMIAL],
         alpha=alpha,
         statistic=green,
-        log10_pvalue=binomial.binomial_log10_sf(green, n, mark.gamma),
+        log10_pvalue=binomial.binomial_log10_sf(green, n, mark.scheme.rate),
         warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]) + notes,
         conclusive=n > 0,
-        power_statement=rate_statement(binomial.detectable_rate(n, mark.gamma, alpha, POWER)),
+        power_statement=rate_statement(binomial.detectable_rate(n, mark.scheme.rate, alpha, POWER)),
         mark=mark,
         **counts,
         unmarked=unmarked,
         sources=sources,
-        source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.gamma) for s in sources]),
+        source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.scheme.rate) for s in sources]),
         documents=folder / "documents.parquet",
         work=work,
         inputs={"files": [str(path) for path in inputs]} | ({"read_as": read_as} if read_as else {}),
@@ -365,7 +365,7 @@ def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
     counted = [pq.read_table(table, columns=["n", "green"]) for table in tables]
     n, green = (np.concatenate([table.column(name).to_numpy() for table in counted]) for name in ("n", "green"))
     kinds, which = np.unique(np.column_stack([n, green]), axis=0, return_inverse=True)
-    p = np.array([binomial.binomial_log10_sf(hits, tries, mark.gamma) for tries, hits in kinds.tolist()])
+    p = np.array([binomial.binomial_log10_sf(hits, tries, mark.scheme.rate) for tries, hits in kinds.tolist()])
     p = p[which.ravel()] if len(p) else np.zeros(0)
     q = multiple.benjamini_hochberg(p)
     scratch, start = folder / ".documents.parquet", 0

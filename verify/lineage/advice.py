@@ -72,15 +72,17 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
         option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
         steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
     if not reference:
-        gain = reference_gain(kind, delta=mark.delta, width=mark.width, gamma=mark.gamma, alpha=result.alpha)
+        gain = reference_gain(
+            kind, delta=mark.scheme.lift, width=mark.width, gamma=mark.scheme.rate, alpha=result.alpha
+        )
         less = "" if gain is None else f": it takes some {gain:,.0f} times less evidence" if gain >= 2 else ""
         steps.append(f"Name a `reference`, such as the model that the suspect grew from{less}.")
     times = more_needed(
         kind,
         have=max(1, have),
-        delta=mark.delta,
+        delta=mark.scheme.lift,
         width=mark.width,
-        gamma=mark.gamma,
+        gamma=mark.scheme.rate,
         reference=reference,
         alpha=result.alpha,
     )
@@ -88,12 +90,12 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
         return steps
     if times is not None and times > 1:
         steps.append(
-            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {mark.delta:g} in a "
-            "student like those that were measured."
+            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {mark.scheme.lift:g} "
+            "in a student like those that were measured."
         )
     elif times is not None:
         steps.append(
-            f"This much evidence finds a mark of delta {mark.delta:g} in students like those that were measured, which "
-            "trained on marked text alone: it is no proof of innocence."
+            f"This much evidence finds a mark of delta {mark.scheme.lift:g} in students like those that were measured, "
+            "which trained on marked text alone: it is no proof of innocence."
         )
     return steps

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.planning.questions import questions
 from verify.planning.workers import Show, Task, side_by_side, workers
 from verify.results import CARRIES, INSUFFICIENT
-from watermark import Mark, ModelError
+from watermark import GreenList, Mark, ModelError
 from watermark.extras import require
 from watermark.io import files
 from watermark.progress import Progress
@@ -145,7 +145,9 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
     if not mark_file.exists():
         parameters = ("--gamma", GAMMA, "--delta", DELTA, "--width", WIDTH, "--label", "demo", "--tokenizer", model)
         say(f"$ echo {SECRET} | {shown('mark', 'new', '--out', mark_file, *parameters, '--secret-stdin')}")
-        made = Mark.new(model, gamma=GAMMA, delta=DELTA, width=WIDTH, label="demo", secret=bytes.fromhex(SECRET))
+        made = Mark.new(
+            model, scheme=GreenList(gamma=GAMMA, delta=DELTA), width=WIDTH, label="demo", secret=bytes.fromhex(SECRET)
+        )
         made.save(mark_file)
     mark = Mark.load(mark_file)
 

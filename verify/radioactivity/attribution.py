@@ -21,7 +21,6 @@ from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
 from watermark.keyfile import check_label
 from watermark.progress import Progress, silent
-from watermark.schemes.greenlist import count_green
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,12 +168,12 @@ def attribution(
     progress(0, len(labels))
     for start in range(0, len(labels), _AT_ONCE):  # to derive a key takes about as long as to try it
         keys = [mark.child(label).prf_key for label in labels[start : start + _AT_ONCE]]
-        for part in count_green(keys, pairs.contexts, pairs.tokens, mark.threshold):
+        for part in mark.scheme.count_hits(keys, pairs.contexts, pairs.tokens):
             parts.append(part)
             done += len(part)
             progress(done, len(labels))
     green, n = np.concatenate(parts), len(pairs.tokens)
-    tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.gamma))
+    tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.scheme.rate))
     single = np.array([tail(number) for number in green.tolist()], np.float64)
     adjusted = multiple.holm(single)
     chosen = np.flatnonzero(adjusted <= math.log10(alpha))
@@ -182,13 +181,13 @@ def attribution(
         NamedLabel(labels[i], float(single[i]), float(adjusted[i]), int(green[i]) / n)
         for i in chosen[np.argsort(single[chosen], kind="stable")].tolist()
     )
-    joint = binomial.binomial_log10_sf(int(green.sum()), n * len(labels), mark.gamma)
+    joint = binomial.binomial_log10_sf(int(green.sum()), n * len(labels), mark.scheme.rate)
     warnings = list(text_warnings(n, pairs.positions, pairs.discarded, pairs.prompts, pairs.records))
     if not found and joint <= math.log10(alpha):
         warnings.append(
             "Somebody's mark is there, by all labels together, and no single label can be told: this names nobody."
         )
-    least = binomial.detectable_rate(n, mark.gamma, alpha / len(labels), POWER)
+    least = binomial.detectable_rate(n, mark.scheme.rate, alpha / len(labels), POWER)
     return Attribution(
         test="exact binomial for each label, one-sided; Holm over labels",
         alpha=alpha,

@@ -160,7 +160,7 @@ def greenest(
     record, place = positions.record[first], positions.place[first]
     far = int(place.max()) + _LENGTH + 1
     key = record * far + place
-    sums = np.concatenate([[0.0], np.cumsum(green - mark.gamma)])
+    sums = np.concatenate([[0.0], np.cumsum(green - mark.scheme.rate)])
     ends = np.searchsorted(key, key + _LENGTH)
     strength = sums[ends] - sums[: len(key)]
     chosen: list[int] = []

@@ -68,17 +68,17 @@ class WeightedResult(MarkResult):
     @property
     def effect(self) -> float:
         """By how much green tokens weigh more than red ones, in the weights' unit; 0 in expectation without a mark."""
-        return self.statistic / (self.n * self.mark.gamma * (1 - self.mark.gamma)) if self.n else 0.0
+        return self.statistic / (self.n * self.mark.scheme.rate * (1 - self.mark.scheme.rate)) if self.n else 0.0
 
     def confidence_interval(self, level: float = LEVEL) -> Interval:
         """An interval for the effect, by the normal approximation with the null standard error."""
-        half = float(ndtri((1 + level) / 2)) * standard_error(self.pairs, self.mark.gamma)
+        half = float(ndtri((1 + level) / 2)) * standard_error(self.pairs, self.mark.scheme.rate)
         return Interval(self.effect - half, self.effect + half)
 
     @property
     def detectable_effect(self) -> float:
         """The effect that this evidence would have found with 90 % power, by the normal approximation."""
-        return detectable_effect(self.pairs, self.mark.gamma, self.alpha)
+        return detectable_effect(self.pairs, self.mark.scheme.rate, self.alpha)
 
     @property
     def evidence(self) -> str:
@@ -166,7 +166,7 @@ def logprob_result(
     statistic, n = score(mark, pairs), len(pairs.tokens)
     bound = "Chernoff bound" if suspect.unmarked else "mixture e-value"
     if n:
-        effect = detectable_effect(pairs, mark.gamma, alpha)
+        effect = detectable_effect(pairs, mark.scheme.rate, alpha)
         could = f"an effect of {effect:.4f} or more (green less red, in the weights' unit), with 90 % power"
     else:
         could = "nothing: the suspect does not differ from the reference, or no position could be scored"
@@ -185,8 +185,8 @@ def logprob_result(
         pairs=pairs,
         positions=len(suspect),
         weights=name,
-        z=weighted.z_score(pairs.weights, statistic, mark.gamma),
-        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.gamma),
+        z=weighted.z_score(pairs.weights, statistic, mark.scheme.rate),
+        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.scheme.rate),
         decoys=draw_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
         counts_marked=counted,
@@ -217,7 +217,7 @@ def logprob_log10_of_first(
 def log10_bound(mark: Mark, pairs: WeightedPairs, *, unmarked: bool) -> float:
     """log10 of the guaranteed p-value of weighted pairs; unmarked: the weights do not depend on any coin."""
     bound = weighted.chernoff_log10_sf if unmarked else weighted.mixture_log10_sf
-    return bound(pairs.weights, score(mark, pairs), mark.gamma)
+    return bound(pairs.weights, score(mark, pairs), mark.scheme.rate)
 
 
 def _weights_of(
@@ -301,13 +301,13 @@ def comparisons(mark: Mark, suspect: LogprobTable) -> dict[str, float]:
     best = order[np.unique(suspect.position[order], return_index=True)[1]]
     pairs = weigh(suspect.contexts[suspect.position[best]], suspect.tokens[best], np.ones(len(best)), mark.exempt)
     green = int(mark.green(pairs.contexts, pairs.tokens).sum())
-    found = {"top1": binomial.binomial_log10_sf(green, len(pairs.tokens), mark.gamma)}
+    found = {"top1": binomial.binomial_log10_sf(green, len(pairs.tokens), mark.scheme.rate)}
 
     _, context, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
     share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[context.ravel()[suspect.position]]
     mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt)
     t = score(mark, mass)
-    found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.gamma)
+    found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.scheme.rate)
     n = len(repeats)
     found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / binomial.LN10)
     return found

@@ -52,7 +52,7 @@ class MarkResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
-            "gamma": self.mark.gamma,
+            "gamma": self.mark.scheme.rate,
             "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
             "detail": self.detail.to_dict(),
             "tilt": None if self.tilt is None else self.tilt.to_dict(),
@@ -98,7 +98,7 @@ class PairsResult(MarkResult):
         low, high = self.confidence_interval()
         rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
         return {
-            "green rate": f"{rate}   (chance {self.mark.gamma:.4f}; 95 % interval {low:.4f} to {high:.4f})",
+            "green rate": f"{rate}   (chance {self.mark.scheme.rate:.4f}; 95 % interval {low:.4f} to {high:.4f})",
             "pairs scored": f"{self.n:,} distinct, of {plural(positions, 'position')} in {plural(records, 'record')}",
         }
 
@@ -150,8 +150,9 @@ class Decoys:
 
 
 def score(mark: Mark, pairs: WeightedPairs) -> float:
-    """T = sum a (G - gamma), the statistic of every weighted test."""
-    return float(pairs.weights @ (mark.green(pairs.contexts, pairs.tokens) - mark.gamma))
+    """T = sum a (H - E H), the statistic of every weighted test, with the hits H of each pair."""
+    hits = mark.hits(pairs.contexts, pairs.tokens)
+    return float(pairs.weights @ (hits - mark.scheme.coins * mark.scheme.rate))
 
 
 def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
@@ -159,9 +160,9 @@ def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
     if not number:
         return None
     statistic = score(mark, pairs)
-    others = [score(Mark.new(gamma=mark.gamma, delta=mark.delta, width=mark.width), pairs) for _ in range(number)]
-    z = tuple(weighted.z_score(pairs.weights, other, mark.gamma) for other in others)
-    own = weighted.z_score(pairs.weights, statistic, mark.gamma)
+    others = [score(mark.decoy(), pairs) for _ in range(number)]
+    z = tuple(weighted.z_score(pairs.weights, other, mark.scheme.rate) for other in others)
+    own = weighted.z_score(pairs.weights, statistic, mark.scheme.rate)
     above = sum(other >= statistic for other in others)
     return Decoys(z, above, own, datetime.now(UTC).date().isoformat())
 

@@ -182,7 +182,7 @@ class EndpointResult(SequentialResult):
 
 def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
     """log10 of one over what a look back at all text finds, for its share of alpha."""
-    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.gamma)
+    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate)
     return -log10_p - math.log10(2 * len(LOOKS))
 
 
@@ -201,7 +201,7 @@ class SequentialTest:
         self, mark: Mark, access: str, alpha: float = 1e-3, *, unmarked: bool = False, least: float = MIN_TILT
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
-        self._process = EProcess(mark.gamma, least)
+        self._process = EProcess(mark.scheme.rate, least)
         self._counted = SeenPairs()
         self._shown: set[bytes] = set()
         self._path: list[float] = []

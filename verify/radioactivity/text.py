@@ -95,7 +95,7 @@ class TextResult(PairsResult):
         ax.errorbar(
             [rate], [0], xerr=[[rate - low], [high - rate]], fmt="o", capsize=4, label="green rate, 95 % interval"
         )
-        ax.axvline(self.mark.gamma, color="C7", linestyle="--", label="chance")
+        ax.axvline(self.mark.scheme.rate, color="C7", linestyle="--", label="chance")
         ax.set_yticks([])
         ax.set_xlabel(f"green rate of {self.n:,} distinct pairs")
         ax.legend()
@@ -171,7 +171,7 @@ def text_result(
     weights = np.ones(n) if method == BINOMIAL else pairs.counts.clip(max=MAX_COUNT).astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
-    least = binomial.detectable_rate(n, mark.gamma, alpha, POWER)
+    least = binomial.detectable_rate(n, mark.scheme.rate, alpha, POWER)
     return TextResult(
         test=METHODS[method],
         alpha=alpha,
@@ -213,11 +213,11 @@ def _log10_pvalue(mark: Mark, pairs: Pairs, green: Bools, method: str, excess: W
     """log10 p of one of METHODS; green: which of the pairs are."""
     if method == EXCESS:
         assert excess is not None
-        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), mark.gamma)
+        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), mark.scheme.rate)
     if method == BINOMIAL:
-        return binomial.binomial_log10_sf(int(green.sum()), len(green), mark.gamma)
+        return binomial.binomial_log10_sf(int(green.sum()), len(green), mark.scheme.rate)
     counts = pairs.counts.clip(max=MAX_COUNT)
-    return weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.gamma)
+    return weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.scheme.rate)
 
 
 def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...] = ()) -> WeightedPairs:

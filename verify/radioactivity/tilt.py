@@ -123,8 +123,8 @@ def tilt_of(mark: Mark, positions: Positions, expected: LogprobTable | None) -> 
     if not len(first):
         return None
     green = mark.green(positions.contexts[first], positions.tokens[first])
-    mass = np.full(len(positions.tokens), mark.gamma) if expected is None else green_mass(mark, expected)
-    return estimate(green, mass[first], positions.record[first], mark.delta, reference=expected is not None)
+    mass = np.full(len(positions.tokens), mark.scheme.rate) if expected is None else green_mass(mark, expected)
+    return estimate(green, mass[first], positions.record[first], mark.scheme.lift, reference=expected is not None)
 
 
 def tilt_of_answers(
@@ -142,7 +142,7 @@ def green_mass(mark: Mark, expected: LogprobTable) -> Floats:
     size = len(expected)
     named = np.bincount(expected.position, probability, minlength=size)
     found = np.bincount(expected.position, probability * green, minlength=size)
-    return np.asarray(found + (1 - named).clip(0, 1) * mark.gamma, np.float64)
+    return np.asarray(found + (1 - named).clip(0, 1) * mark.scheme.rate, np.float64)
 
 
 def estimate(

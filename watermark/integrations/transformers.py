@@ -24,7 +24,7 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.errors import MarkError
 from watermark.mark import Mark, Marks
-from watermark.schemes.greenlist import contexts_at_end
+from watermark.schemes.logits import contexts_at_end
 
 
 class MarkLogitsProcessor(LogitsProcessor):

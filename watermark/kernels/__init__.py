@@ -1,6 +1,6 @@
-"""Sibling implementations of one function, bit-identical on every input.
+"""Sibling implementations of the same functions: `native` (C, on a CPU), `triton` (on a GPU), `torch` (anywhere).
 
-`bias_` raises the green tokens of a batch of logits: `native` (C, on a CPU), `triton` (on a GPU), `torch` (anywhere).
+`bias_` raises the green tokens of a batch of logits, bit-identically; `tournament_` tilts a batch, to within 1e-5.
 `native` also has what scoring needs: the bits of pairs, the greens under many keys, distinct rows; `triton` the greens.
 """
 
@@ -22,8 +22,9 @@ class Tables:
     Attributes:
         width: number of context tokens.
         keys: uint32 [K, 8], the marks' key words (`watermark.prf.key_words`).
-        thresholds: int32 [K]; green means bits < threshold.
-        deltas: float32 [K].
+        operation: which kernel.
+        parameters: what it takes of the marks' schemes, each of length K.
+        whole_rows: it needs all logits of a row.
         exempt: ids never biased, ascending.
         vocabulary_size: tokens from here on are never biased; None: no limit.
         rows: for each row of a batch the indices of its marks; None: every row carries all of them.
@@ -32,8 +33,9 @@ class Tables:
 
     width: int
     keys: npt.NDArray[np.uint32]
-    thresholds: npt.NDArray[np.int32]
-    deltas: npt.NDArray[np.float32]
+    operation: str
+    parameters: tuple[npt.NDArray[Any], ...]
+    whole_rows: bool
     exempt: tuple[int, ...]
     vocabulary_size: int | None
     rows: tuple[tuple[int, ...], ...] | None

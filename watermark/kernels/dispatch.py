@@ -11,10 +11,8 @@ from torch import Tensor
 from watermark.kernels import Kernel, native
 from watermark.kernels import torch as plain
 
-SCHEMA = (
-    "(str kernel, Tensor(a!) logits, Tensor contexts, Tensor keys, Tensor thresholds, Tensor deltas, Tensor which, "
-    "Tensor exempt, Tensor allowed, int first, int limit) -> ()"
-)
+_SHARED = "Tensor which, Tensor exempt, Tensor allowed, int first, int limit"
+_ROWS = "str kernel, Tensor(a!) logits, Tensor contexts, Tensor keys"
 
 
 @cache
@@ -38,16 +36,23 @@ def choose(kernel: Kernel | None, device: torch.device) -> Kernel:
     return kernel
 
 
-def bias_(kernel: Kernel | None, logits: Tensor, *tables: Tensor | int) -> None:
-    """Run a kernel; arguments as for `watermark.kernels.torch.bias_`."""
+def run(operation: str, kernel: Kernel | None, logits: Tensor, *tables: Tensor | int) -> None:
+    """Run a kernel.
+
+    Args:
+        operation: `bias` or `tournament`.
+        kernel: which implementation; None: the one for the logits' device.
+        logits: [B, V].
+        tables: the other arguments of the function in `watermark.kernels.torch`.
+    """
     chosen = choose(kernel, logits.device)
     if torch.compiler.is_compiling() and chosen != "torch":
-        _opaque(chosen, logits, *tables)
+        (_opaque_bias if operation == "bias" else _opaque_tournament)(chosen, logits, *tables)
     else:
-        _run(chosen, logits, *tables)
+        (_bias if operation == "bias" else _tournament)(chosen, logits, *tables)
 
 
-def _run(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
+def _bias(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
     if kernel == "native":
         native.bias_(logits, *tables)  # type: ignore[arg-type]
     elif kernel == "triton":
@@ -58,4 +63,19 @@ def _run(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
         plain.bias_(logits, *tables)  # type: ignore[arg-type]
 
 
-_opaque = torch.library.custom_op("stillmark::bias_", _run, mutates_args=("logits",), schema=SCHEMA)
+def _tournament(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
+    plain.tournament_(logits, *tables)  # type: ignore[arg-type]
+
+
+_opaque_bias = torch.library.custom_op(
+    "stillmark::bias_",
+    _bias,
+    mutates_args=("logits",),
+    schema=f"({_ROWS}, Tensor thresholds, Tensor deltas, {_SHARED}) -> ()",
+)
+_opaque_tournament = torch.library.custom_op(
+    "stillmark::tournament_",
+    _tournament,
+    mutates_args=("logits",),
+    schema=f"({_ROWS}, Tensor layers, {_SHARED}) -> ()",
+)

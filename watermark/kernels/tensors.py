@@ -14,7 +14,7 @@ GROUP = 512
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler that traced this would print the secret in its logs
 def on_device(tables: Tables, batch: int, limit: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Keys, thresholds, deltas, which, exempt, allowed, as `watermark.kernels.torch.bias_` takes them.
+    """Keys, the scheme's parameters, which, exempt, allowed, as the functions of `watermark.kernels.torch` take them.
 
     The tensors are kept with the tables, so that only the first call for a shape and a device copies anything there.
 
@@ -29,8 +29,7 @@ def on_device(tables: Tables, batch: int, limit: int, device: torch.device) -> t
         exempt = [i for i in tables.exempt if i < limit]
         tensors = (
             torch.from_numpy(tables.keys.view(np.int32)),
-            torch.from_numpy(tables.thresholds),
-            torch.from_numpy(tables.deltas),
+            *map(torch.from_numpy, tables.parameters),
             torch.from_numpy(tables.which(batch)),
             torch.tensor(exempt, dtype=torch.int32),
             _allowed(limit, exempt),

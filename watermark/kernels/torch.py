@@ -1,4 +1,4 @@
-"""The green bits of a whole vocabulary as plain torch operations: any device, any shape.
+"""The PRF of a whole vocabulary, and what each scheme does with it, as plain torch operations: any device, any shape.
 
 torch has no unsigned 32-bit arithmetic, so the words are int32: additions wrap alike, and a right shift
 is masked to drop the sign bits it drags in.
@@ -98,14 +98,8 @@ def bias_(
         limit: tokens from here on are never biased.
     """
     batch, columns = logits.shape
-    skipped = first // 512
-    groups = -(-(first + columns) // 512) - skipped
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device).view(1, 32, 1)
-    blocks = allowed[skipped * 16 : (skipped + groups) * 16]
-    blocks = torch.nn.functional.pad(blocks, (0, groups * 16 - len(blocks))).view(groups, 1, 16)
-    start = first - skipped * 512
-    may = ((blocks >> shifts) & 1).view(-1)[start : start + columns].bool()
-    complete = (contexts >= 0).all(dim=1) if contexts.shape[1] else torch.ones_like(contexts[:, :0]).all(dim=1)
+    skipped, groups, start, may = _addressed(allowed, first, columns)
+    complete = _complete(contexts)
     bias = torch.zeros(batch, columns, device=logits.device)
     for chosen in which.unbind(1):
         of_row = chosen.clamp(min=0).expand(batch)
@@ -115,3 +109,78 @@ def bias_(
         bias = torch.where(green, bias + deltas[of_row].view(-1, 1), bias)
     raised = (logits.float() + bias).to(logits.dtype)  # devices differ in when they round `bfloat16 + scalar`
     logits.copy_(torch.where(bias > 0, raised, logits))
+
+
+def tournament_(
+    logits: Tensor,
+    contexts: Tensor,
+    keys: Tensor,
+    layers: Tensor,
+    which: Tensor,
+    exempt: Tensor,
+    allowed: Tensor,
+    first: int,
+    limit: int,
+) -> None:
+    """Tilt the logits in place, each row by its own marks, one after the other.
+
+    With p the probabilities of the tokens that may be tilted, p becomes p (1 + g - S) in each layer, where g is the
+    token's coin and S = sum p g / sum p. A token's factor depends on its coins alone, so that the mass of the
+    2^layers cells is all that is needed; `1 - S` is the mass with coin 0, never a difference. Logarithms of factors are
+    added in float32 and the sum rounded once to the logits' dtype. A row whose largest logit is not finite stays.
+
+    Args:
+        layers: int32 [K], 1 to 8.
+        logits, contexts, keys, which, exempt, allowed, first, limit: as for `bias_`; the rows are whole.
+    """
+    batch, columns = logits.shape
+    skipped, groups, start, may = _addressed(allowed, first, columns)
+    complete = _complete(contexts)
+    wide = logits.float()
+    tilted = wide
+    for chosen in which.unbind(1):
+        of_row = chosen.clamp(min=0).expand(batch)
+        found = bits(keys[of_row], contexts.clamp(min=0), groups * 512, skipped)[:, start : start + columns]
+        cell = found & ((1 << layers[of_row]) - 1).view(-1, 1)
+        scores = tilted.masked_fill(~may, -torch.inf)
+        largest = scores.amax(dim=1, keepdim=True)
+        active = complete.view(-1, 1) & (chosen >= 0).view(-1, 1) & largest.isfinite()
+        mass = torch.exp(scores - torch.where(active, largest, 0.0)).double()
+        cells = torch.zeros(batch, CELLS, dtype=torch.float64, device=logits.device)
+        factors = _log_factors(cells.scatter_add(1, cell.long(), torch.where(active, mass, 0.0))).float()
+        tilted = torch.where(active & may, tilted + factors.gather(1, cell.long()), tilted)
+    changed = may & (tilted != wide)
+    logits.copy_(torch.where(changed, tilted.to(logits.dtype), logits))
+
+
+CELLS = 256
+"""Of eight layers. With fewer layers the upper cells are empty: a layer without a coin has S = 0 and the factor 1."""
+
+
+def _log_factors(cells: Tensor) -> Tensor:
+    """Logarithms of what each cell's tokens are multiplied by, from the cells' masses: float64 [B, 256]."""
+    coins = torch.arange(CELLS, device=cells.device)
+    total, factors = cells.sum(dim=1, keepdim=True), torch.zeros_like(cells)
+    least = torch.finfo(torch.float32).tiny  # a token whose probability is below this keeps some
+    for layer in range(8):
+        up = (coins >> layer & 1).bool()
+        now = cells * factors.exp()
+        without = (now[:, ~up].sum(dim=1, keepdim=True) / total).clamp(min=least)
+        factors = factors + torch.where(up, (1 + without).log(), without.log())
+    return torch.where(total > 0, factors, 0.0)
+
+
+def _addressed(allowed: Tensor, first: int, columns: int) -> tuple[int, int, int, Tensor]:
+    """Groups of 512 tokens before the row, groups in it, its place in the first, and which columns may be tilted."""
+    skipped = first // 512
+    groups = -(-(first + columns) // 512) - skipped
+    shifts = torch.arange(32, dtype=torch.int32, device=allowed.device).view(1, 32, 1)
+    blocks = allowed[skipped * 16 : (skipped + groups) * 16]
+    blocks = torch.nn.functional.pad(blocks, (0, groups * 16 - len(blocks))).view(groups, 1, 16)
+    start = first - skipped * 512
+    return skipped, groups, start, ((blocks >> shifts) & 1).view(-1)[start : start + columns].bool()
+
+
+def _complete(contexts: Tensor) -> Tensor:
+    """Which rows have all the tokens of their context, bool [B]."""
+    return (contexts >= 0).all(dim=1) if contexts.shape[1] else torch.ones_like(contexts[:, :0]).all(dim=1)

@@ -1,202 +1,106 @@
-"""Which tokens are green, and the bias of a [B, V] logits tensor."""
+"""The green list: a keyed coin for each pair, and a bias on the logits of green tokens (Kirchenbauer et al. 2023)."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from watermark import prf
-from watermark.kernels import Kernel, Tables, native
+from watermark.errors import MarkError
+from watermark.io.fields import Types, is_number, wrong_field
+from watermark.schemes.counting import count_green
 
-if TYPE_CHECKING:
-    from torch import Tensor
+STEPS: Final = 65536
+"""gamma is a multiple of 1 / STEPS: the PRF gives sixteen bits."""
 
-    Ids = Tensor | npt.NDArray[np.integer] | Sequence[Sequence[int]]  # rows; engines give lists and tuples too
-
-
-_AT_ONCE: Final = 1 << 26  # pairs times keys between two signs of life
-_WORTH_A_GPU: Final = 1 << 30
-
-
-def green(key: bytes, threshold: int, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
-    """Which of N pairs are green.
-
-    Args:
-        key: 32 bytes, from `watermark.prf.prf_key`.
-        threshold: green means bits < threshold.
-        contexts: integers [N, width], oldest token first.
-        tokens: integers [N].
-
-    Returns:
-        bool [N]; over distinct pairs independent with probability threshold / 65536. Exempt tokens have a bit as well:
-        leaving them out is the task of `verify.data.pairs`.
-    """
-    bits = native.bits if native.available else prf.bits
-    return bits(key, np.asarray(contexts), np.asarray(tokens)) < threshold
+_LEAST_DELTA: Final = float(np.finfo(np.float32).tiny)
+_MOST_DELTA: Final = float(np.finfo(np.float32).max)
 
 
-def count_green(
-    keys: Sequence[bytes], contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order.
+@dataclass(frozen=True)
+class GreenList:
+    """Adds `delta` to the logits of green tokens, a share `gamma` of the vocabulary that changes with the context.
 
-    On a GPU where there is one and the work is worth it, else on every core that this process may use.
+    It works at any temperature, greedy decoding too. It costs quality: unlikely tokens gain as much as likely ones.
 
-    Args:
-        keys: 32 bytes each, from `watermark.prf.prf_key`.
-        contexts: integers [N, width], oldest token first.
-        tokens: integers [N].
-        threshold: green means bits < threshold.
-    """
-    prf.check(contexts, tokens)
-    words = np.stack([prf.key_words(key) for key in keys]) if keys else np.zeros((0, 8), np.uint32)
-    step = max(1, _AT_ONCE // max(1, len(tokens)))
-    counter = _counter(len(keys) * len(tokens), contexts, tokens, threshold)
-    for start in range(0, len(keys), step):
-        yield counter(words[start : start + step])
-
-
-def _counter(
-    work: int, contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
-) -> Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.int64]]:
-    if work >= _WORTH_A_GPU and importlib.util.find_spec("triton"):
-        import torch
-
-        if torch.cuda.is_available():
-            from watermark.kernels import triton
-
-            there = torch.from_numpy(native.pair_columns(contexts, tokens).astype(np.int64)).cuda()
-            return lambda words: (
-                triton.count_green(torch.from_numpy(words.view(np.int32)).cuda(), there, threshold).cpu().numpy()
-            )
-    if native.available:
-        columns = native.pair_columns(contexts, tokens)
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return lambda words: native.count_green(words, columns, threshold, threads)
-    return lambda words: np.array(
-        [(prf.bits(word.tobytes(), contexts, tokens) < threshold).sum() for word in words], np.int64
-    )
-
-
-def bias_(
-    tables: Tables, logits: Tensor, contexts: Ids, *, first_token: int = 0, kernel: Kernel | None = None
-) -> Tensor:
-    """Add each mark's `delta` in place to its green tokens' logits, in one pass.
-
-    Args:
-        tables: of the marks, and which rows carry which.
-        logits: float32, bfloat16 or float16 [B, V]; V may exceed the marks' vocabulary (padding columns
-            are left alone), and `-inf` stays `-inf`.
-        contexts: integers [B, width], the last `width` tokens of prompt + output, oldest first. Lists and tuples of
-            rows are copied to the logits' device. A row with a negative id, for a token that does not exist, is left
-            alone.
-        first_token: the token of column 0, in a shard of the vocabulary; shards need no communication.
-        kernel: which implementation; None: `triton` on a GPU, `native` on a CPU, `torch` where these are not
-            available. All give the same bits.
-
-    Returns:
-        `logits`. Nothing is copied to the host; the first call for a shape and a device builds some small tensors.
+    Attributes:
+        gamma: fraction of the vocabulary that is green, rounded to a multiple of 1/65536.
+        delta: what a green token's logit is raised by.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, the logits need a gradient or share memory between rows, or
-            the kernel asked for is not available here.
+        MarkError: a parameter is of another type, or out of its range.
+
+    >>> GreenList(delta=2).rate
+    0.25
     """
-    import torch
 
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"want logits [B, V] as a tensor, got {type(logits).__name__}")
-    if not isinstance(contexts, torch.Tensor):
-        contexts = _as_tensor(contexts, "contexts").to(logits.device)
-    batch, columns = logits.shape if logits.ndim == 2 else (-1, -1)
-    if batch < 0 or contexts.shape != (batch, tables.width):
-        shapes = f"{tuple(logits.shape)} and {tuple(contexts.shape)}"
-        raise ValueError(f"want logits [B, V] and contexts [B, {tables.width}], got {shapes}")
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"want float32, bfloat16 or float16 logits, got {logits.dtype}")
-    _check_integers(contexts, "contexts")
-    if contexts.device != logits.device:
-        raise ValueError(f"logits lie on '{logits.device}', contexts on '{contexts.device}'")
-    if logits.requires_grad and torch.is_grad_enabled():
-        raise ValueError("logits that need a gradient are not changed in place")
-    if batch > 1 and 0 in logits.stride():
-        raise ValueError("the rows of the logits share their memory: make them contiguous first")
-    from watermark.kernels import dispatch, tensors
+    name: ClassVar[str] = "greenlist"
+    operation: ClassVar[str] = "bias"
+    whole_rows: ClassVar[bool] = False
+    needs_sampling: ClassVar[bool] = False
+    FIELDS: ClassVar[Types] = {"gamma": (is_number, "a number"), "delta": (is_number, "a number")}
 
-    if batch and columns:
-        size = tables.vocabulary_size
-        limit = first_token + columns if size is None else size
-        there = tensors.on_device(tables, batch, limit, logits.device)
-        dispatch.bias_(kernel, logits, contexts, *there, first_token, limit)
-    return logits
+    gamma: float = 0.25
+    delta: float = 1.0
 
+    def __post_init__(self) -> None:
+        # no message quotes a value: it might be the secret, in the wrong place
+        wrong = wrong_field(vars(self), self.FIELDS)
+        if wrong is not None:
+            raise MarkError(wrong)
+        if not 0 < self.gamma < 1 or not 0 < round(self.gamma * STEPS) < STEPS:
+            raise MarkError(f"gamma must lie between 1/{STEPS} and 1 - 1/{STEPS}")
+        if not _LEAST_DELTA <= self.delta <= _MOST_DELTA:
+            raise MarkError("delta must be positive, and a number that float32 holds")
+        object.__setattr__(self, "gamma", round(self.gamma * STEPS) / STEPS)
+        object.__setattr__(self, "delta", float(self.delta))
 
-def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None) -> Tensor:
-    """The last `width` tokens of each row, integers [B, width], oldest first, -1 where there is none.
+    @property
+    def coins(self) -> int:
+        """Coins a pair has."""
+        return 1
 
-    Args:
-        input_ids: integers [B, T], prompt + output so far. In a list or a tuple rows may differ in length.
-        width: the mark's.
-        pad_token_id: a row's leading run of it is left padding, no tokens.
+    @property
+    def rate(self) -> float:
+        """The chance that a coin comes up under the null."""
+        return self.gamma
 
-    Raises:
-        ValueError: `input_ids` are not rows of integers.
+    @property
+    def lift(self) -> float:
+        """What the log odds that a coin comes up are raised by in marked text."""
+        return self.delta
 
-    >>> contexts_at_end([[7, 8, 9], (5,)], 2).tolist()
-    [[8, 9], [-1, 5]]
-    """
-    import torch
-    from torch.nn.functional import pad
+    @property
+    def threshold(self) -> int:
+        """Green means `prf.bits < threshold`; 1 to 65535."""
+        return round(self.gamma * STEPS)
 
-    if isinstance(input_ids, (list, tuple)) and not input_ids:
-        input_ids = torch.empty((0, 0), dtype=torch.int64)
-    elif isinstance(input_ids, (list, tuple)):
-        input_ids = _left_padded(input_ids, -1 if pad_token_id is None else pad_token_id)
-    if not isinstance(input_ids, torch.Tensor):
-        input_ids = _as_tensor(input_ids, "input_ids")
-    if input_ids.ndim != 2:
-        raise ValueError(f"want input_ids [B, T], got {tuple(input_ids.shape)}")
-    _check_integers(input_ids, "input_ids")
-    batch, length = input_ids.shape
-    if width == 0 or batch == 0:
-        return input_ids[:, :0] if width == 0 else input_ids.new_empty((0, width))
-    tail = input_ids[:, -width:]
-    if pad_token_id is not None:
-        real = (input_ids != pad_token_id).cumsum(dim=1)[:, -width:] > 0
-        tail = tail.masked_fill(~real, -1)
-    return pad(tail, (max(width - length, 0), 0), value=-1)
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a mark file and a card say of it."""
+        return {"gamma": self.gamma, "delta": self.delta}
 
+    @property
+    def committed(self) -> dict[str, Any]:
+        """What the commitment covers beyond `parameters`."""
+        return {"threshold": self.threshold}
 
-def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
-    """Rows of one length. Raises ValueError if there is a row that is none."""
-    try:
-        lists = [row.tolist() if hasattr(row, "tolist") else list(row) for row in rows]
-        longest = max(map(len, lists), default=0)
-    except TypeError as error:  # a number, not a row
-        raise ValueError("want input_ids [B, T]: a row of token ids for each text") from error
-    return [[fill] * (longest - len(row)) + row for row in lists]
+    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+        """The coins of N pairs, bool [N, 1], from the PRF's bits, uint16 [N]."""
+        return (bits < self.threshold)[:, None]
 
+    def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
+        """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order."""
+        return count_green(keys, contexts, tokens, self.threshold)
 
-def _as_tensor(ids: object, name: str) -> Tensor:
-    """Ids that are no tensor, as int64. Raises ValueError if they are no integers, or rows of several lengths."""
-    import torch
-
-    try:
-        array = np.asarray(ids)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"want integer {name} in rows of one length") from error
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"want integer {name}, got {array.dtype}")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _check_integers(ids: Tensor, name: str) -> None:
-    """Raises ValueError for floats, complex numbers and booleans."""
-    import torch
-
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"want integer {name}, got {ids.dtype}")
+    @staticmethod
+    def tables(schemes: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+        """What the kernels need of K schemes: thresholds int32 [K] and deltas float32 [K]."""
+        return (
+            np.array([scheme.threshold for scheme in schemes], np.int32),
+            np.array([scheme.delta for scheme in schemes], np.float32),
+        )

@@ -1,0 +1,80 @@
+"""Coins of pairs: the PRF's bits under one key, and how many come up under each of many."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import prf
+from watermark.kernels import native
+
+_AT_ONCE: Final = 1 << 26  # pairs times keys between two signs of life
+_WORTH_A_GPU: Final = 1 << 30
+
+
+def count_green(
+    keys: Sequence[bytes], contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order.
+
+    On a GPU where there is one and the work is worth it, else on every core that this process may use.
+
+    Args:
+        keys: 32 bytes each, from `watermark.prf.prf_key`.
+        contexts: integers [N, width], oldest token first.
+        tokens: integers [N].
+        threshold: green means bits < threshold.
+    """
+    prf.check(contexts, tokens)
+    words = np.stack([prf.key_words(key) for key in keys]) if keys else np.zeros((0, 8), np.uint32)
+    step = max(1, _AT_ONCE // max(1, len(tokens)))
+    counter = _counter(len(keys) * len(tokens), contexts, tokens, threshold)
+    for start in range(0, len(keys), step):
+        yield counter(words[start : start + step])
+
+
+def _counter(
+    work: int, contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
+) -> Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.int64]]:
+    if work >= _WORTH_A_GPU and importlib.util.find_spec("triton"):
+        import torch
+
+        if torch.cuda.is_available():
+            from watermark.kernels import triton
+
+            there = torch.from_numpy(native.pair_columns(contexts, tokens).astype(np.int64)).cuda()
+            return lambda words: (
+                triton.count_green(torch.from_numpy(words.view(np.int32)).cuda(), there, threshold).cpu().numpy()
+            )
+    if native.available:
+        columns = native.pair_columns(contexts, tokens)
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return lambda words: native.count_green(words, columns, threshold, threads)
+    return lambda words: np.array(
+        [(prf.bits(word.tobytes(), contexts, tokens) < threshold).sum() for word in words], np.int64
+    )
+
+
+def count_bits(keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints, mask: int) -> Iterator[prf.I64]:
+    """How many of the bits in `mask` N pairs have under each of many keys: int64 [1], a key at a time, in order.
+
+    Args:
+        keys: 32 bytes each, from `watermark.prf.prf_key`.
+        contexts: integers [N, width], oldest token first.
+        tokens: integers [N].
+        mask: which of the sixteen bits count.
+    """
+    prf.check(contexts, tokens)
+    for key in keys:
+        yield np.array([np.bitwise_count(pair_bits(key, contexts, tokens) & np.uint16(mask)).sum()], np.int64)
+
+
+def pair_bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:
+    """What `prf.bits` gives, by the fastest implementation that is here."""
+    bits = native.bits if native.available else prf.bits
+    return bits(key, np.asarray(contexts), np.asarray(tokens))

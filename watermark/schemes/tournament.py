@@ -1,0 +1,96 @@
+"""The tournament: some keyed coins for each pair, and a tilt that changes no probability on average over keys.
+
+The exact expectation of the two-candidate tournament sampling of Dathathri et al. (Nature 634, 2024), "SynthID-Text".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark import prf
+from watermark.errors import MarkError
+from watermark.io.fields import Types, is_int, wrong_field
+from watermark.schemes.counting import count_bits
+
+MOST_LAYERS: Final = 8
+
+
+@dataclass(frozen=True)
+class Tournament:
+    """Tilts the probabilities p in some layers: p becomes p (1 + g - S), where g is a token's coin and S = sum p g.
+
+    Unbiased: for one token, averaged over keys, no probability changes. Under one fixed key texts become less diverse,
+    since the same context always favours the same tokens. It marks nothing at temperature 0, where a token is certain.
+
+    Attributes:
+        layers: how many, 1 to 8. More layers are a stronger mark.
+
+    Raises:
+        MarkError: `layers` is no integer, or out of its range.
+
+    >>> Tournament(layers=3).read(np.array([0b101], np.uint16)).tolist()
+    [[True, False, True]]
+    """
+
+    name: ClassVar[str] = "tournament"
+    operation: ClassVar[str] = "tournament"
+    whole_rows: ClassVar[bool] = True
+    needs_sampling: ClassVar[bool] = True
+    FIELDS: ClassVar[Types] = {"layers": (is_int, "an integer")}
+
+    layers: int = 4
+
+    def __post_init__(self) -> None:
+        wrong = wrong_field(vars(self), self.FIELDS)
+        if wrong is not None:
+            raise MarkError(wrong)
+        if not 1 <= self.layers <= MOST_LAYERS:
+            raise MarkError(f"layers must be 1 to {MOST_LAYERS}")
+        object.__setattr__(self, "layers", int(self.layers))
+
+    @property
+    def coins(self) -> int:
+        """Coins a pair has: one a layer."""
+        return self.layers
+
+    @property
+    def rate(self) -> float:
+        """The chance that a coin comes up under the null."""
+        return 0.5
+
+    @property
+    def lift(self) -> float:
+        """What the log odds that a coin comes up are raised by in marked text, where half of the probability has it.
+
+        It is less, ln 2 at least, where less of the probability has the coin, and more where more of it has.
+        """
+        return math.log(3)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a mark file and a card say of it."""
+        return {"layers": self.layers}
+
+    @property
+    def committed(self) -> dict[str, Any]:
+        """What the commitment covers beyond `parameters`: nothing."""
+        return {}
+
+    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+        """The coins of N pairs, bool [N, layers], from the PRF's bits, uint16 [N]: bit l is the coin of layer l."""
+        return (bits[:, None] >> np.arange(self.layers, dtype=np.uint16) & 1).astype(np.bool_)
+
+    def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
+        """How many coins of N pairs come up under each of many keys: int64, a key at a time, in order."""
+        return count_bits(keys, contexts, tokens, (1 << self.layers) - 1)
+
+    @staticmethod
+    def tables(schemes: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+        """What the kernels need of K schemes: layers int32 [K]."""
+        return (np.array([scheme.layers for scheme in schemes], np.int32),)
