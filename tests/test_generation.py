@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binom
 
 from tests import small
-from watermark import GreenList, Mark, MarkError, Marks, Sampling, StillmarkError, TokenizerError, generate
+from watermark import GreenList, Mark, MarkError, Marks, Sampling, StillmarkError, TokenizerError, Tournament, generate
 from watermark.io.prompts import Prompt
 from watermark.models import load_model
 
@@ -151,6 +151,12 @@ def test_prompts_that_cannot_be_asked(model: Path) -> None:
 def test_sampling_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="want"):
         Sampling(**wrong)
+
+
+def test_a_tournament_is_refused_at_temperature_0(tmp_path: Path) -> None:
+    """Before a model is loaded: the folder does not exist."""
+    with pytest.raises(MarkError, match="marks nothing at temperature 0"):
+        generate(tmp_path / "none", ["a"], mark=Mark(bytes(32), Tournament()), sampling=Sampling(temperature=0))
 
 
 def test_the_function_is_not_hidden_by_a_module() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from tests import small
-from watermark import GreenList, Mark, MarkError, Marks
+from watermark import GreenList, Mark, MarkError, Marks, Tournament
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
 from watermark.models import load_model
 from watermark.schemes.logits import contexts_at_end
@@ -118,6 +118,24 @@ def test_continuous_batching_refuses_a_mark(lm: LlamaForCausalLM, way: Callable[
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "how",
+    [{"do_sample": False}, {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=3)}, {},
+     {"num_beams": 2}, {"generation_config": GenerationConfig(num_beams=2)}],
+)  # fmt: skip
+def test_a_tournament_refuses_greedy_decoding(lm: LlamaForCausalLM, how: dict[str, Any]) -> None:
+    """Before a token is generated, however it was asked for; a green list and sampling go through."""
+    mark, ids = Mark(bytes(32), Tournament(4)), torch.tensor([[5, 6]])
+    for more in ({"watermarking_config": MarkConfig(mark)}, {"logits_processor": [MarkLogitsProcessor(mark)]}):
+        with pytest.raises(MarkError, match="marks nothing at temperature 0"):
+            lm.generate(ids, **how, **more)  # type: ignore[arg-type]
+    held = GenerationConfig(watermarking_config=MarkConfig(mark), do_sample=False)
+    with pytest.raises(MarkError, match="marks nothing at temperature 0"):
+        lm.generate(ids, generation_config=held)
+    lm.generate(ids, do_sample=False, max_new_tokens=2, watermarking_config=MarkConfig(Mark(bytes(32))))
+    lm.generate(ids, do_sample=True, max_new_tokens=2, watermarking_config=MarkConfig(mark))
+
+
 def test_continuous_batching_refuses_a_processor_and_is_free_without(lm: LlamaForCausalLM) -> None:
     with pytest.raises(MarkError, match="continuous batching"):
         batch_by_argument(lm, logits_processor=LogitsProcessorList([MarkLogitsProcessor(MARK)]))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from watermark.errors import MarkError, StillmarkError
 from watermark.io.prompts import Prompt, encode_prompt, read_prompts
 from watermark.io.records import Record, resumable, run_digest
-from watermark.mark import Mark, Marks
+from watermark.mark import Mark, Marks, needs_sampling
 from watermark.models import load_model, model_digest
 from watermark.progress import Progress, doing, silent
 from watermark.tokenizers import check
@@ -124,13 +124,16 @@ def generate(
 
     Raises:
         InputError: the prompts cannot be read, or `out` cannot be written, is damaged, or is of other settings.
-        MarkError: the marks do not fit together, or name another number of rows than there are prompts.
+        MarkError: the marks do not fit together, name another number of rows than there are prompts, or need sampling
+            where `sampling` is greedy.
         ModelError, TokenizerError: the folder holds no model, or not one for the mark.
     """
     asked = as_prompts(prompts)
     marks = as_marks(mark)
     if marks is not None and marks.rows is not None and len(marks.rows) != len(asked):
         raise MarkError(f"marks for {len(marks.rows)} rows, and {len(asked)} prompts")
+    if marks is not None and sampling.temperature == 0 and marks.table[0].scheme.needs_sampling:
+        raise needs_sampling(marks.table[0])
     said = [_commitments(marks, row) for row in range(len(asked))]
     source = Path(model) if isinstance(model, (str, Path)) else model
     name, run = "", ""

@@ -314,6 +314,14 @@ class Marks:
         return bias_(self.tables, logits, contexts, first_token=first_token, kernel=kernel)
 
 
+def needs_sampling(mark: Mark) -> MarkError:
+    """What to raise where a mark that needs sampling meets greedy decoding."""
+    return MarkError(
+        f"a {mark.scheme.name} marks nothing at temperature 0, where the most probable token is certain",
+        "sample at a temperature above 0, or use a green list",
+    )
+
+
 def _apart(name: str) -> MarkError:
     return MarkError(f"marks that are embedded together must agree in '{name}'", "derive them from one: mark derive")
 

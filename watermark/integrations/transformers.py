@@ -3,8 +3,11 @@
     model.generate(**inputs, watermarking_config=MarkConfig(mark, tokenizer.pad_token_id))
     model.generate(**inputs, watermarking_config=MarkConfig(Marks.by_row([[ours, alice], [ours, bob]]), pad_token_id))
 
-puts the bias after temperature, top-k and top-p, where `delta` means what the mark says. A processor in
-`logits_processor=` runs before them: a temperature T then turns `delta` into `delta / T`.
+puts the mark after temperature, top-k and top-p, where its parameters mean what the mark says. A processor in
+`logits_processor=` runs before them: a temperature T then turns `delta` into `delta / T`, and a tournament's factors
+into other ones than those that keep every probability on average.
+
+A tournament needs sampling: with `do_sample=False`, or in a beam search, `generate` raises a MarkError before a token.
 
 Continuous batching (`generate_batch`, `cache_implementation="paged"`) shows processors the last token only, so that it
 cannot carry a mark: there a mark is a MarkError before a token is generated. One way stays silent, since transformers
@@ -19,16 +22,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.errors import MarkError
-from watermark.mark import Mark, Marks
+from watermark.mark import Mark, Marks, needs_sampling
 from watermark.schemes.logits import contexts_at_end
 
 
 class MarkLogitsProcessor(LogitsProcessor):
-    """Adds the mark's bias in place at every step.
+    """Tilts the scores in place at every step, as the mark says.
 
     Args:
         mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
@@ -104,10 +107,36 @@ def _refusal() -> MarkError:
     )
 
 
+def _marks_in(argument: object) -> Iterator[Mark]:
+    """The marks that an argument of `generate` would embed."""
+    parts = argument if isinstance(argument, (list, LogitsProcessorList)) else [argument]
+    for one in (getattr(argument, "watermarking_config", None), *parts):
+        if isinstance(one, (MarkConfig, MarkLogitsProcessor)):
+            yield from (one.mark,) if isinstance(one.mark, Mark) else one.mark.table
+
+
 def _carries_mark(argument: object) -> bool:
-    parts = argument if isinstance(argument, LogitsProcessorList) else [argument]
-    held = [getattr(argument, "watermarking_config", None), *parts]
-    return any(isinstance(one, (MarkConfig, MarkLogitsProcessor)) for one in held)
+    return next(_marks_in(argument), None) is not None
+
+
+def _sampling_guard(plain: Any) -> Any:
+    """`generate`, refusing a mark that needs sampling where the most probable token is taken."""
+
+    @functools.wraps(plain)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values(), self.generation_config)
+        marks = [mark for argument in given for mark in _marks_in(argument) if mark.scheme.needs_sampling]
+        if marks:
+            configs = [kwargs, *(vars(one) for one in given if isinstance(one, GenerationConfig))]
+            chosen = (config.get("do_sample") for config in configs)
+            if not next((sample for sample in chosen if sample is not None), False):
+                raise needs_sampling(marks[0])
+        return plain(self, *args, **kwargs)
+
+    return generate
+
+
+GenerationMixin.generate = _sampling_guard(GenerationMixin.generate)  # type: ignore[method-assign]
 
 
 def _guard(plain: Any) -> Any:
