@@ -235,7 +235,9 @@ def hints(one: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for owner in reversed(one.__mro__):
         if owner.__module__.partition(".")[0] in ("watermark", "verify"):
-            written = types.SimpleNamespace(__annotations__=vars(owner).get("__annotations__", {}))
+            own = vars(owner).get("__annotations__", {})
+            fields = {name: said for name, said in own.items() if not str(said).startswith("ClassVar")}
+            written = types.SimpleNamespace(__annotations__=fields)
             found |= typing.get_type_hints(written, names_of(owner.__module__))
     return found
 
