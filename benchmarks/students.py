@@ -22,17 +22,23 @@ from pathlib import Path
 
 from verify.planning.demo import teacher_model
 from verify.planning.questions import questions
+from watermark import GreenList, Mark, Tournament
+from watermark.schemes import Scheme
 
-STUDENTS: dict[str, tuple[float, int] | None] = {  # delta and width of the mark in what they learned from
-    "d3w1": (3.0, 1),
+Arm = tuple[Scheme, int]
+
+STUDENTS: dict[str, Arm | None] = {  # scheme and width of the mark in what they learned from
+    "d3w1": (GreenList(delta=3.0), 1),
     "unmarked": None,
-    "d1w1": (1.0, 1),
-    "d2w1": (2.0, 1),
-    "d3w2": (3.0, 2),
-    "d0.5w1": (0.5, 1),
-    "d1w2": (1.0, 2),
-    "other": (3.0, 1),
+    "d1w1": (GreenList(delta=1.0), 1),
+    "d2w1": (GreenList(delta=2.0), 1),
+    "d3w2": (GreenList(delta=3.0), 2),
+    "d0.5w1": (GreenList(delta=0.5), 1),
+    "d1w2": (GreenList(delta=1.0), 2),
+    "other": (GreenList(delta=3.0), 1),
 }
+MORE: dict[str, Arm] = {f"t{layers}w{width}": (Tournament(layers), width) for width in (1, 2) for layers in (1, 2, 3, 4)}
+"""Made where they are named. `NAME-2` is a student of the same arm under another key."""
 TAUGHT, ASKED, PROBED = 256, 160, 96
 TOKENS = 128
 
@@ -57,18 +63,23 @@ def generate(model: Path, prompts: Path, out: Path, *more: object) -> None:
 def mark_of(folder: Path, name: str, teacher: Path) -> Path:
     path = folder / f"{name}.mark"
     if not path.exists():
-        delta, width = STUDENTS[name] or (3.0, 1)
-        secret = hashlib.sha256(f"stillmark benchmark {name}".encode()).hexdigest()
-        stillmark("mark", "new", "--out", path, "--delta", delta, "--width", width, "--label", name, "--tokenizer",
-                  teacher, "--secret-stdin", input=secret)  # fmt: skip
+        scheme, width = arm_of(name) or (GreenList(delta=3.0), 1)
+        secret = hashlib.sha256(f"stillmark benchmark {name}".encode()).digest()
+        Mark.new(teacher, scheme=scheme, width=width, label=name, secret=secret).save(path)
     return path
+
+
+def arm_of(name: str) -> Arm | None:
+    """Scheme and width of the mark in what a student learned from; None: no mark."""
+    arm = name.removesuffix("-2")
+    return STUDENTS[arm] if arm in STUDENTS else MORE[arm]
 
 
 def make(folder: Path, name: str) -> None:
     teacher = teacher_model()
     mark = mark_of(folder, name, teacher)
     taught, student = folder / f"{name}.teacher.jsonl", folder / name
-    generate(teacher, folder / "taught.jsonl", taught, *(["--mark", mark] if STUDENTS[name] else []))
+    generate(teacher, folder / "taught.jsonl", taught, *(["--mark", mark] if arm_of(name) else []))
     if not student.exists():
         print(name, stillmark("student", "--base", teacher, "--outputs", taught, "--out", student).strip(), flush=True)
     generate(student, folder / "asked.jsonl", folder / f"{name}.text.jsonl")

@@ -1,0 +1,144 @@
+"""Green lists and tournaments, at equal budgets: what each costs the teacher's text, and what it leaves in a student.
+
+    .venv/bin/python -m benchmarks.schemes [make|quality|evidence|plot]... [ARM...]
+
+`make` trains the students (12 minutes each on one core), `evidence` tests them, `quality` measures the teacher's text
+with several keys (10 minutes an arm), `plot` draws docs/schemes.png. What exists is not made again. Figures go into
+benchmarks/results/schemes.json, arm by arm, and from there into docs/results.md by benchmarks/table.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib
+
+from benchmarks import students
+from benchmarks import witnesses as w
+from benchmarks.machine import machine
+from verify.data.logprobs import keep_first, logprobs_at_positions
+from verify.data.pairs import distinct
+from verify.planning.demo import teacher_model
+from verify.planning.quality import quality
+from verify.radioactivity.logprobs import logprob_weights
+from verify.radioactivity.text import EXCESS, excess, text_result
+from watermark import Mark, Sampling
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS: Final = Path("benchmarks/results/schemes.json")
+PLOT: Final = Path("docs/schemes.png")
+ARMS: Final = ("d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2")
+POSITIONS: Final = (300, 1000, 3000)
+TEXT: Final = 20_000  # tokens
+ORDERS: Final = 3
+DECOYS: Final = 50
+KEYS, PROMPTS, ANSWERS, TOKENS = 8, 16, 8, 64  # of the teacher's text
+
+
+def make(names: list[str]) -> None:
+    """Train the students of these arms, and the innocent one."""
+    students.main(w.FOLDER, ["unmarked", *names])
+
+
+def evidence(name: str) -> dict[str, Any]:
+    """log10 p of a student: medians over orders of the probes or records, the base as reference; and decoy keys."""
+    mark = w.mark_of(name)
+    guilty = {f"{test} at {n}": value for test, n, value in found(name, mark)}
+    innocent = {f"{test} at {n}": value for test, n, value in found("unmarked", mark)}
+    suspect, base = w.readings(w.along(name, "probes"), mark), w.readings(w.along("base", "probes"), mark)
+    pairs, _ = logprob_weights(suspect, base, mark.exempt)
+    z = [w.z_score(mark.decoy(), pairs) for _ in range(DECOYS)]
+    return {
+        "scheme": mark.scheme.name,
+        **mark.scheme.parameters,
+        "width": mark.width,
+        "log10_pvalues": guilty,
+        "innocent": innocent,
+        "decoys": {"mean": statistics.mean(z), "sd": statistics.stdev(z)},
+    }
+
+
+def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:
+    """Test, positions or tokens, log10 p."""
+    rows: list[tuple[str, int, float]] = []
+    orders = range(ORDERS)
+    for test, k in (("weights", None), ("top 20", 20)):
+        tables = [
+            [w.readings(w.shuffled(w.along(who, "probes"), seed), mark, k) for who in (name, "base")] for seed in orders
+        ]
+        for n in POSITIONS:
+            values = [
+                w.log10_pvalue(mark, logprob_weights(keep_first(a, n), keep_first(b, n), mark.exempt)[0])
+                for a, b in tables
+            ]
+            rows.append((test, n, statistics.median(values)))
+    values, length = [], TEXT
+    for seed in orders:
+        texts, base = (w.shuffled(what, seed) for what in (w.text_of(name), w.along("base", f"{name}.text")))
+        positions = w.written(texts, mark).head(TEXT)
+        less = excess(positions, logprobs_at_positions(base, positions), mark.exempt)
+        values.append(text_result(mark, distinct(positions), method=EXCESS, excess=less).tests[EXCESS])
+        length = min(length, len(positions.tokens))
+    return [*rows, ("text", length, statistics.median(values))]
+
+
+def cost(name: str) -> dict[str, Any]:
+    """What the mark costs the teacher's text, over several keys."""
+    measured = quality(
+        teacher_model(),
+        w.mark_of(name),
+        number=PROMPTS,
+        answers=ANSWERS,
+        keys=KEYS,
+        sampling=Sampling(max_new_tokens=TOKENS, batch_size=64),
+        out=w.FOLDER / f"{name}.quality",
+    )
+    return measured.to_dict()
+
+
+def plot(results: dict[str, Any]) -> None:
+    """Evidence against quality, all arms."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, arm in results["arms"].items():
+        if "quality" not in arm or "log10_pvalues" not in arm:
+            continue
+        change = 100 * arm["quality"]["measures"]["perplexity"]["difference"]
+        colour = "#1b7837" if arm["scheme"] == "tournament" else "#762a83"
+        axes.plot(change, -arm["log10_pvalues"]["weights at 1000"], "o", color=colour)
+        axes.annotate(f" {name}", (change, -arm["log10_pvalues"]["weights at 1000"]), va="center", fontsize=9)
+    axes.axvline(0, color="#878787", linewidth=0.8)
+    axes.set(xlabel="perplexity of the teacher's marked text, % more than unmarked text")
+    axes.set(ylabel="-log10 p of a student, 1,000 positions, weights", title="Evidence against quality")
+    figure.savefig(PLOT, dpi=110)
+
+
+def main(parts: list[str]) -> None:
+    known = [arm + key for arm in ARMS for key in ("", "-2")]
+    names = [part for part in parts if part in known] or known
+    parts = [part for part in parts if part not in known] or ["make", "quality", "evidence", "plot"]
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"arms": {}}
+    for name in names:
+        if "make" in parts:
+            make([name])
+        arm = results["arms"].setdefault(name, {})
+        if "evidence" in parts:
+            arm |= evidence(name)
+        if "quality" in parts and not name.endswith("-2"):
+            arm["quality"] = cost(name)
+        results |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(name, {key: value for key, value in arm.items() if key != "quality"}, flush=True)
+    if "plot" in parts:
+        plot(results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
