@@ -37,7 +37,7 @@ docs: .venv/ready
 
 # One virtual environment for everything. Without a GPU the CPU build of torch, a tenth of the size, is enough:
 # from pip's own sources where they have it, else by uv, which knows where the CPU builds are.
-.venv/ready: pyproject.toml watermark/kernels/native.c
+.venv/ready: pyproject.toml $(wildcard watermark/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	if command -v nvidia-smi >/dev/null; then \

@@ -6,8 +6,9 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,25 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.view(kind), b.view(kind))
 
 
+def variants(kernel: Kernel) -> Iterator[str]:
+    """The kernel, or each level of the native one that this processor has, in use while its name is here; best last."""
+    for level in reversed(native.levels() if kernel == "native" else []):
+        native.use(level)
+        yield level
+    if kernel != "native":
+        yield kernel
+
+
+def test_levels_are_chosen_by_the_processor() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert native.levels()[-1] == "baseline"
+    if "flags" in flags:  # x86 under Linux
+        assert ("avx2" in native.levels()) == ({"avx2", "fma"} <= set(flags))
+        assert ("avx512" in native.levels()) == ("avx512f" in flags)
+    with pytest.raises(ValueError, match="no level 'neon'"):
+        native.use("neon")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", range(8))
 @pytest.mark.parametrize("columns", [1, 511, 512, 1300, 1537])
@@ -71,7 +91,9 @@ def test_bias_against_the_definition(kernel: Kernel, columns: int, width: int, d
     mark = make(width)
     logits, contexts = sample(3, columns, width, dtype)
     expected = by_definition([[mark]] * 3, logits, contexts)
-    assert same_bits(mark.bias_(logits, torch.from_numpy(contexts), kernel=kernel), expected)
+    for variant in variants(kernel):
+        found = mark.bias_(logits.clone(), torch.from_numpy(contexts), kernel=kernel)
+        assert same_bits(found, expected), variant
 
 
 @pytest.mark.parametrize(
@@ -101,8 +123,10 @@ def test_half_precision_rounds_as_torch_does() -> None:
         numbers = numbers[~numbers.isnan()].reshape(1, -1)
         for delta in (1.7, 3e-8, 40.0):
             mark = Mark(SECRET, scheme=GreenList(gamma=0.5, delta=delta), width=0)
-            found = mark.bias_(numbers.clone(), torch.zeros(1, 0, dtype=torch.int64), kernel="native")
-            assert same_bits(found, by_definition([[mark]], numbers, np.zeros((1, 0), np.int64)))
+            expected = by_definition([[mark]], numbers, np.zeros((1, 0), np.int64))
+            for level in variants("native"):
+                found = mark.bias_(numbers.clone(), torch.zeros(1, 0, dtype=torch.int64), kernel="native")
+                assert same_bits(found, expected), level
 
 
 @pytest.mark.slow
@@ -119,7 +143,9 @@ def test_several_marks_in_one_pass_by_row(kernel: Kernel, dtype: torch.dtype) ->
     logits, contexts = logits[:5], np.abs(contexts[:5])
     expected = by_definition(rows, logits, contexts)
     marks = Marks.by_row(rows)
-    assert same_bits(marks.bias_(logits.clone(), torch.from_numpy(contexts), kernel=kernel), expected)
+    for variant in variants(kernel):
+        found = marks.bias_(logits.clone(), torch.from_numpy(contexts), kernel=kernel)
+        assert same_bits(found, expected), variant
     beams = logits.repeat_interleave(3, 0), torch.from_numpy(contexts).repeat_interleave(3, 0)
     assert same_bits(marks.bias_(*beams, kernel=kernel), expected.repeat_interleave(3, 0))
     everywhere = by_definition([[provider, alice]] * 5, logits, contexts)
@@ -135,10 +161,11 @@ def test_shards_of_the_vocabulary_need_no_communication(kernel: Kernel, shards: 
     logits, contexts = sample(2, 1537, 2, torch.float32)
     expected = by_definition([[mark]] * 2, logits, contexts)
     bounds = np.linspace(0, 1537, shards + 1).astype(int)
-    parts = [logits[:, low:high].clone() for low, high in itertools.pairwise(bounds)]
-    for first, part in zip(bounds, parts, strict=False):
-        mark.bias_(part, torch.from_numpy(contexts), first_token=int(first), kernel=kernel)
-    assert same_bits(torch.cat(parts, 1), expected)
+    for variant in variants(kernel):
+        parts = [logits[:, low:high].clone() for low, high in itertools.pairwise(bounds)]
+        for first, part in zip(bounds, parts, strict=False):
+            mark.bias_(part, torch.from_numpy(contexts), first_token=int(first), kernel=kernel)
+        assert same_bits(torch.cat(parts, 1), expected), variant
 
 
 @pytest.mark.parametrize("kernel", ["native", "triton", "torch"])
@@ -217,12 +244,14 @@ def test_bits_of_pairs(width: int) -> None:
     key = rng.bytes(32)
     for n in (0, 1, 15, 16, 17, 1000):
         contexts, tokens = rng.integers(0, 2**32 - 1, (n, width)), rng.integers(0, 2**32 - 1, n)
-        assert np.array_equal(native.bits(key, contexts, tokens, threads=3), prf.bits(key, contexts, tokens))
+        expected = prf.bits(key, contexts, tokens)
+        for level in variants("native"):
+            assert np.array_equal(native.bits(key, contexts, tokens, threads=3), expected), level
     with pytest.raises(ValueError, match="outside"):
         native.bits(key, np.full((1, width), -1), np.array([-1]))
 
 
-def count(kernel: str) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+def count(kernel: Kernel) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     if kernel == "native":
         return lambda keys, columns, threshold: native.count_green(keys, columns, threshold, threads=2)
 
@@ -238,13 +267,15 @@ def count(kernel: str) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
 @pytest.mark.parametrize("kernel", ["native", "triton"])
 @pytest.mark.parametrize("width", [0, 1, 3, 5])
 @pytest.mark.parametrize("n", [0, 5, 33, 600])
-def test_greens_under_many_keys(kernel: str, width: int, n: int) -> None:
+def test_greens_under_many_keys(kernel: Kernel, width: int, n: int) -> None:
     rng = np.random.default_rng(n)
     contexts, tokens = rng.integers(0, 2**32 - 1, (n, width)), rng.integers(0, 2**32 - 1, n)
     keys = [rng.bytes(32) for _ in range(3)]
     expected = [int((prf.bits(key, contexts, tokens) < 20_000).sum()) for key in keys]
     words = np.stack([prf.key_words(key) for key in keys])
-    assert count(kernel)(words, native.pair_columns(contexts, tokens), 20_000).tolist() == expected
+    for variant in variants(kernel):
+        found = count(kernel)(words, native.pair_columns(contexts, tokens), 20_000)
+        assert found.tolist() == expected, variant
 
 
 rows = st.lists(st.lists(st.sampled_from([0, 1, 2, 2**32 - 1]), min_size=3, max_size=3), max_size=60)

@@ -1,4 +1,7 @@
-"""The compiled kernel for CPUs. Where the package was installed without a compiler, `available` is False."""
+"""The compiled kernel for CPUs, at the best of its levels that the processor has.
+
+Where the package was installed without a compiler, `available` is False.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,19 @@ _SHARE: Final = 1 << 21  # tokens that are worth a thread of their own: a third 
 _KINDS: Final = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 
 I64 = npt.NDArray[np.int64]
+
+
+def levels() -> list[str]:
+    """What the compiled kernel is built for and this processor has, best first: "avx512", "avx2", "baseline"."""
+    return _native.levels() if available else []
+
+
+def use(level: str) -> None:
+    """Run another of the `levels` from now on, in this process, to test or to time it; the results are the same.
+
+    Raises ValueError if this processor has no such level.
+    """
+    _native.use(level)
 
 
 def bias_(
