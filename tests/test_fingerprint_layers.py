@@ -167,15 +167,15 @@ def test_folders_that_cannot_be_read(folders: list[Path], tmp_path: Path) -> Non
 
 
 def test_layers_without_an_mlp_are_left_out(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
-    """A model with experts from its second layer on: its first layer and its embedding can be compared."""
+    """Experts of an unknown naming from the second layer on: the first layer and the embedding can be compared."""
     mixed = {
-        name.replace("mlp.", "mlp.experts.0.") if "layers.1" in name else name: t for name, t in networks[0].items()
+        name.replace("mlp.", "mixer.experts.0.") if "layers.1" in name else name: t for name, t in networks[0].items()
     }
     found = compare(folders[0], write(tmp_path / "mixed", mixed))
     assert [(layer.teacher, layer.suspect) for layer in found.layers] == [(0, 0)]
     assert found.independence().verdict == DEPENDENT
     assert any("1 of 2 layers were not compared" in one for one in found.skipped)
-    experts = {name.replace("mlp.", "mlp.experts.0."): t for name, t in networks[0].items()}
+    experts = {name.replace("mlp.", "mixer.experts.0."): t for name, t in networks[0].items()}
     alone = compare(folders[0], write(tmp_path / "experts", experts)).independence()
     assert alone.layers == ()
     assert alone.embedding is not None

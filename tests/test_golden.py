@@ -152,6 +152,7 @@ DROPPED: Final = frozenset({
     "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
     "evasions", "rule", "shows_not", "summary",  # prose
     "call", "detail", "tilt",  # tests/test_report.py, tests/test_tilt.py
+    "teacher_mlp", "suspect_mlp",  # tests/test_fingerprint_experts.py
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

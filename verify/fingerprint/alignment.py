@@ -13,10 +13,15 @@ import numpy.typing as npt
 from verify.fingerprint.layers import Weights, scaled_rows
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Bases = dict[str, F32 | None]
 """A name, and the matrix [d, d'] that takes the teacher's rows into the suspect's basis; None: they are in it."""
 
+Mlps = tuple[int, tuple[str | None, ...]]
+"""A layer's number, and some of its MLPs."""
+
 SKETCH: Final = 96
+EXPERT_SKETCH: Final = 16
 PADDING: Final = 1.05
 """Vocabularies of sizes within this ratio are taken for one, padded; where they are not one, that costs power only."""
 
@@ -65,16 +70,8 @@ def pair_layers(ours: Weights, theirs: Weights, bases: Bases) -> list[tuple[int,
     """
     if ours.layers == theirs.layers:
         return [(layer, layer) for layer in ours.layers]
-    assert theirs.width is not None
-    rng = np.random.default_rng(0)
-    probe = rng.normal(size=(theirs.width, SKETCH)).astype(np.float32)
-    probes = [probe if rotation is None else rotation @ probe for rotation in bases.values()]
-    there_layers, known = _sketches(theirs, [probe])
-    here_layers, sketched = _sketches(ours, probes)
-    similarity = np.zeros((len(here_layers), len(there_layers)))
-    for here, there in zip(sketched, known * len(sketched), strict=True):
-        mean = np.concatenate([here, there]).mean(axis=0)
-        similarity = np.maximum(similarity, 1 + unit_rows(here - mean) @ unit_rows(there - mean).T)
+    here, there = ([(layer, model.mlps(layer)) for layer in model.layers] for model in (ours, theirs))
+    here_layers, there_layers, similarity = _similarity(ours, theirs, here, there, bases, SKETCH)
     best = np.zeros((len(here_layers) + 1, len(there_layers) + 1))
     for a in range(len(here_layers)):
         for b in range(len(there_layers)):
@@ -87,20 +84,56 @@ def pair_layers(ours: Weights, theirs: Weights, bases: Bases) -> list[tuple[int,
             b -= 1
         else:
             a, b = a - 1, b - 1
-            pairs.append((here_layers[a], there_layers[b]))
+            pairs.append((ours.layers[here_layers[a]], theirs.layers[there_layers[b]]))
     return pairs[::-1]
 
 
-def _sketches(model: Weights, probes: list[F32]) -> tuple[list[int], list[F32]]:
-    """Layers with nonzero units; by probe, for each a vector that does not know their order."""
-    layers, rows = [], list[list[F32]]()
-    for layer in model.layers:
-        units = model.units(layer)
-        if len(units.nonzero):
-            layers.append(layer)
+def pair_mlps(ours: Weights, theirs: Weights, a: int, b: int, bases: Bases) -> tuple[str | None, str | None]:
+    """Which MLPs of two layers to compare: the most alike; in a mixture of experts there are several."""
+    here, there = ours.mlps(a), theirs.mlps(b)
+    if len(here) == len(there) == 1:
+        return here[0], there[0]
+    known_here, known_there, similarity = _similarity(
+        ours, theirs, [(a, (mlp,)) for mlp in here], [(b, (mlp,)) for mlp in there], bases, EXPERT_SKETCH
+    )
+    if not similarity.size:
+        return here[0], there[0]
+    i, j = np.unravel_index(similarity.argmax(), similarity.shape)
+    return here[known_here[i]], there[known_there[j]]
+
+
+def _similarity(
+    ours: Weights, theirs: Weights, here: list[Mlps], there: list[Mlps], bases: Bases, size: int
+) -> tuple[list[int], list[int], F64]:
+    """How alike groups of MLPs are, by sketches, in the best basis: float64, and which groups of each have units."""
+    assert theirs.width is not None
+    rng = np.random.default_rng(0)
+    probe = rng.normal(size=(theirs.width, size)).astype(np.float32)
+    probes = [probe if rotation is None else rotation @ probe for rotation in bases.values()]
+    known_there, known = _sketches(theirs, there, [probe])
+    known_here, sketched = _sketches(ours, here, probes)
+    similarity = np.zeros((len(known_here), len(known_there)))
+    for one, other in zip(sketched, known * len(sketched), strict=True):
+        mean = np.concatenate([one, other]).mean(axis=0)
+        similarity = np.maximum(similarity, 1 + unit_rows(one - mean) @ unit_rows(other - mean).T)
+    return known_here, known_there, similarity
+
+
+def _sketches(model: Weights, groups: list[Mlps], probes: list[F32]) -> tuple[list[int], list[F32]]:
+    """Which groups of MLPs have nonzero units; by probe, for each a vector that does not know the order of these."""
+    known, rows = [], list[list[F32]]()
+    for number, (layer, mlps) in enumerate(groups):
+        total = [np.zeros(probe.shape, np.float32) for probe in probes]
+        found = 0
+        for mlp in mlps:
+            units = model.units(layer, mlp)
+            found += len(units.nonzero)
             read = unit_rows((units.up if units.gate is None else units.gate)[units.nonzero])
-            rows.append([(part.T @ part).ravel() for part in (read @ probe for probe in probes)])
-    return layers, [unit_rows(np.stack(sketch)) for sketch in zip(*rows, strict=True)]
+            total = [one + read.T @ (read @ probe) for one, probe in zip(total, probes, strict=True)]
+        if found:
+            known.append(number)
+            rows.append([one.ravel() for one in total])
+    return known, [unit_rows(np.stack(sketch)) for sketch in zip(*rows, strict=True)]
 
 
 def turned(rows: F32, rotation: F32 | None) -> F32:

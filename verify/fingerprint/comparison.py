@@ -135,15 +135,16 @@ class WeightsComparison:
         """
         calibration = independent_pairs(self.gated)
         pairs, units = len(calibration.shares), calibration.units
-        covered = len(self.layers) >= MIN_LAYERS and min(one.n for one in self.layers) >= units
+        dense = all((one.teacher_mlp, one.suspect_mlp) == (None, None) for one in self.layers)
+        covered = dense and len(self.layers) >= MIN_LAYERS and min(one.n for one in self.layers) >= units
         rivals = [name for name, share in controls if share >= self.share]
         warnings = []
         if 1 / (1 + pairs) > alpha:
             warnings.append(f"With {pairs} pairs to rank it among, p cannot fall below {1 / (1 + pairs):.3g}.")
         if not covered:
             warnings.append(
-                f"The calibration covers models of at least {MIN_LAYERS} layers of {units} units: it says nothing of "
-                "these."
+                f"The calibration covers dense models of at least {MIN_LAYERS} layers of {units} units: it says "
+                "nothing of these."
             )
         warnings += [f"{name} is as like the teacher as the suspect is, so that nothing is claimed." for name in rivals]
         rank = math.log10((1 + calibration.above(self.share)) / (1 + pairs))

@@ -30,6 +30,7 @@ class LayerMatch:
         spearman: rank correlation of the matching with the identity.
         agreeing_views: units that both views match alike; None for the embedding.
         at_released_index: in a keyed order, units matched to their index in the teacher's folder; else None.
+        teacher_mlp, suspect_mlp: in a mixture of experts `shared` or an expert's number; None: a dense MLP.
     """
 
     teacher: int
@@ -43,6 +44,8 @@ class LayerMatch:
     spearman: float
     agreeing_views: int | None
     at_released_index: int | None = None
+    teacher_mlp: str | None = None
+    suspect_mlp: str | None = None
 
     @property
     def same(self) -> bool:
@@ -65,6 +68,8 @@ class LayerMatch:
         return {
             "teacher": "embedding" if self.teacher < 0 else self.teacher,
             "suspect": "embedding" if self.suspect < 0 else self.suspect,
+            "teacher_mlp": self.teacher_mlp,
+            "suspect_mlp": self.suspect_mlp,
             "n": self.n,
             "units": self.units,
             "total": self.total,

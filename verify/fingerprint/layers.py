@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.fingerprint.architectures import BOTH_NORMS, CONV1D, DOWN, FUSED, GATE, NORM, NORM_BEHIND, ONE_PLUS, UP
+from verify.fingerprint.architectures import (
+    BOTH_NORMS,
+    CONV1D,
+    DOWN,
+    FUSED,
+    GATE,
+    INTERLEAVED,
+    NORM,
+    NORM_BEHIND,
+    ONE_PLUS,
+    UP,
+)
+from verify.fingerprint.experts import Stored
 from verify.fingerprint.layout import read_layout
 from watermark import ModelError
 from watermark.extras import require
@@ -84,39 +96,53 @@ class Weights:
     def transposed(self) -> bool:
         """Whether linear layers are stored input first."""
         kind = self._layout.kind
-        return (not kind or kind in CONV1D) and "mlp.c_fc.weight" in self._layout.layers[self.layers[0]]
+        return (not kind or kind in CONV1D) and "mlp.c_fc.weight" in self._layout.layers[self.layers[0]].names
 
     @cached_property
     def width(self) -> int | None:
         """Numbers in a row of the residual stream; None without layers."""
         if not self.layers:
             return None
-        a, b = self._size(self._role(self.layers[0], DOWN) or "")
-        return b if self.transposed else a
+        layer = self.layers[0]
+        return int(self.units(layer, self.mlps(layer)[0]).down.shape[1])
 
     @cached_property
     def embedding_shape(self) -> tuple[int, int] | None:
         """Rows and columns of the token embedding; None if there is none of a known name."""
-        return None if self._embedding is None else self._size(self._embedding)
+        if self._embedding is None:
+            return None
+        shape = self._shape(Stored(self._embedding))
+        if len(shape) != 2:
+            raise ModelError(f"{self.path}: {printable(self._embedding)} is no matrix", "save a dense copy in bfloat16")
+        return shape[0], shape[1]
 
-    def units(self, layer: int) -> Units:
-        """One layer's MLP. Raises ModelError if its tensors do not fit together."""
+    def mlps(self, layer: int) -> tuple[str | None, ...]:
+        """The MLPs of a layer: None for a dense one, and of a mixture of experts `shared` and the experts' numbers."""
+        return tuple(self._layout.layers[layer].mlps)
+
+    def units(self, layer: int, mlp: str | None = None) -> Units:
+        """One MLP of a layer, as `mlps` names it. Raises ModelError if its tensors do not fit together."""
 
         def rows(roles: tuple[str, ...]) -> F32 | None:
-            name = self._role(layer, roles)
-            if name is None:
+            stored = self._role(layer, mlp, roles)
+            if stored is None:
                 return None
-            tensor = self._read(name)
+            tensor = self._read(stored)
             return tensor.T if self.transposed else tensor
 
         down, fused = rows(DOWN), rows(FUSED)
-        if fused is not None and (self._role(layer, GATE) or self._role(layer, UP)):
+        if fused is not None and (self._role(layer, mlp, GATE) or self._role(layer, mlp, UP)):
             raise ModelError(f"{self.path}: layer {layer} has an MLP both fused and not", "remove what is not used")
-        gate, up = (rows(GATE), rows(UP)) if fused is None else (fused[: len(fused) // 2], fused[len(fused) // 2 :])
-        assert up is not None
+        gate, up = rows(GATE), rows(UP)
         assert down is not None
+        if fused is not None:
+            if self._packed(layer, mlp) and fused.shape == (down.shape[1], 2 * down.shape[0]):  # input first
+                fused, down = fused.T, down.T
+            interleaved = self._packed(layer, mlp) and self._layout.kind in INTERLEAVED
+            gate, up = (fused[::2], fused[1::2]) if interleaved else np.split(fused, [len(fused) // 2])
+        assert up is not None
         down = np.ascontiguousarray(down.T)
-        gain = self._gain(layer)
+        gain = self._gain(layer, mlp)
         if not all(part is None or part.shape == down.shape for part in (gate, up)) or len(gain) not in (
             1,
             down.shape[1],
@@ -128,26 +154,31 @@ class Weights:
         gain = scaled_rows(gain[None])[0]
         return Units(None if gate is None else scaled_rows(gate) * gain, scaled_rows(up) * gain, down).scaled()
 
-    def unit_axes(self, layer: int, units: int) -> list[tuple[str, int, bool]]:
-        """Tensors of a layer that have its `units` along an axis: name, axis, and whether gate and up are fused.
+    def unit_axes(self, layer: int, units: int, mlp: str | None = None) -> list[tuple[str, int, bool]]:
+        """Tensors of an MLP that have its `units` along an axis: name, axis, and whether gate and up are fused.
 
         Raises:
-            ModelError: another tensor of the MLP may have them too.
+            ModelError: another tensor of the MLP may have them too, or one holds those of several experts.
         """
-        names = self._layout.layers[layer]
-        down, fused = self._role(layer, DOWN), self._role(layer, FUSED)
-        found = {self._role(layer, roles): int(self.transposed) for roles in (GATE, UP, FUSED)}
-        biases = {name.removesuffix("weight") + "bias": 0 for name in found if name is not None}
-        found |= {down: 1 - int(self.transposed)} | {name: 0 for name in biases if name in self._layout.files}
+        if self._packed(layer, mlp):
+            raise ModelError(
+                f"{self.path}: layer {layer} holds all its experts in one tensor", "save a copy with the experts apart"
+            )
+        names = {rest: stored.name for rest, stored in self._layout.layers[layer].mlps[mlp].items()}
+        found: dict[str, int] = {}
+        fused = None
+        for roles in (GATE, UP, FUSED, DOWN):
+            if (stored := self._role(layer, mlp, roles)) is not None:
+                found[stored.name] = int(self.transposed) if roles is not DOWN else 1 - int(self.transposed)
+                fused = stored.name if roles is FUSED else fused
+        down = list(found)[-1]
+        biases = [name.removesuffix("weight") + "bias" for name in found]
+        found |= {name: 0 for name in biases[:-1] if name in self._layout.files}
         parent = next(rest for rest, name in names.items() if name == down).rpartition(".")[0].rpartition(".")[0]
         for rest, name in names.items():
-            if (
-                not rest.startswith(f"{parent}.")
-                or name in found
-                or name == f"{(down or '').removesuffix('weight')}bias"
-            ):
+            if not rest.startswith(f"{parent}.") or name in found or name == biases[-1]:
                 continue
-            shape = self._shape(name)
+            shape = self._shape(Stored(name))
             if units in shape or len(shape) > 1:
                 raise ModelError(
                     f"{self.path}: {printable(name)} may hold the hidden units too", "this MLP is not one that we know"
@@ -158,9 +189,9 @@ class Weights:
                     raise ModelError(
                         f"{self.path}: {printable(name)} is unused and may hold the hidden units", "remove it"
                     )
-        if any(self._tensor(name).element_size() == 1 for name in found if name is not None):
+        if any(self._tensor(Stored(name)).element_size() == 1 for name in found):
             raise ModelError(f"{self.path}: layer {layer} is stored in eight bits", "save a dense copy in bfloat16")
-        return [(name, axis, fused is not None and name != down) for name, axis in found.items() if name is not None]
+        return [(name, axis, fused is not None and name != down) for name, axis in found.items()]
 
     def embedding(self, rows: int) -> Iterator[F32]:
         """The first rows of the embedding, float32 [up to 4096, d] at a time."""
@@ -170,55 +201,58 @@ class Weights:
             for first in range(0, rows, _ROWS):
                 yield _numpy(part[first : min(first + _ROWS, rows)])
 
-    def _gain(self, layer: int) -> F32:
+    def digest(self, layer: int, mlp: str | None = None) -> str:
+        """SHA-256 in hex of what the units of an MLP read, as it is stored."""
+        import torch
+
+        stored = self._role(layer, mlp, UP) or self._role(layer, mlp, FUSED)
+        assert stored is not None
+        return hashlib.sha256(self._tensor(stored).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+    def _gain(self, layer: int, mlp: str | None) -> F32:
         """What the norm before the MLP multiplies by: float32 [d] or [1]."""
-        name = self._role(layer, NORM)
+        stored = self._role(layer, mlp, NORM)
         if (
-            name is None
+            stored is None
             or self._layout.kind in NORM_BEHIND
             or (self._layout.kind == "opt" and self._layout.config.get("do_layer_norm_before") is False)
         ):
             return np.ones(1, np.float32)
-        weight = self._read(name, dimensions=1)
+        weight = self._read(stored, dimensions=1)
         return 1 + weight if self._layout.kind in ONE_PLUS else weight
 
-    def _role(self, layer: int, roles: tuple[str, ...]) -> str | None:
-        names = self._layout.layers[layer]
-        found = [names[f"{role}.weight"] for role in roles if f"{role}.weight" in names]
+    def _role(self, layer: int, mlp: str | None, roles: tuple[str, ...]) -> Stored | None:
+        parts = self._layout.layers[layer].mlps[mlp]
+        found = [parts[f"{role}.weight"] for role in roles if f"{role}.weight" in parts]
         if len(found) > 1 and not (roles is NORM and self._layout.kind.startswith(BOTH_NORMS)):
-            both = f"both {printable(found[0])} and {printable(found[1])}"
+            both = f"both {printable(found[0].name)} and {printable(found[1].name)}"
             raise ModelError(f"{self.path}: {both} may be the MLP's", "remove what is not used")
         return found[0] if found else None
 
-    def _size(self, name: str) -> tuple[int, int]:
-        shape = self._shape(name)
-        if len(shape) != 2:
-            raise ModelError(f"{self.path}: {printable(name)} is no matrix", "save a dense copy in bfloat16")
-        return shape[0], shape[1]
+    def _packed(self, layer: int, mlp: str | None) -> bool:
+        """Whether the MLP is an expert whose tensors hold the other experts too."""
+        return any(stored.expert is not None for stored in self._layout.layers[layer].mlps[mlp].values())
 
-    def _shape(self, name: str) -> list[int]:
-        with open_weights(self._layout.files[name]) as file:
-            shape: list[int] = file.get_slice(name).get_shape()
-        return shape
+    def _shape(self, stored: Stored) -> list[int]:
+        with open_weights(self._layout.files[stored.name]) as file:
+            shape: list[int] = file.get_slice(stored.name).get_shape()
+        return shape if stored.expert is None else shape[1:]
 
-    def _tensor(self, name: str) -> Tensor:
-        with open_weights(self._layout.files[name]) as file:
-            tensor: Tensor = file.get_tensor(name)
+    def _tensor(self, stored: Stored) -> Tensor:
+        with open_weights(self._layout.files[stored.name]) as file:
+            tensor: Tensor = (
+                file.get_tensor(stored.name)
+                if stored.expert is None
+                else file.get_slice(stored.name)[stored.expert : stored.expert + 1][0]
+            )
         return tensor
 
-    def digest(self, layer: int) -> str:
-        """SHA-256 in hex of what the units of a layer read, as it is stored."""
-        import torch
-
-        tensor = self._tensor(self._role(layer, UP) or self._role(layer, FUSED) or "")
-        return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-    def _read(self, name: str, dimensions: int = 2) -> F32:
-        tensor = self._tensor(name)
+    def _read(self, stored: Stored, dimensions: int = 2) -> F32:
+        tensor = self._tensor(stored)
         if tensor.ndim != dimensions or (not tensor.is_floating_point() and str(tensor.dtype) != "torch.int8"):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(
-                f"{self.path}: {printable(name)} is stored as {kind} {list(tensor.shape)}",
+                f"{self.path}: {printable(stored.name)} is stored as {kind} {list(tensor.shape)}",
                 "packed weights are not read; save a dense copy in bfloat16",
             )
         return _numpy(tensor)

@@ -86,9 +86,10 @@ def release_in_order(model: str | Path, mark: Mark | str | Path, out: str | Path
         raise ModelError(f"{model}: no MLP layers of a known naming", "there is nothing to put in order")
     places: dict[str, tuple[npt.NDArray[np.int64], int, bool]] = {}
     for layer in weights.layers:
-        units = len(weights.units(layer).up)
-        order = keyed_order(mark, layer, weights.digest(layer), units)
-        places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer, units)}
+        for mlp in weights.mlps(layer):
+            units = len(weights.units(layer, mlp).up)
+            order = keyed_order(mark, layer, weights.digest(layer, mlp), units)
+            places |= {name: (order, axis, fused) for name, axis, fused in weights.unit_axes(layer, units, mlp)}
     try:
         with files.new_folder(out) as scratch:
             for done, name in enumerate(sources):

@@ -26,6 +26,7 @@ from verify.fingerprint.alignment import (
     cosines_of,
     embedding_products,
     pair_layers,
+    pair_mlps,
     turned,
 )
 from verify.fingerprint.comparison import WeightsComparison
@@ -55,7 +56,8 @@ def compare(
     does not know the order of the units, so that the choice leaves the matching uniform. Rows are compared as they are
     stored or, where the vocabularies have about the same size, in the basis that brings the embeddings closest (it
     undoes a rotation of the residual stream): whichever makes a pair of layers more alike, by a measure that does not
-    know the order of the units either.
+    know the order of the units either. Where a layer is a mixture of experts, each of them is an MLP, and the two MLPs
+    that are most alike by their sketches are compared.
 
     Args:
         teacher: model folder with safetensors.
@@ -79,7 +81,8 @@ def compare(
     gated = True
     for done, (a, b) in enumerate(pairs):
         progress(done, len(pairs))
-        one, other = ours.units(a), theirs.units(b)
+        mlp, partner = pair_mlps(ours, theirs, a, b, bases)
+        one, other = ours.units(a, mlp), theirs.units(b, partner)
         gated = gated and one.gate is not None and other.gate is not None
         digest = hashlib.sha256(one.up.tobytes()).digest()
         if digest in seen or not len(one.nonzero) or not len(other.nonzero):
@@ -88,13 +91,14 @@ def compare(
         seen.add(digest)
         basis = _choose(one, other, bases)
         used.add(basis)
-        if order is None:
-            found.append(_layer(a, b, one, other, bases[basis], rng))
-        else:
-            drawn = keyed_order(order, a, ours.digest(a), len(one.up))
-            found.append(_layer(a, b, one.in_order(drawn), other, bases[basis], rng, drawn))
+        drawn = None if order is None else keyed_order(order, a, ours.digest(a, mlp), len(one.up))
+        ordered = one if drawn is None else one.in_order(drawn)
+        match = _layer(a, b, ordered, other, bases[basis], rng, drawn)
+        found.append(replace(match, teacher_mlp=mlp, suspect_mlp=partner))
     if pairs:
         progress(len(pairs), len(pairs))
+    if any((one.teacher_mlp, one.suspect_mlp) != (None, None) for one in found):
+        uncompared.append("Of a mixture of experts one MLP in each layer was compared: the one most like the other's.")
     return WeightsComparison(
         teacher=str(teacher),
         suspect=str(suspect),
