@@ -1,4 +1,4 @@
-"""What a mark costs and what tests will see: against NumPy on a model whose distributions are known, and the command."""
+"""What a mark costs and what tests see of it: against NumPy on a model that is known, and by the command."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_run_that_was_killed_goes_on(model: Path, mark: Mark, tmp_path: Path) 
         run(answers=3)
     first, *rest = (out / "read.jsonl").read_text().splitlines(keepends=True)
     (out / "read.jsonl").write_text(first.replace('"energy": ', '"energy": "none", "was": ') + "".join(rest))
-    with pytest.raises(InputError, match="read.jsonl:1: 'energy' must be a number"):
+    with pytest.raises(InputError, match=r"read\.jsonl:1: 'energy' must be a number"):
         run()
 
 
