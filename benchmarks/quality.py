@@ -9,7 +9,6 @@ Cost: perplexity of the teacher's marked text under the unmarked teacher. Eviden
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -18,8 +17,8 @@ import torch
 
 from benchmarks import witnesses as w
 from benchmarks.efficiency import Curve, measure, median_curve
-from verify.data.outputs import Output
-from watermark.models import load_model
+from verify.planning import distributions
+from verify.planning.distributions import read_distributions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -29,18 +28,10 @@ AT = 1000  # positions
 TOKENS = 15_000  # of text
 
 
-def perplexity(texts: list[Output]) -> float:
-    model, _ = load_model(w.model_of("base"))
-    total, count = 0.0, 0
-    with torch.inference_mode():
-        for text in texts:
-            assert text.prompt_ids is not None
-            ids = torch.from_numpy(text.output_ids)
-            whole = torch.cat([torch.from_numpy(text.prompt_ids), ids])[None]
-            logprobs = model(input_ids=whole).logits[0, -len(ids) - 1 : -1].float().log_softmax(-1)
-            total -= float(logprobs.gather(1, ids[:, None]).sum())
-            count += len(ids)
-    return math.exp(total / count)
+def perplexity(name: str, texts: str) -> float:
+    """Of texts under the unmarked teacher; name: of the student whose mark they may carry."""
+    answers = w.outputs(w.FOLDER / f"{texts}.teacher.jsonl")
+    return distributions.perplexity(read_distributions(w.model_of("base"), answers, [w.mark_of(name)] * len(answers)))
 
 
 def value_at(curve: Curve, n: int) -> float:
@@ -50,13 +41,13 @@ def value_at(curve: Curve, n: int) -> float:
 def main() -> None:
     plot = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/quality.png")
     torch.set_num_threads(1)
-    unmarked = perplexity(w.outputs(w.FOLDER / "unmarked.teacher.jsonl"))
+    unmarked = perplexity(STUDENTS[0], "unmarked")
     print(f"perplexity of unmarked text: {unmarked:.1f}\n")
     rows = []
     for name in STUDENTS:
         if not (w.FOLDER / f"{name}.text.jsonl").exists():
             continue
-        cost = perplexity(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"))
+        cost = perplexity(name, name)
         curves = {test: median_curve(found) for test, found in measure(name).items()}
         at = {test: value_at(curve, TOKENS if test.startswith("text") else AT) for test, curve in curves.items()}
         rows.append((w.mark_of(name).scheme.lift, cost, at))

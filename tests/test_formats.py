@@ -44,6 +44,7 @@ SECTIONS: Final = {
     "attribute": "attribution",
     "verify": "verdict",
     "power": "power",
+    "quality": "quality",
     "count-contexts": "count-contexts",
     "probes": "probes",
     "generate": "generate",
@@ -64,6 +65,8 @@ MORE: Final = {
     "mark-derive": "mark derive MARK --label a --out W/child.mark",
     "generate": "generate --model W/parent --mark MARK --prompts E/prompts.jsonl --out W/written.jsonl "
     "--max-new-tokens 8",
+    "quality": "quality --model W/parent --mark MARK --prompts E/prompts.jsonl --number 2 --answers 2 "
+    "--max-new-tokens 8 --out W/quality",
     "student": "student --base W/parent --outputs W/written.jsonl --out W/student",
     "protect-order": "protect order --mark MARK --teacher W/units --out W/units-again",
     "model-record": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0 --record W/kept",
@@ -72,6 +75,7 @@ MORE: Final = {
 
 RECORDS: Final = {
     "written.jsonl": "outputs",
+    "quality/answers.jsonl": "outputs",
     "kept/suspect.jsonl": "log-probabilities-by-text",
     "api-reference.reference.jsonl": "log-probabilities-by-text",
     "api.jsonl": "answers-of-an-endpoint",

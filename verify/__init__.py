@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from verify.lineage.verdict import Verdict
     from verify.planning.demo import teacher_model
     from verify.planning.power import power
+    from verify.planning.quality import quality
     from verify.planning.student import Training, TrainingReport, train_student
     from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
     from verify.results import Result
@@ -52,6 +53,7 @@ _PLACES = {
     "logprob_test": "verify.radioactivity.run",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
+    "quality": "verify.planning.quality",
     "read_outputs": "verify.data.outputs",
     "release_in_order": "verify.fingerprint.order",
     "suspect": "verify.lineage.run",
@@ -80,6 +82,7 @@ __all__ = [
     "logprob_test",
     "planted_test",
     "power",
+    "quality",
     "read_outputs",
     "release_in_order",
     "suspect",

@@ -20,6 +20,7 @@ from verify.cli import (
     power,
     probes,
     protect,
+    quality,
     report,
     student,
     test,
@@ -90,5 +91,6 @@ main.add_command(probes.probes)
 main.add_command(test.test)
 main.add_command(protect.protect)
 main.add_command(power.power)
+main.add_command(quality.quality)
 main.add_command(student.student)
 main.add_command(demo.demo)
