@@ -10,7 +10,6 @@ benchmarks/results/schemes.json, arm by arm, and from there into docs/results.md
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time

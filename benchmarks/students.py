@@ -37,7 +37,9 @@ STUDENTS: dict[str, Arm | None] = {  # scheme and width of the mark in what they
     "d1w2": (GreenList(delta=1.0), 2),
     "other": (GreenList(delta=3.0), 1),
 }
-MORE: dict[str, Arm] = {f"t{layers}w{width}": (Tournament(layers), width) for width in (1, 2) for layers in (1, 2, 3, 4)}
+MORE: dict[str, Arm] = {
+    f"t{layers}w{width}": (Tournament(layers), width) for width in (1, 2) for layers in (1, 2, 3, 4)
+}
 """Made where they are named. `NAME-2` is a student of the same arm under another key."""
 TAUGHT, ASKED, PROBED = 256, 160, 96
 TOKENS = 128

@@ -22,7 +22,7 @@ from verify.planning.distributions import Along, perplexity, read_distributions
 from verify.planning.power import power
 from verify.planning.quality import MEASURED_ENERGY
 from verify.planning.quality_result import CHOOSING, FEW, LABELS, Measure, Quality
-from watermark import InputError, Mark, ModelError, Sampling, UsageError
+from watermark import GreenList, InputError, Mark, ModelError, Sampling, UsageError
 from watermark.models import load_model
 
 Run = Callable[..., Result]
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mark(model: Path) -> Mark:
-    return Mark.new(model, secret=bytes(32), delta=2.0, label="test")
+    return Mark.new(model, secret=bytes(32), scheme=GreenList(delta=2.0), label="test")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def expected(answer: Output, mark: Mark, sampling: Sampling) -> Along:
     for row, place in enumerate(range(first, len(ids))):
         if place >= mark.width:
             contexts = np.tile(ids[place - mark.width : place], (small.SIZE, 1))
-            bias[row] = mark.delta * (mark.green(contexts, tokens) & ~np.isin(tokens, mark.exempt))
+            bias[row] = mark.scheme.delta * (mark.green(contexts, tokens) & ~np.isin(tokens, mark.exempt))
     q = p * np.exp(bias)
     q /= q.sum(-1, keepdims=True)
     tilt = np.log(np.where(p > 0, q, 1) / np.where(p > 0, p, 1))
@@ -100,7 +100,7 @@ def test_distributions_are_read_as_numpy_has_them(
     model: Path, width: int, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of answers with a prompt, without one, with a context that is too short; in one piece and in several."""
-    mark = Mark.new(model, secret=bytes(32), delta=1.5, width=width)
+    mark = Mark.new(model, secret=bytes(32), scheme=GreenList(delta=1.5), width=width)
     draw = np.random.RandomState(0)
     texts = [np.array(small.sample(small.logits(), 9, draw)) for _ in range(3)]
     answers = [
@@ -240,7 +240,7 @@ def test_what_tests_will_see(found: Quality) -> None:
 
 def test_a_mark_too_faint_to_be_seen(model: Path, mark: Mark) -> None:
     """It costs nothing, and its text does not say how much text it takes; no student was measured near it."""
-    faint = dataclasses.replace(mark, delta=1e-3)
+    faint = dataclasses.replace(mark, scheme=dataclasses.replace(mark.scheme, delta=1e-3))
     found = verify.quality(model, faint, PROMPTS, answers=2, keys=2, sampling=SAMPLING)
     assert found.evidence.relayed_tokens is None
     assert set(found.evidence.student.values()) == {None}
@@ -303,7 +303,7 @@ def test_a_real_teacher(teacher: Path) -> None:
     Energy is delta^2 times that of delta 1, which `MEASURED_ENERGY` is for 14,000 tokens; here it is of 256 tokens of
     two questions, which leaves about a quarter to chance (seed and secret are fixed).
     """
-    mark = Mark.new(teacher, secret=bytes(32), delta=2.0)
+    mark = Mark.new(teacher, secret=bytes(32), scheme=GreenList(delta=2.0))
     how = Sampling(max_new_tokens=16, batch_size=32)
     found = verify.quality(teacher, mark, number=4, answers=2, keys=2, sampling=how)
     assert found.prompts == 4

@@ -541,7 +541,7 @@ def test_a_new_mark(tmp_path: Path) -> None:
     """By folder and by either kind of tokenizer; the mark then refuses another one."""
     folder = small.tokenizer(tmp_path / "t")
     made = Mark.new(folder, scheme=GreenList(delta=3.0), width=2, label="x")
-    assert (made.delta, made.width, made.label) == (3.0, 2, "x")
+    assert (made.scheme.delta, made.width, made.label) == (3.0, 2, "x")
     assert (made.vocabulary_size, made.exempt, made.tokenizer_source) == (small.SIZE, (0, 1), str(folder))
     assert made.secret != Mark.new(folder).secret
     for tokenizer in (str(folder), ours.load(folder), ours.load_transformers(folder)):
