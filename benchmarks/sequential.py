@@ -65,7 +65,7 @@ def null(access: str, reference: str | None, records: int) -> None:
     for _ in range(KEYS):
         key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, MIN_TILT), None
         for number, block in enumerate(blocks, 1):
-            process.add(block.weights, key.green(block.contexts, block.tokens))
+            process.add(block.weights, key.coins(block.contexts, block.tokens))
             found = process.log10_e - shared
             if number in looks:
                 found = max(found, evidence_of_look(key, looks[number]))

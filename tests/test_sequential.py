@@ -37,7 +37,7 @@ def test_against_mpmath() -> None:
     weights, green = rng.normal(0, 1, 40), rng.random(40) < 0.4
     process = EProcess(0.25, 0.05)
     for part in np.array_split(np.arange(40), 7):
-        process.add(weights[part], green[part])
+        process.add(weights[part], green[part, None])
     mp.dps = 40
     total = mpf(0)
     for h in map(mpf, TILTS.tolist()):
@@ -58,7 +58,7 @@ def test_any_weights_against_mpmath(coins: list[tuple[float, float, bool]], gamm
     weights, green = np.array([10**e * sign for e, sign, _ in coins]), np.array([g for *_, g in coins], bool)
     process = EProcess(gamma / 65536, 0.05)
     with np.errstate(all="raise", under="ignore"):
-        process.add(weights, green)
+        process.add(weights, green[:, None])
     with mp.workdps(60):
         p, total = mpf(gamma) / 65536, mpf(0)
         for h in map(mpf, TILTS.tolist()):
@@ -79,7 +79,7 @@ def test_a_saturated_process_stays_finite(gamma: float, greens: float) -> None:
     process = EProcess(gamma, 0.05)
     with np.errstate(all="raise", under="ignore"):
         for n in (0, 1, 100_000):
-            process.add(10 ** rng.uniform(-3, 3, n) * rng.choice([-1.0, 1.0], n), rng.random(n) < greens)
+            process.add(10 ** rng.uniform(-3, 3, n) * rng.choice([-1.0, 1.0], n), rng.random((n, 1)) < greens)
             assert math.isfinite(process.log10_e)
             assert math.isfinite(process.log10_futility)
             assert math.isfinite(process.log10_pvalue)
@@ -93,7 +93,7 @@ def test_the_expectation_is_one() -> None:
     for code in range(256):
         green = np.array([code >> i & 1 for i in range(8)], bool)
         process = EProcess(0.25, 0.05)
-        process.add(weights, green)
+        process.add(weights, green[:, None])
         total += 10**process.log10_e * 0.25 ** green.sum() * 0.75 ** (~green).sum()
     assert total == pytest.approx(1, rel=1e-9)
 
@@ -152,7 +152,7 @@ def test_futility_gives_up_a_suspect_with_the_least_effect_seldom() -> None:
     for _ in range(300):
         process, worst = EProcess(0.25, h), 0.0
         for _ in range(60):
-            process.add(np.ones(25), rng.random(25) < green_rate)
+            process.add(np.ones(25), rng.random((25, 1)) < green_rate)
             worst = max(worst, process.log10_futility)
         given_up += worst >= math.log10(20)
     assert given_up <= scipy.stats.binom(300, 0.05).isf(1e-6), "false failure 1e-6"
@@ -204,7 +204,7 @@ def test_looks_back_at_all_text_find_a_faint_mark_sooner(tmp_path: Path) -> None
     alone = SequentialTest(mark, "text", unmarked=True)
     for answer, beside in said[:sequential]:
         fresh = alone.fresh(answer, beside)
-        process.add(fresh.weights, mark.green(fresh.contexts, fresh.tokens))
+        process.add(fresh.weights, mark.coins(fresh.contexts, fresh.tokens))
     assert process.log10_pvalue > -4, "the e-process alone is not there yet"
 
 

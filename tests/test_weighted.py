@@ -44,6 +44,38 @@ def test_against_every_colouring(seed: int, gamma: float) -> None:
     assert weighted.chernoff_log10_sf(weights, largest, gamma) == pytest.approx(brute_force(weights, largest, gamma))
 
 
+@pytest.mark.parametrize("coins", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_several_coins_a_pair_against_every_colouring(seed: int, coins: int) -> None:
+    """Pairs of some coins: the same as so many single coins of equal weights, and as every outcome of them."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, 12 // coins)
+    single = np.repeat(counts, coins)
+    for hits in (0, 1, 5, int(single.sum()) // 2, int(single.sum()) - 1, int(single.sum())):
+        expected = brute_force(single.astype(float), hits - 0.5 * single.sum(), 0.5)
+        assert weighted.exact_log10_sf(counts, hits, 0.5, coins) == pytest.approx(expected, abs=1e-9)
+    weights = rng.normal(0, 1, 12 // coins)
+    single = np.repeat(weights, coins)
+    largest = float(0.5 * np.abs(single).sum())
+    for t in (*(single * ((rng.random((6, 12)) < 0.6) - 0.5)).sum(1).tolist(), 0.9 * largest, largest):
+        expected = brute_force(single, t, 0.5)
+        assert weighted.chernoff_log10_sf(weights, t, 0.5, coins) >= expected - 1e-9, "the bound is a bound"
+        assert weighted.mixture_log10_sf(weights, t, 0.5, coins) >= expected - 1e-9
+        assert weighted.saddlepoint_log10_sf(weights, t, 0.5, coins) == pytest.approx(expected, abs=0.35)
+        for tail in (weighted.chernoff_log10_sf, weighted.mixture_log10_sf, weighted.saddlepoint_log10_sf):
+            assert tail(weights, t, 0.5, coins) == pytest.approx(tail(single, t, 0.5), rel=1e-9, abs=1e-9)
+        assert weighted.z_score(weights, t, 0.5, coins) == pytest.approx(weighted.z_score(single, t, 0.5))
+    assert weighted.chernoff_log10_sf(weights, largest, 0.5, coins) == pytest.approx(12 * math.log10(0.5))
+
+
+@pytest.mark.parametrize("layers", [1, 4, 8])
+def test_equal_counts_of_a_tournament_are_the_binomial(layers: int) -> None:
+    """SciPy's binomial over layers x pairs."""
+    for n, hits in ((500, 270 * layers), (20_000, 10_400 * layers)):
+        expected = scipy.stats.binom(n * layers, 0.5).logsf(hits - 1) / math.log(10)
+        assert weighted.exact_log10_sf(np.full(n, 3), 3 * hits, 0.5, layers) == pytest.approx(expected, rel=1e-8)
+
+
 @pytest.mark.parametrize(("n", "green"), [(1000, 300), (1000, 700), (50_000, 20_000), (200_000, 52_000)])
 def test_equal_weights_are_the_binomial(n: int, green: int) -> None:
     for value in (1, 3):

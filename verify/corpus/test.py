@@ -39,7 +39,7 @@ from verify.display import Paragraph, Part, Table
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.result import PairsResult
-from verify.radioactivity.text import BINOMIAL, METHODS, rate_statement, text_warnings
+from verify.radioactivity.text import BINOMIAL, method_words, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark
@@ -57,7 +57,7 @@ SHOWN: Final = 20
 
 @dataclass(frozen=True)
 class Source:
-    """What one source wrote, as `stillmark test text` sees it. name: "" for records that name none."""
+    """What one source wrote, as `stillmark test text` sees it. name: "" for records that name none; green: coins."""
 
     name: str
     records: int
@@ -187,7 +187,7 @@ class CorpusResult(PairsResult):
                 "verdict": CARRIES if adjusted <= level else INSUFFICIENT if source.n else NO_VERDICT,
                 "n": source.n,
                 "green": source.green,
-                "green_rate": source.green / source.n if source.n else None,
+                "green_rate": source.green / (source.n * self.mark.scheme.coins) if source.n else None,
                 "log10_pvalue": raw,
                 "log10_pvalue_adjusted": adjusted,
                 "records": source.records,
@@ -275,21 +275,23 @@ def corpus_test(
         counts = _load_counts(folder / "counts.json")
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     read_as = described(counts.pop("shapes", {}))
-    n, green, bad = counts["n"], counts["green"], counts["bad"]
+    n, green, bad, coins = counts["n"], counts["green"], counts["bad"], mark.scheme.coins
     notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
     return CorpusResult(
-        test=METHODS[BINOMIAL],
+        test=method_words(mark, BINOMIAL),
         alpha=alpha,
         statistic=green,
-        log10_pvalue=binomial.binomial_log10_sf(green, n, mark.scheme.rate),
+        log10_pvalue=binomial.binomial_log10_sf(green, n * coins, mark.scheme.rate),
         warnings=text_warnings(n, counts["tokens"], counts["discarded"], counts["prompts"], counts["records"]) + notes,
         conclusive=n > 0,
-        power_statement=rate_statement(binomial.detectable_rate(n, mark.scheme.rate, alpha, POWER)),
+        power_statement=rate_statement(binomial.detectable_rate(n * coins, mark.scheme.rate, alpha, POWER)),
         mark=mark,
         **counts,
         unmarked=unmarked,
         sources=sources,
-        source_log10_pvalues=np.array([binomial.binomial_log10_sf(s.green, s.n, mark.scheme.rate) for s in sources]),
+        source_log10_pvalues=np.array(
+            [binomial.binomial_log10_sf(s.green, s.n * coins, mark.scheme.rate) for s in sources]
+        ),
         documents=folder / "documents.parquet",
         work=work,
         inputs={"files": [str(path) for path in inputs]} | ({"read_as": read_as} if read_as else {}),
@@ -365,7 +367,8 @@ def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
     counted = [pq.read_table(table, columns=["n", "green"]) for table in tables]
     n, green = (np.concatenate([table.column(name).to_numpy() for table in counted]) for name in ("n", "green"))
     kinds, which = np.unique(np.column_stack([n, green]), axis=0, return_inverse=True)
-    p = np.array([binomial.binomial_log10_sf(hits, tries, mark.scheme.rate) for tries, hits in kinds.tolist()])
+    coins, rate = mark.scheme.coins, mark.scheme.rate
+    p = np.array([binomial.binomial_log10_sf(hits, pairs * coins, rate) for pairs, hits in kinds.tolist()])
     p = p[which.ravel()] if len(p) else np.zeros(0)
     q = multiple.benjamini_hochberg(p)
     scratch, start = folder / ".documents.parquet", 0

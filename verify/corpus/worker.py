@@ -131,16 +131,16 @@ class Worker:
         source, contexts, counts = rows[:, 0], rows[:, 1:-2], rows[:, -1]
         here, anywhere = was_shown(rows[:, :-2], shown), was_shown(contexts, shown[:, 1:])
         own = np.flatnonzero(~here)
-        coins = own[distinct_rows(rows[own, :-1])[0]]
-        green = self.mark.green(contexts[coins], rows[coins, -2])
-        kept = np.flatnonzero(~anywhere[coins])
-        of_all = kept[distinct_rows(rows[coins[kept], 1:-1])[0]]
+        first = own[distinct_rows(rows[own, :-1])[0]]
+        hits = self.mark.hits(contexts[first], rows[first, -2])
+        kept = np.flatnonzero(~anywhere[first])
+        of_all = kept[distinct_rows(rows[first[kept], 1:-1])[0]]
 
         tally = np.zeros((1 + len(names), len(TALLY)), np.int64)
         hidden, scored = int(counts[anywhere].sum(dtype=np.int64)), int(counts[~anywhere].sum(dtype=np.int64))
-        tally[0] = len(of_all), green[of_all].sum(), hidden, scored - len(of_all)
-        tally[1:, 0] = np.bincount(source[coins], minlength=len(names))
-        tally[1:, 1] = np.bincount(source[coins[green]], minlength=len(names))
+        tally[0] = len(of_all), hits[of_all].sum(), hidden, scored - len(of_all)
+        tally[1:, 0] = np.bincount(source[first], minlength=len(names))
+        tally[1:, 1] = _sums(source[first], hits, len(names))
         tally[1:, 2] = _sums(source[here], counts[here], len(names))
         tally[1:, 3] = _sums(source[own], counts[own], len(names)) - tally[1:, 0]
         buffer = io.BytesIO()
@@ -261,14 +261,14 @@ def _prompt(output: Output) -> Output:
 
 
 def _each_alone(mark: Mark, held: Positions, shown: Positions) -> tuple[I64, I64]:
-    """n and green of each record as if it were all the evidence: int64 [records] twice."""
+    """n and green coins of each record as if it were all the evidence: int64 [records] twice."""
     rows = np.column_stack([held.record.astype(np.uint32), held.contexts, held.tokens])
     rows = rows[~was_shown(rows[:, :-1], np.column_stack([shown.record.astype(np.uint32), shown.contexts]))]
-    coins = rows[distinct_rows(rows)[0]]
-    green = mark.green(coins[:, 1:-1], coins[:, -1])
+    pairs = rows[distinct_rows(rows)[0]]
+    hits = mark.hits(pairs[:, 1:-1], pairs[:, -1])
     return (
-        np.bincount(coins[:, 0], minlength=held.records).astype(np.int64),
-        np.bincount(coins[green, 0], minlength=held.records).astype(np.int64),
+        np.bincount(pairs[:, 0], minlength=held.records).astype(np.int64),
+        _sums(pairs[:, 0], hits, held.records),
     )
 
 

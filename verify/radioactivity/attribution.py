@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from verify.data.pairs import Pairs
 from verify.display import scientific
-from verify.radioactivity.result import MarkResult
+from verify.radioactivity.result import MarkResult, distinct_pairs
 from verify.radioactivity.text import rate_statement, text_warnings
 from verify.results import NO_VERDICT, POWER, plural
 from verify.stats import binomial, multiple
@@ -56,13 +56,13 @@ class NamedLabel:
 class Attribution(MarkResult):
     """The exact test of every label's child mark on one evidence.
 
-    n: distinct pairs; statistic: green pairs under the label of the smallest p-value; the p-value: that label's,
+    n: distinct pairs; statistic: green coins under the label of the smallest p-value; the p-value: that label's,
     adjusted over all labels by Holm's method. mark: the parent.
 
     Attributes:
         labels: whose marks were tried.
         pairs: the evidence.
-        green: int64 [labels], green pairs under each label's key.
+        green: int64 [labels], green coins under each label's key.
         log10_pvalues: float64 [labels], log10 p of each label's test, before Holm's adjustment.
         found: the labels whose adjusted p-value is at most alpha, strongest first. Empty: nobody is named.
         log10_pvalue_joint: that the text carries any of the labels' marks: the greens of all keys together, exact.
@@ -117,7 +117,7 @@ class Attribution(MarkResult):
         }
         found |= {
             "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
-            "pairs scored": f"{self.n:,} distinct, of {plural(self.pairs.positions, 'position')}",
+            "pairs scored": f"{distinct_pairs(self.n, self.mark)}, of {plural(self.pairs.positions, 'position')}",
             "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
             "could be seen": self.power_statement,
@@ -173,21 +173,22 @@ def attribution(
             done += len(part)
             progress(done, len(labels))
     green, n = np.concatenate(parts), len(pairs.tokens)
-    tail = cache(lambda number: binomial.binomial_log10_sf(number, n, mark.scheme.rate))
+    coins = n * mark.scheme.coins
+    tail = cache(lambda number: binomial.binomial_log10_sf(number, coins, mark.scheme.rate))
     single = np.array([tail(number) for number in green.tolist()], np.float64)
     adjusted = multiple.holm(single)
     chosen = np.flatnonzero(adjusted <= math.log10(alpha))
     found = tuple(
-        NamedLabel(labels[i], float(single[i]), float(adjusted[i]), int(green[i]) / n)
+        NamedLabel(labels[i], float(single[i]), float(adjusted[i]), int(green[i]) / coins)
         for i in chosen[np.argsort(single[chosen], kind="stable")].tolist()
     )
-    joint = binomial.binomial_log10_sf(int(green.sum()), n * len(labels), mark.scheme.rate)
+    joint = binomial.binomial_log10_sf(int(green.sum()), coins * len(labels), mark.scheme.rate)
     warnings = list(text_warnings(n, pairs.positions, pairs.discarded, pairs.prompts, pairs.records))
     if not found and joint <= math.log10(alpha):
         warnings.append(
             "Somebody's mark is there, by all labels together, and no single label can be told: this names nobody."
         )
-    least = binomial.detectable_rate(n, mark.scheme.rate, alpha / len(labels), POWER)
+    least = binomial.detectable_rate(coins, mark.scheme.rate, alpha / len(labels), POWER)
     return Attribution(
         test="exact binomial for each label, one-sided; Holm over labels",
         alpha=alpha,
@@ -205,7 +206,7 @@ def attribution(
         log10_pvalues=single,
         found=found,
         log10_pvalue_joint=joint,
-        log10_pvalue_parent=tail(int(mark.green(pairs.contexts, pairs.tokens).sum())),
+        log10_pvalue_parent=tail(int(mark.hits(pairs.contexts, pairs.tokens).sum())),
         detectable_rate=least,
     )
 

@@ -156,11 +156,12 @@ def greenest(
     if tokenizer is None or not len(positions.tokens):
         return ()
     first, _ = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
+    hits = mark.hits(positions.contexts[first], positions.tokens[first])
     green = mark.green(positions.contexts[first], positions.tokens[first])
     record, place = positions.record[first], positions.place[first]
     far = int(place.max()) + _LENGTH + 1
     key = record * far + place
-    sums = np.concatenate([[0.0], np.cumsum(green - mark.scheme.rate)])
+    sums = np.concatenate([[0.0], np.cumsum(hits - mark.scheme.coins * mark.scheme.rate)])
     ends = np.searchsorted(key, key + _LENGTH)
     strength = sums[ends] - sums[: len(key)]
     chosen: list[int] = []

@@ -15,11 +15,20 @@ from verify.data.dedup import find
 from verify.data.logprobs import MIN_PROBABILITY, LogprobTable, keep_first
 from verify.data.pairs import WeightedPairs, weigh
 from verify.display import scientific
-from verify.radioactivity.result import NO_EVIDENCE, Decoys, MarkResult, draw_decoys, log10_words, score
+from verify.radioactivity.result import (
+    NO_EVIDENCE,
+    Decoys,
+    MarkResult,
+    distinct_pairs,
+    draw_decoys,
+    log10_words,
+    score,
+)
 from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
 from watermark import Mark
+from watermark.schemes import Scheme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedResult(MarkResult):
-    """The weighted test on a suspect's next-token probabilities: T = sum a (G - gamma).
+    """The weighted test on a suspect's next-token probabilities: T = sum a (H - E H).
 
     n: distinct pairs with a weight; statistic: T. The p-value is a guaranteed bound, at least the true P(T >= T seen):
     Chernoff's, if the weights are fixed before any coin is seen. What the suspect was shown may show it coins: unless
@@ -67,18 +76,22 @@ class WeightedResult(MarkResult):
 
     @property
     def effect(self) -> float:
-        """By how much green tokens weigh more than red ones, in the weights' unit; 0 in expectation without a mark."""
-        return self.statistic / (self.n * self.mark.scheme.rate * (1 - self.mark.scheme.rate)) if self.n else 0.0
+        """By how much green tokens weigh more than red ones, in the weights' unit; 0 in expectation without a mark.
+
+        Where a pair has several coins: the mean of this over the coins, each of which parts tokens into green and red.
+        """
+        scheme = self.mark.scheme
+        return self.statistic / (self.n * scheme.coins * scheme.rate * (1 - scheme.rate)) if self.n else 0.0
 
     def confidence_interval(self, level: float = LEVEL) -> Interval:
         """An interval for the effect, by the normal approximation with the null standard error."""
-        half = float(ndtri((1 + level) / 2)) * standard_error(self.pairs, self.mark.scheme.rate)
+        half = float(ndtri((1 + level) / 2)) * standard_error(self.pairs, self.mark.scheme)
         return Interval(self.effect - half, self.effect + half)
 
     @property
     def detectable_effect(self) -> float:
         """The effect that this evidence would have found with 90 % power, by the normal approximation."""
-        return detectable_effect(self.pairs, self.mark.scheme.rate, self.alpha)
+        return detectable_effect(self.pairs, self.mark.scheme, self.alpha)
 
     @property
     def evidence(self) -> str:
@@ -109,7 +122,7 @@ class WeightedResult(MarkResult):
             "p-value": rows["p-value"],
             "estimate": f"{near}   (saddlepoint; the p-value is a guaranteed bound)",
             "effect": f"{self.effect:+.4f}   (green less red; 95 % interval {low:+.4f} to {high:+.4f}; z {self.z:.1f})",
-            "pairs scored": f"{self.n:,} distinct, at {plural(self.positions, 'position')}",
+            "pairs scored": f"{distinct_pairs(self.n, self.mark)}, at {plural(self.positions, 'position')}",
             "weights": self.weights,
             "other tests": log10_words(self.comparisons),
         }
@@ -126,15 +139,15 @@ class WeightedResult(MarkResult):
             super()._draw(ax)
 
 
-def standard_error(pairs: WeightedPairs, gamma: float) -> float:
+def standard_error(pairs: WeightedPairs, scheme: Scheme) -> float:
     """Of the effect under the null; infinite without a pair."""
-    squares = float(pairs.weights @ pairs.weights)
-    return math.sqrt(squares / (gamma * (1 - gamma))) / len(pairs.weights) if len(pairs.weights) else math.inf
+    squares, coins = float(pairs.weights @ pairs.weights), scheme.coins * scheme.rate * (1 - scheme.rate)
+    return math.sqrt(squares / coins) / len(pairs.weights) if len(pairs.weights) else math.inf
 
 
-def detectable_effect(pairs: WeightedPairs, gamma: float, alpha: float) -> float:
+def detectable_effect(pairs: WeightedPairs, scheme: Scheme, alpha: float) -> float:
     """The effect that such evidence finds at level alpha with 90 % power, by the normal approximation."""
-    return float(ndtri(POWER) - ndtri(alpha)) * standard_error(pairs, gamma)
+    return float(ndtri(POWER) - ndtri(alpha)) * standard_error(pairs, scheme)
 
 
 def logprob_result(
@@ -166,7 +179,7 @@ def logprob_result(
     statistic, n = score(mark, pairs), len(pairs.tokens)
     bound = "Chernoff bound" if suspect.unmarked else "mixture e-value"
     if n:
-        effect = detectable_effect(pairs, mark.scheme.rate, alpha)
+        effect = detectable_effect(pairs, mark.scheme, alpha)
         could = f"an effect of {effect:.4f} or more (green less red, in the weights' unit), with 90 % power"
     else:
         could = "nothing: the suspect does not differ from the reference, or no position could be scored"
@@ -185,8 +198,10 @@ def logprob_result(
         pairs=pairs,
         positions=len(suspect),
         weights=name,
-        z=weighted.z_score(pairs.weights, statistic, mark.scheme.rate),
-        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.scheme.rate),
+        z=weighted.z_score(pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins),
+        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(
+            pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins
+        ),
         decoys=draw_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
         counts_marked=counted,
@@ -217,7 +232,7 @@ def logprob_log10_of_first(
 def log10_bound(mark: Mark, pairs: WeightedPairs, *, unmarked: bool) -> float:
     """log10 of the guaranteed p-value of weighted pairs; unmarked: the weights do not depend on any coin."""
     bound = weighted.chernoff_log10_sf if unmarked else weighted.mixture_log10_sf
-    return bound(pairs.weights, score(mark, pairs), mark.scheme.rate)
+    return bound(pairs.weights, score(mark, pairs), mark.scheme.rate, mark.scheme.coins)
 
 
 def _weights_of(
@@ -290,24 +305,24 @@ def difference(
 def comparisons(mark: Mark, suspect: LogprobTable) -> dict[str, float]:
     """log10 p-values of the tests that the literature knows, on the same readings, made valid.
 
-    `top1`: the suspect's likeliest token at each position, exact binomial over distinct pairs (after Sander et al.
-    2024). `mean_mass`: the mean probability of the green tokens over distinct contexts, by the Chernoff bound;
-    `mean_mass_hoeffding`: the same mean by Hoeffding's bound, which takes every context for a coin of variance 1/4
-    (after arXiv 2602.03812).
+    `top1`: the suspect's likeliest token at each position, exact binomial over distinct pairs' coins (after Sander et
+    al. 2024). `mean_mass`: the mean probability of the green tokens over distinct contexts, by the Chernoff bound;
+    `mean_mass_hoeffding`: the same mean by Hoeffding's bound, which takes every context for a coin of variance 1/4,
+    or for as many as a pair has coins (after arXiv 2602.03812).
     """
     if not len(suspect.tokens):
         return {"top1": 0.0, "mean_mass": 0.0, "mean_mass_hoeffding": 0.0}
     order = np.lexsort((-suspect.logprobs, suspect.position))
     best = order[np.unique(suspect.position[order], return_index=True)[1]]
     pairs = weigh(suspect.contexts[suspect.position[best]], suspect.tokens[best], np.ones(len(best)), mark.exempt)
-    green = int(mark.green(pairs.contexts, pairs.tokens).sum())
-    found = {"top1": binomial.binomial_log10_sf(green, len(pairs.tokens), mark.scheme.rate)}
+    hits, coins = int(mark.hits(pairs.contexts, pairs.tokens).sum()), mark.scheme.coins
+    found = {"top1": binomial.binomial_log10_sf(hits, len(pairs.tokens) * coins, mark.scheme.rate)}
 
     _, context, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
     share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[context.ravel()[suspect.position]]
     mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt)
     t = score(mark, mass)
-    found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.scheme.rate)
-    n = len(repeats)
+    found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.scheme.rate, coins)
+    n = len(repeats) * coins
     found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / binomial.LN10)
     return found

@@ -53,7 +53,14 @@ class MarkResult(Result):
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "gamma": self.mark.scheme.rate,
-            "mark": {"label": self.mark.label, "commitment": self.mark.commitment, "width": self.mark.width},
+            "coins": self.mark.scheme.coins,
+            "mark": {
+                "label": self.mark.label,
+                "commitment": self.mark.commitment,
+                "width": self.mark.width,
+                "scheme": self.mark.scheme.name,
+                **self.mark.scheme.parameters,
+            },
             "detail": self.detail.to_dict(),
             "tilt": None if self.tilt is None else self.tilt.to_dict(),
         }
@@ -72,18 +79,26 @@ class MarkResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult(MarkResult):
-    """A test on text, where each distinct pair is one coin. n: distinct pairs; statistic and green: green ones."""
+    """A test on text, where each distinct pair has the coins of the mark's scheme: a green list's has one.
+
+    n: distinct pairs; statistic and green: coins that are green (come up).
+    """
 
     green: int
 
     @property
+    def coins(self) -> int:
+        """Coins of all n pairs."""
+        return self.n * self.mark.scheme.coins
+
+    @property
     def green_rate(self) -> float | None:
-        """green / n; None without a pair."""
-        return self.green / self.n if self.n else None
+        """green / coins; None without a pair."""
+        return self.green / self.coins if self.n else None
 
     def confidence_interval(self, level: float = LEVEL) -> Interval:
-        """Clopper and Pearson's interval for the rate at which the pairs are green."""
-        return binomial.binomial_interval(self.green, self.n, level)
+        """Clopper and Pearson's interval for the rate at which the coins are green."""
+        return binomial.binomial_interval(self.green, self.coins, level)
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -99,7 +114,8 @@ class PairsResult(MarkResult):
         rate = "-" if self.green_rate is None else f"{self.green_rate:.4f}"
         return {
             "green rate": f"{rate}   (chance {self.mark.scheme.rate:.4f}; 95 % interval {low:.4f} to {high:.4f})",
-            "pairs scored": f"{self.n:,} distinct, of {plural(positions, 'position')} in {plural(records, 'record')}",
+            "pairs scored": f"{distinct_pairs(self.n, self.mark)}, of {plural(positions, 'position')} in "
+            f"{plural(records, 'record')}",
         }
 
 
@@ -149,8 +165,21 @@ class Decoys:
         }
 
 
+def distinct_pairs(n: int, mark: Mark) -> str:
+    """How many pairs were scored, in words, and how many coins each has, if more than one."""
+    return f"{n:,} distinct" + (f" with {coins_of_a_pair(mark)} each" if mark.scheme.coins > 1 else "")
+
+
+def coins_of_a_pair(mark: Mark) -> str:
+    """How many coins a pair has, in words."""
+    return "one coin" if mark.scheme.coins == 1 else f"{mark.scheme.coins} coins"
+
+
 def score(mark: Mark, pairs: WeightedPairs) -> float:
-    """T = sum a (H - E H), the statistic of every weighted test, with the hits H of each pair."""
+    """T = sum a (H - E H), the statistic of every weighted test, with the hits H of each pair.
+
+    All coins of a pair weigh the same, so that a tournament's layers count alike.
+    """
     hits = mark.hits(pairs.contexts, pairs.tokens)
     return float(pairs.weights @ (hits - mark.scheme.coins * mark.scheme.rate))
 
@@ -161,8 +190,9 @@ def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
         return None
     statistic = score(mark, pairs)
     others = [score(mark.decoy(), pairs) for _ in range(number)]
-    z = tuple(weighted.z_score(pairs.weights, other, mark.scheme.rate) for other in others)
-    own = weighted.z_score(pairs.weights, statistic, mark.scheme.rate)
+    rate, coins = mark.scheme.rate, mark.scheme.coins
+    z = tuple(weighted.z_score(pairs.weights, other, rate, coins) for other in others)
+    own = weighted.z_score(pairs.weights, statistic, rate, coins)
     above = sum(other >= statistic for other in others)
     return Decoys(z, above, own, datetime.now(UTC).date().isoformat())
 

@@ -182,7 +182,7 @@ class EndpointResult(SequentialResult):
 
 def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
     """log10 of one over what a look back at all text finds, for its share of alpha."""
-    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate)
+    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate, mark.scheme.coins)
     return -log10_p - math.log10(2 * len(LOOKS))
 
 
@@ -214,7 +214,7 @@ class SequentialTest:
     def add(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
         fresh = self.fresh(answer, reference)
-        self._process.add(fresh.weights, self.mark.green(fresh.contexts, fresh.tokens))
+        self._process.add(fresh.weights, self.mark.coins(fresh.contexts, fresh.tokens))
         if self.access == "text" and reference is not None:
             self._read.append((answer, reference))
             if len(self._read) in LOOKS:
@@ -249,7 +249,7 @@ class SequentialTest:
 
     def result(self) -> SequentialResult:
         """What the answers so far show."""
-        n, records, stopped, least = self._process.coins, len(self._path), self.stopped, self._process.least
+        n, records, stopped, least = self._process.pairs, len(self._path), self.stopped, self._process.least
         warnings = [] if n else [NO_EVIDENCE]
         if self._prompts < records and not self.unmarked:
             warnings.append(without_prompts(records - self._prompts, records))

@@ -1,4 +1,4 @@
-"""Tests on what a suspect wrote: each distinct pair is one coin, or weighs as often as it was written."""
+"""Tests on what a suspect wrote: each distinct pair counts once, or weighs as often as it was written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from verify.data.logprobs import LogprobTable, keep_first
-from verify.data.pairs import PROMPT_CONTEXT, Bools, Pairs, Positions, WeightedPairs, distinct, weigh
-from verify.radioactivity.result import NO_EVIDENCE, Decoys, PairsResult, draw_decoys, log10_words, score
+from verify.data.pairs import PROMPT_CONTEXT, Pairs, Positions, WeightedPairs, distinct, weigh
+from verify.radioactivity.result import (
+    NO_EVIDENCE,
+    Decoys,
+    PairsResult,
+    coins_of_a_pair,
+    draw_decoys,
+    log10_words,
+    score,
+)
 from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from watermark import Mark
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.axes import Axes
+
+I64 = npt.NDArray[np.int64]
 
 MAX_COUNT: Final = 20
 """Most that one pair of a suspect's text can weigh, in occurrences: a loop must not drown the rest."""
@@ -28,12 +39,12 @@ BINOMIAL: Final = "binomial"
 COUNTS: Final = "counts"
 EXCESS: Final = "excess"
 
-
 METHODS: Final = {
-    BINOMIAL: "exact binomial, one-sided: each distinct pair is one coin",
+    BINOMIAL: "exact binomial, one-sided: each distinct pair is {coins}",
     COUNTS: f"weighted sum, exact by convolution: a pair weighs as often as it was written, at most {MAX_COUNT}",
     EXCESS: "weighted sum, Chernoff bound: a pair weighs as often as it was written less the reference's expectation",
 }
+"""What each test is called; `method_words` fills in the coins of a pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,7 @@ class TextResult(PairsResult):
         pairs: the evidence: distinct pairs, how often each occurred, and what was discarded.
         method: the test that gives the p-value, one of `tests`.
         tests: log10 p-values of every test that was made on this evidence.
-        detectable_rate: the green rate that this many pairs would have found with 90 % power; None: no rate.
+        detectable_rate: the green rate that this many coins would have found with 90 % power; None: no rate.
         decoys: the test under decoy keys; None if none were asked for.
         log10_pvalue_if_unmarked: what the p-value would be if the prompts cannot carry the mark; None where that was
             said, or where no prompt was named.
@@ -63,7 +74,7 @@ class TextResult(PairsResult):
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
-            "upper_limit": binomial.upper_limit(self.green, self.n, 1 - LEVEL),
+            "upper_limit": binomial.upper_limit(self.green, self.coins, 1 - LEVEL),
             "detectable_rate": self.detectable_rate,
             "detectable_power": POWER,
             "positions": self.pairs.positions,
@@ -131,6 +142,11 @@ def cost_of_marked(option: str, log10_pvalue: float, if_unmarked: float | None) 
     )
 
 
+def method_words(mark: Mark, method: str) -> str:
+    """What one of METHODS does with the coins of this mark."""
+    return METHODS[method].format(coins=coins_of_a_pair(mark))
+
+
 def rate_statement(least: float | None) -> str:
     """What a negative answer of a test on text rules out."""
     if least is None:
@@ -164,16 +180,16 @@ def text_result(
     """
     if method not in METHODS or (method == EXCESS and excess is None):
         raise ValueError(f"no method '{method}'{'' if method != EXCESS else ' without its weights'}")
-    green = mark.green(pairs.contexts, pairs.tokens)
-    number, n = int(green.sum()), len(green)
+    hits = mark.hits(pairs.contexts, pairs.tokens)
+    number, n = int(hits.sum()), len(hits)
     made = [one for one in METHODS if one != EXCESS or excess is not None]
-    tests = {one: _log10_pvalue(mark, pairs, green, one, excess) for one in made}
+    tests = {one: _log10_pvalue(mark, pairs, hits, one, excess) for one in made}
     weights = np.ones(n) if method == BINOMIAL else pairs.counts.clip(max=MAX_COUNT).astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
-    least = binomial.detectable_rate(n, mark.scheme.rate, alpha, POWER)
+    least = binomial.detectable_rate(n * mark.scheme.coins, mark.scheme.rate, alpha, POWER)
     return TextResult(
-        test=METHODS[method],
+        test=method_words(mark, method),
         alpha=alpha,
         n=n,
         statistic=number,
@@ -194,7 +210,7 @@ def text_result(
 
 def text_log10_if_unmarked(mark: Mark, pairs: Pairs, method: str, excess: WeightedPairs | None) -> float:
     """log10 p of `text_result` on pairs that were extracted for unmarked prompts, without the rest of a result."""
-    return _log10_pvalue(mark, pairs, mark.green(pairs.contexts, pairs.tokens), method, excess)
+    return _log10_pvalue(mark, pairs, mark.hits(pairs.contexts, pairs.tokens), method, excess)
 
 
 def text_log10_of_first(
@@ -209,23 +225,24 @@ def text_log10_of_first(
     return text_log10_if_unmarked(mark, distinct(first), method, weights)
 
 
-def _log10_pvalue(mark: Mark, pairs: Pairs, green: Bools, method: str, excess: WeightedPairs | None) -> float:
-    """log10 p of one of METHODS; green: which of the pairs are."""
+def _log10_pvalue(mark: Mark, pairs: Pairs, hits: I64, method: str, excess: WeightedPairs | None) -> float:
+    """log10 p of one of METHODS; hits: of each pair, int64 [N]."""
+    rate, coins = mark.scheme.rate, mark.scheme.coins
     if method == EXCESS:
         assert excess is not None
-        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), mark.scheme.rate)
+        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), rate, coins)
     if method == BINOMIAL:
-        return binomial.binomial_log10_sf(int(green.sum()), len(green), mark.scheme.rate)
+        return binomial.binomial_log10_sf(int(hits.sum()), len(hits) * coins, rate)
     counts = pairs.counts.clip(max=MAX_COUNT)
-    return weighted.exact_log10_sf(counts, int(counts[green].sum()), mark.scheme.rate)
+    return weighted.exact_log10_sf(counts, int(counts @ hits), rate, coins)
 
 
 def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...] = ()) -> WeightedPairs:
     """The score test's weights: how often a pair was written, less how often a reference expected it.
 
     The log likelihood of what was written, if every green token's logit were raised by a small h over the
-    reference, has the slope sum (n - E n) G in h: no other test has more power against a small tilt. Clipped to
-    +-20, so that a suspect caught in a loop does not drown the rest.
+    reference, has the slope sum (n - E n) G in h: no other test has more power against a small tilt. Where a
+    pair has several coins, G is their sum. Clipped to +-20, so that a suspect caught in a loop does not drown the rest.
 
     Args:
         positions: what was written, from `verify.data.pairs.scorable_batch`.

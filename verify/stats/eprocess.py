@@ -1,9 +1,9 @@
 """A mixture e-process over the size of the effect: evidence that may be looked at after every record.
 
-Under the null each new coin is green with probability gamma, whatever came before. For a tilt h, the product over
+Under the null each new coin G comes up with probability gamma, whatever came before. For a tilt h, the product over
 the coins of exp(h a G) / (1 - gamma + gamma exp(h a)) then has mean 1 at every moment, and so has any mixture over
 h. By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whatever the stopping rule. The
-weight a of a coin is fixed when the coin is first counted.
+weight a of a pair, which all its coins share, is fixed when the pair is first counted.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from verify.stats.weighted import TILTS
 
 @dataclass
 class EProcess:
-    """The running evidence. gamma: chance of green under the null; least: the smallest tilt of interest."""
+    """The running evidence. gamma: chance of a coin under the null; least: the smallest tilt of interest."""
 
     gamma: float
     least: float
-    coins: int = 0
+    pairs: int = 0
     best: float = 0.0
     _logs: Floats = field(default_factory=lambda: np.zeros(len(TILTS) + 1))
 
-    def add(self, weights: Floats, green: npt.NDArray[np.bool_]) -> None:
-        """Count new coins: weights float64 [n], finite; green bool [n]."""
+    def add(self, weights: Floats, coins: npt.NDArray[np.bool_]) -> None:
+        """Count new pairs: weights float64 [n], finite; their coins, bool [n, C]."""
+        self.pairs += len(weights)
+        weights, green = np.repeat(weights, coins.shape[1]), coins.ravel()
         tilts = np.append(TILTS, self.least)[:, None]
         ln_green, ln_red = math.log(self.gamma), math.log1p(-self.gamma)
         own, other = np.where(green, ln_green, ln_red), np.where(green, ln_red, ln_green)
         # exp(h a G) / (1 - gamma + gamma exp(h a)), divided through by exp(h a G): nothing cancels
         self._logs -= np.logaddexp(own, other - tilts * np.where(green, weights, -weights)).sum(axis=1)
-        self.coins += len(weights)
         self.best = max(self.best, self.log10_e)
 
     @property

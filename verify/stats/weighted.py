@@ -1,8 +1,9 @@
-"""Tails of a weighted sum of green bits: exact for whole weights, bounded and estimated for any.
+"""Tails of a weighted sum of coins: exact for whole weights, bounded and estimated for any.
 
-Under the null, T = sum a_i (G_i - gamma) with independent G_i ~ Bernoulli(gamma) and weights a_i that do not
-depend on the secret. Its mean is 0, its variance gamma (1 - gamma) sum a_i^2, and its cumulant function is known
-exactly, so every tail below is a statement about this T and no other.
+Under the null, T = sum a_i (H_i - C rate) with the hits H_i of pair i: how many of its C independent coins come up,
+each with probability `rate`. The weights a_i do not depend on the secret; the coins of one pair weigh the same. T has
+the mean 0 and the variance C rate (1 - rate) sum a_i^2, and its cumulant function is known exactly, so every tail below
+is a statement about this T and no other.
 
 Every tail is computed from the shortfall D = M - T, where M is the largest value of T: D is a sum of the sizes |a_i|
 of the coins that fell the worse way, so that nothing cancels even where the tilt makes almost every coin certain. A
@@ -24,7 +25,7 @@ from verify.stats.binomial import LN10
 Floats = npt.NDArray[np.float64]
 
 TILTS: Final = np.geomspace(0.02, 5.0, 32)
-"""What mixtures mix: log odds of green for a unit of weight, each with the same prior weight."""
+"""What mixtures mix: log odds of a coin for a unit of weight, each with the same prior weight."""
 
 _ROUNDING: Final = 1e-14  # what the sum T may have lost or gained by rounding, relative to the sum of |a|
 _DIRECT: Final = 1 << 26  # multiplications up to which a convolution is done without the Fourier transform
@@ -33,7 +34,7 @@ _DIRECT: Final = 1 << 26  # multiplications up to which a convolution is done wi
 class _Shortfall(NamedTuple):
     """D = sum sizes_i B_i with independent coins B_i, and the bound `gap` that stands against it: T >= t is D <= gap.
 
-    numbers: how many coins are of each kind, [n], or [1] for one of each; sizes: positive, [n]; logits: log odds of
+    numbers: how many coins are of each kind, [n], or [1] for as many of each; sizes: positive, [n]; logits: log odds of
     B_i = 1, [n].
     """
 
@@ -43,37 +44,37 @@ class _Shortfall(NamedTuple):
     gap: float
 
 
-def _shortfall(weights: Floats, t: float, gamma: float) -> tuple[_Shortfall, float]:
+def _shortfall(weights: Floats, t: float, rate: float, coins: int) -> tuple[_Shortfall, float]:
     """T >= t, seen from the largest value of T, and the unit (the largest |a|) in which sizes and gap are measured."""
-    logit = _logit(gamma)
+    logit = _logit(rate)
     if not (math.isfinite(t) and np.isfinite(weights).all()):
         raise ValueError("weights and T are finite numbers")
     weights = weights[weights != 0]
     unit = float(np.abs(weights).max(initial=0.0))
     sizes = np.abs(weights) / (unit or 1.0)
     logits = np.where(weights > 0, -logit, logit)
-    total, most, t = float(sizes.sum()), float((sizes * expit(logits)).sum()), t / (unit or 1.0)
+    total, most, t = coins * float(sizes.sum()), coins * float((sizes * expit(logits)).sum()), t / (unit or 1.0)
     if t > most + 1e-9 * total:
         raise ValueError("T is larger than these weights can make it")
-    return _Shortfall(np.ones(1), sizes, logits, max(0.0, most - t) + _ROUNDING * total), unit
+    return _Shortfall(np.full(1, float(coins)), sizes, logits, max(0.0, most - t) + _ROUNDING * total), unit
 
 
-def _logit(gamma: float) -> float:
-    if not 1e-6 <= gamma <= 1 - 1e-6:
-        raise ValueError(f"a green share between 1e-6 and 1 - 1e-6 is wanted, not {gamma}")
-    return math.log(gamma) - math.log1p(-gamma)
+def _logit(rate: float) -> float:
+    if not 1e-6 <= rate <= 1 - 1e-6:
+        raise ValueError(f"a chance between 1e-6 and 1 - 1e-6 is wanted, not {rate}")
+    return math.log(rate) - math.log1p(-rate)
 
 
-def z_score(weights: Floats, t: float, gamma: float) -> float:
+def z_score(weights: Floats, t: float, rate: float, coins: int = 1) -> float:
     """T over its exact null standard deviation; 0 without a weight. For the eye: no p-value comes from it."""
     unit = float(np.abs(weights).max(initial=0.0))
     if unit == 0:
         return 0.0
     sizes = weights / unit
-    return t / unit / math.sqrt(gamma * (1 - gamma) * float(sizes @ sizes))
+    return t / unit / math.sqrt(coins * rate * (1 - rate) * float(sizes @ sizes))
 
 
-def chernoff_log10_sf(weights: Floats, t: float, gamma: float) -> float:
+def chernoff_log10_sf(weights: Floats, t: float, rate: float, coins: int = 1) -> float:
     """A guaranteed upper bound of log10 P(T >= t): K(s) - s t at the s >= 0 that makes it least, or nearly so.
 
     Every s gives a bound, so that rounding in the search for the best costs a little power and no validity; t is
@@ -82,87 +83,90 @@ def chernoff_log10_sf(weights: Floats, t: float, gamma: float) -> float:
     Args:
         weights: float64 [n], fixed before any of the coins was seen.
         t: observed T.
-        gamma: the chance of green.
+        rate: the chance that a coin comes up.
+        coins: how many a pair has.
 
     Raises:
-        ValueError: weights or t are not finite, t is larger than T can be, or gamma is not within [1e-6, 1 - 1e-6].
+        ValueError: weights or t are not finite, t is larger than T can be, or rate is not within [1e-6, 1 - 1e-6].
 
     >>> round(chernoff_log10_sf(np.array([3.0, 1.0, -0.5]), 3.125, 0.25), 6) == round(math.log10(0.25**2 * 0.75), 6)
     True
     """
-    shortfall, _ = _shortfall(weights, t, gamma)
+    shortfall, _ = _shortfall(weights, t, rate, coins)
     return min(0.0, _exponent(shortfall, _tilt(shortfall))) / LN10
 
 
-def mixture_log10_sf(weights: Floats, t: float, gamma: float) -> float:
+def mixture_log10_sf(weights: Floats, t: float, rate: float, coins: int = 1) -> float:
     """log10 of one over the mixture e-value of T: a guaranteed p-value under weaker conditions than Chernoff's bound.
 
     The weights may depend on coins that were seen before their own: exp(h T - K(h)) has mean 1 even then for every
     h that is fixed beforehand, and so has the mixture over TILTS. Arguments and errors as of `chernoff_log10_sf`.
     """
-    shortfall, unit = _shortfall(weights, t, gamma)
+    shortfall, unit = _shortfall(weights, t, rate, coins)
     logs = np.array([-_exponent(shortfall, h * unit) for h in TILTS.tolist()])
     return min(0.0, math.log(len(TILTS)) - float(logsumexp(logs))) / LN10
 
 
-def saddlepoint_log10_sf(weights: Floats, t: float, gamma: float) -> float:
+def saddlepoint_log10_sf(weights: Floats, t: float, rate: float, coins: int = 1) -> float:
     """An estimate of log10 P(T >= t): Barndorff-Nielsen's form of the Lugannani-Rice formula (1980, 1986).
 
     Close to the truth where many weights matter; not guaranteed. It is kept between two bounds that are: Chernoff's,
     and the probability that the largest coins, as many as T >= t may need, all fall the better way. Arguments and
     errors as of `chernoff_log10_sf`.
     """
-    least = float(np.where(weights > 0, -gamma * weights, (1 - gamma) * weights).sum())
+    least = coins * float(np.where(weights > 0, -rate * weights, (1 - rate) * weights).sum())
     if t <= least + _ROUNDING * abs(least):
         return 0.0
     sign = 1.0 if t >= 0 else -1.0  # below the mean, the tail on the other side is estimated
-    shortfall, _ = _shortfall(sign * weights, sign * t, gamma)
+    shortfall, _ = _shortfall(sign * weights, sign * t, rate, coins)
     _, sizes, logits, gap = shortfall
     if not len(sizes):
         return 0.0
     s = _tilt(shortfall)
     p, q = expit(logits - s * sizes), expit(s * sizes - logits)
-    variance = float((sizes**2 * p * q).sum())
+    variance = coins * float((sizes**2 * p * q).sum())
     bound = min(0.0, _exponent(shortfall, s))
     r, u = math.sqrt(-2 * bound), s * math.sqrt(variance)
     if u < 1e-6 * r:  # at an end of the distribution there is nothing to correct
         return bound / LN10 if sign > 0 else 0.0
     if r < 1e-3:  # the formula is 0 / 0 here; its limit holds the skewness
-        star = r - float((sizes**3 * p * q * (q - p)).sum()) / variance**1.5 / 6
+        star = r - coins * float((sizes**3 * p * q * (q - p)).sum()) / variance**1.5 / 6
     else:
         star = r + math.log(u / r) / r
     estimate = float(log_ndtr(-sign * star))
     if sign > 0:
-        order = np.argsort(sizes)
+        order = np.repeat(np.argsort(sizes), coins)
         needed = order[np.cumsum(sizes[order]) > gap]
         return min(bound, max(estimate, float(log_expit(-logits[needed]).sum()))) / LN10
     return min(0.0, max(estimate, math.log(-math.expm1(bound))) if bound < 0 else estimate) / LN10
 
 
-def exact_log10_sf(counts: npt.NDArray[np.int64], green: int, gamma: float) -> float:
-    """log10 P(sum counts_i G_i >= green), exactly: by convolution of one binomial for each distinct count.
+def exact_log10_sf(counts: npt.NDArray[np.int64], hits: int, rate: float, coins: int = 1) -> float:
+    """log10 P(sum counts_i H_i >= hits), exactly: by convolution of one binomial for each distinct count.
 
     Args:
         counts: int64 [n], positive.
-        green: the observed sum.
-        gamma: the chance of green.
+        hits: the observed sum.
+        rate: the chance that a coin comes up.
+        coins: how many a pair has.
 
     Raises:
-        ValueError: a count is not positive, green is larger than the sum of the counts, or gamma is not within
-            [1e-6, 1 - 1e-6].
+        ValueError: a count is not positive, hits is larger than `coins` times the sum of the counts, or rate is not
+            within [1e-6, 1 - 1e-6].
 
     >>> round(10 ** exact_log10_sf(np.array([2, 1, 1]), 3, 0.5), 12)  # three of eight colourings
     0.375
     """
-    logit, total = _logit(gamma), int(counts.sum())
-    if counts.min(initial=1) < 1 or green > total:
-        raise ValueError(f"want positive counts and at most their sum green, got {green} of {total}")
-    if green <= 0:
+    logit, total = _logit(rate), coins * int(counts.sum())
+    if counts.min(initial=1) < 1 or hits > total:
+        raise ValueError(f"want positive counts and at most their sum of hits, got {hits} of {total}")
+    if hits <= 0:
         return 0.0
     values, numbers = np.unique(counts, return_counts=True)
-    if green > gamma * total:
-        return min(0.0, _ln_at_most(values, numbers, -logit, total - green)) / LN10
-    return min(0.0, math.log1p(-math.exp(_ln_at_most(values, numbers, logit, green - 1)))) / LN10
+    numbers = coins * numbers
+    if hits > rate * total:
+        return min(0.0, _ln_at_most(values, numbers, -logit, total - hits)) / LN10
+    return min(0.0, math.log1p(-math.exp(_ln_at_most(values, numbers, logit, hits - 1)))) / LN10
 
 
 def _ln_at_most(values: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], logit: float, gap: int) -> float:
