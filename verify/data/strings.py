@@ -237,7 +237,17 @@ def _aligned(names: Names, raw: bytes) -> tuple[list[int], int, set[bytes | None
             at += len(name)
         elif at == 0 and name.strip() and raw.startswith(name.lstrip()):  # a space that the text has lost
             starts[-1], at = -1, len(name.lstrip())
+        elif not _is_text(name):  # a part of a character that was never finished
+            lost = 1
         else:
             starts[-1] = -1
             skipped |= {name} if name.strip() else set()
     return starts, at, skipped
+
+
+def _is_text(string: bytes) -> bool:
+    try:
+        string.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -27,8 +27,11 @@ MIN_AGREEMENT: Final = 0.5
 of a short answer, of its names that must be known."""
 
 ENOUGH: Final = 0.9
-"""Share from which on no other way of reading the names is tried. Another tokenizer's names agree by less: the tokens
-that it has in common with the mark's are cut out of the text in other places."""
+"""Share from which on no other way of reading the names is tried."""
+
+NEARLY_ALL: Final = 0.98
+"""Share of an answer's names that are known, from which on, with `ENOUGH`, it is in the mark's tokens. Of another
+tokenizer some names are no token of the mark's, and those in common are cut out of the text in other places."""
 
 Name = TypeVar("Name", str, bytes)
 
@@ -79,9 +82,9 @@ class Vocabulary:
                 best, agreement = found, agrees
             if agrees >= ENOUGH and found.unknown <= len(steps):
                 break
-        names = sum(1 + len(step.top) for step in steps)
-        known = agreement if len(steps) >= TELLING else 1 - best.unknown / max(1, names)
-        return replace(best, fits=known >= MIN_AGREEMENT, exact=agreement >= ENOUGH)
+        named = 1 - best.unknown / max(1, sum(1 + len(step.top) for step in steps))
+        known = agreement if len(steps) >= TELLING else named
+        return replace(best, fits=known >= MIN_AGREEMENT, exact=agreement >= ENOUGH and named >= NEARLY_ALL)
 
     def translated(self, steps: Sequence[Step], text: str) -> Restated | None:
         """An answer whose tokens are named by strings of another tokenizer, in the mark's tokens.
