@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import verify
-from tests.servers import Handler, chat, serve
+from tests.models import fresh
+from tests.servers import Handler, chat, real_model, serve
 from tests.spellers import TEXTS, speller
 from tests.test_retokenize import WORDS, Bigrams, marked_texts
 from verify import Endpoint
@@ -381,3 +382,28 @@ def test_an_endpoint(place: Path, ours: Spelling, tmp_path: Path) -> None:
         found = test(url, "ids.jsonl")
     assert found.access == "text"
     assert [one for one in found.warnings if "not those of the mark's tokenizer, and do not spell the text" in one]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_real_model_behind_a_server(place: Path, tmp_path: Path, kind: str) -> None:
+    """From fresh weights, with a tokenizer of its own whose tokens the server decodes one by one: an innocent, read by
+    its log probabilities with a reference that has its tokenizer, and with none."""
+    speller(kind).save_pretrained(tmp_path / "tok")
+    for seed, name in enumerate(("suspect", "reference")):
+        fresh("llama", seed, tmp_path / "tok", tmp_path / name)
+    prompts = [Prompt(f"p{i}", text, None) for i, text in enumerate(asked(3))]
+    for reference in (None, tmp_path / "reference"):
+        with serve(real_model(tmp_path / "suspect")) as (url, _):
+            found = verify.endpoint_test(
+                place / "m",
+                Endpoint(url, "s", max_tokens=48),
+                prompts,
+                log=tmp_path / f"{reference is None}.jsonl",
+                reference=reference,
+                unmarked_prompts=True,
+            )
+        assert found.access == "logprobs"
+        assert found.n > 100
+        assert not found.significant, "an innocent is found with probability 1e-3"
+        assert [one for one in found.warnings if "The suspect has another tokenizer" in one]
