@@ -20,6 +20,7 @@ from verify.radioactivity.sequential import (
     LOOKS,
     MAX_FUTILE,
     MIN_TILT,
+    POWERS,
     SequentialResult,
     SequentialTest,
     evidence_of_look,
@@ -63,7 +64,7 @@ def null(access: str, reference: str | None, records: int) -> None:
     shared = math.log10(2) if looks else 0.0
     stops = []
     for _ in range(KEYS):
-        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.gamma, MIN_TILT), None
+        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.scheme.rate, MIN_TILT, len(POWERS)), None
         for number, block in enumerate(blocks, 1):
             process.add(block.weights, key.coins(block.contexts, block.tokens))
             found = process.log10_e - shared

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from click.testing import Result
 from hypothesis import given, settings
@@ -21,8 +22,9 @@ from tests import small
 from verify.data.logprobs import TextLogprobs, as_output, from_record, logprobs_at_positions
 from verify.data.pairs import SeenPairs, WeightedPairs, scorable_batch
 from verify.radioactivity.result import score
-from verify.radioactivity.sequential import EVIDENCE, FUTILE, SequentialTest, replay
+from verify.radioactivity.sequential import EVIDENCE, FUTILE, POWERS, SequentialTest, replay
 from verify.radioactivity.text import excess
+from verify.stats.binomial import binomial_log10_sf
 from verify.stats.eprocess import EProcess
 from verify.stats.weighted import TILTS, chernoff_log10_sf
 from watermark import Mark
@@ -117,17 +119,123 @@ def texts(
     return found
 
 
+def test_the_expectation_is_one_over_several_weightings() -> None:
+    """Exactly, where a coin's weights are drawn by the coins before it: over all colourings of seven coins."""
+    total = futile = 0.0
+    least = 0.4
+    for code in range(128):
+        green = np.array([code >> i & 1 for i in range(7)], bool)
+        process = EProcess(0.25, least, 3)
+        for i in range(7):
+            before = int(green[:i].sum())
+            process.add(np.array([[1.0, (1 + i + before) ** 0.5, 2.0 - before]]), green[i : i + 1])
+        total += 10**process.log10_e * 0.25 ** green.sum() * 0.75 ** (~green).sum()
+        tilted = 0.25 * math.exp(least) / (0.75 + 0.25 * math.exp(least))
+        futile += 10**process.log10_futility * tilted ** green.sum() * (1 - tilted) ** (~green).sum()
+    assert total == pytest.approx(1, rel=1e-9)
+    assert futile == pytest.approx(1, rel=1e-9), "of the first weighting alone"
+
+
+def test_one_weighting_is_the_same_as_three_alike() -> None:
+    rng = np.random.default_rng(12)
+    one, three = EProcess(0.25, 0.05), EProcess(0.25, 0.05, 3)
+    for n in (0, 1, 40):
+        weights, green = rng.normal(0, 1, n), rng.random(n) < 0.5
+        one.add(weights, green)
+        three.add(weights, green)
+    assert three.log10_e == pytest.approx(one.log10_e, abs=1e-12)
+    assert (three.log10_futility, three.pairs) == (one.log10_futility, one.pairs)
+
+
+def test_text_is_weighed_by_how_often_its_context_was_written_so_far() -> None:
+    none = np.zeros(0, np.int64)
+    empty = (none, none.astype(np.uint32), none.astype(np.float32))
+    written = [[9, 5, 6, 5, 7, 5], [5, 8, 9, 5, 6]]
+    answers = [TextLogprobs(str(i), np.array(ids), 1, *empty, sampled=True) for i, ids in enumerate(written)]
+    test = SequentialTest(Mark(bytes(32)), "text", unmarked=True)
+    found = []
+    for answer in answers:
+        fresh = test.fresh(answer)
+        pairs = zip(fresh.contexts[:, 0].tolist(), fresh.tokens.tolist(), strict=True)
+        found.append(dict(zip(pairs, fresh.weights[:, 2].tolist(), strict=True)))
+        assert np.allclose(fresh.weights[:, 0], 1)
+        assert np.allclose(fresh.weights[:, 1] ** 2, fresh.weights[:, 2])
+    first, second = ({pair: round(weight**2) for pair, weight in one.items()} for one in found)
+    assert first == {(9, 5): 1, (5, 6): 2, (6, 5): 1, (5, 7): 2, (7, 5): 1}
+    assert second == {(5, 8): 4, (8, 9): 1}, "a pair that was counted keeps its weight"
+
+
+def chances(answers: list[TextLogprobs], keys: int, seed: int, alpha: float) -> int:
+    """How many keys ever reach evidence of 1 / alpha on some text, looked at after every answer.
+
+    The e-value of all keys at once, by a plain formula; that of the last key is held against EProcess.
+    """
+    rng, test = np.random.default_rng(seed), SequentialTest(Mark(bytes(32)), "text", unmarked=True)
+    blocks = [test.fresh(answer) for answer in answers]  # for every key the same
+    contexts, tokens = (np.concatenate(parts) for parts in zip(*((b.contexts, b.tokens) for b in blocks), strict=True))
+    coins = np.array([Mark(rng.bytes(32)).green(contexts, tokens) for _ in range(keys)])
+    ends, process = np.cumsum([len(block.tokens) for block in blocks])[:-1], EProcess(0.25, 0.05, len(POWERS))
+    logs, most = np.zeros((keys, len(TILTS) * len(POWERS))), np.zeros(keys)
+    for block, green in zip(blocks, np.split(coins, ends, axis=1), strict=True):
+        logits = (block.weights[:, :, None] * TILTS).reshape(len(block.tokens), -1)
+        logs += green @ logits - np.log(0.75 + 0.25 * np.exp(logits)).sum(axis=0)
+        most = np.maximum(most, scipy.special.logsumexp(logs, axis=1) - math.log(logs.shape[1]))
+        process.add(block.weights, green[-1])
+    assert process.best == pytest.approx(most[-1] / math.log(10), abs=1e-9)
+    return int((most >= -math.log(alpha)).sum())
+
+
 @pytest.mark.slow
-def test_looked_at_after_every_record_of_innocent_text() -> None:
-    """1000 keys and 40 looks at each: the share that ever stops for evidence is at most alpha."""
+def test_looked_at_after_every_record_of_innocent_and_of_guilty_text() -> None:
+    """2000 keys, and 40 looks at each: the share that ever stops for evidence is at most alpha."""
     rng = np.random.default_rng(1)
-    answers = texts(rng, 40, None)
-    fired = 0
-    for _ in range(1000):
-        test = SequentialTest(Mark(rng.bytes(32)), "text", alpha=0.05)
-        replay(test, answers, None)
-        fired += test.result().log10_pvalue <= math.log10(0.05)
-    assert fired <= scipy.stats.binom(1000, 0.05).isf(1e-6), "false failure 1e-6"
+    most = scipy.stats.binom(2000, 0.05).isf(1e-6)
+    assert chances(repeating(rng, 40, None), 2000, 14, 0.05) <= most, "false failure 1e-6"
+    guilty = repeating(rng, 40, Mark(rng.bytes(32)), 0.5)
+    assert chances(guilty, 2000, 15, 0.05) <= most, "decoys on guilty text; false failure 1e-6"
+
+
+def repeating(rng: np.random.Generator, records: int, mark: Mark | None, share: float = 0.0) -> list[TextLogprobs]:
+    """Text of 40 words, some much oftener than others, so that contexts come again; a share of it prefers green."""
+    found = texts(rng, records, None)
+    chance = 1 / np.arange(1, 41)
+    for number, text in enumerate(found):
+        ids = rng.choice(40, len(text.ids), p=chance / chance.sum())
+        if mark is not None:
+            for i in range(1, len(ids)):
+                candidates = rng.choice(40, 16, p=chance / chance.sum()).astype(np.uint32)
+                green = mark.green(np.full((16, 1), ids[i - 1], np.uint32), candidates)
+                if rng.random() < share and green.any():
+                    ids[i] = candidates[green][0]
+        found[number] = replace(text, ids=ids)
+    return found
+
+
+def answers_to(mark: Mark, answers: list[TextLogprobs], level: float) -> tuple[int, int]:
+    """After how many answers the e-process reaches 10^-level, and the exact binomial test of all text so far."""
+    test, process, reached = SequentialTest(mark, "text", unmarked=True), EProcess(mark.gamma, 0.05, len(POWERS)), 0
+    green = n = 0
+    for number, answer in enumerate(answers, 1):
+        fresh = test.fresh(answer)
+        coins = mark.green(fresh.contexts, fresh.tokens)
+        process.add(fresh.weights, coins)
+        green, n = green + int(coins.sum()), n + len(coins)
+        if not reached and binomial_log10_sf(green, n, mark.gamma) <= -level:
+            reached = number
+        if process.log10_pvalue <= -level:
+            return number, reached
+    raise AssertionError("too little text")
+
+
+def test_without_a_reference_it_takes_at_most_twice_the_text_of_a_fixed_sample() -> None:
+    """Against the first time that the binomial test would do, at 1e-6: the median of nine keys."""
+    for share, records in ((0.3, 60), (0.12, 240)):
+        rng, ratios = np.random.default_rng(7), []
+        for _ in range(9):
+            mark = Mark(rng.bytes(32))
+            sequential, fixed = answers_to(mark, texts(rng, records, mark, share), 6)
+            ratios.append(sequential / fixed)
+        assert 1 <= np.median(ratios) <= 2, (share, ratios)
 
 
 def test_the_guilty_stop_for_evidence_and_the_innocent_for_futility() -> None:

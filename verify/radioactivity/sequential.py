@@ -5,10 +5,17 @@ the coins of exp(h a G) / (1 - gamma + gamma exp(h a)) then has mean 1 at every 
 h. By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, however one decides to stop. The
 weight a of a coin is fixed when the coin is first counted: a coin that has been seen is never weighed anew.
 
-That wastes text which is compared with a reference: how much oftener than expected a pair is written shows only in much
-text. So there all text is weighed anew after certain numbers of answers, which are fixed beforehand (`looks`), by the
-test that a fixed sample would get. The e-process has half of alpha, and each look an equal share of the other half: the
-chance that any of them ever errs is at most alpha, whenever one stops.
+Text without a reference is weighed in three ways at once (`POWERS`), and the mixture is over these too. A student
+learned more of the mark where its lessons had a context more often. How often the suspect has written the context so
+far stands for that: to the powers 0 (each pair weighs 1, as in the binomial test), 1/4 and 1/2. This is valid: under
+the null the text does not depend on the coins that may be scored, so that each coin is green with probability gamma
+given all text so far and all coins before it, and its weights are functions of that text. How often a pair itself was
+written is no good weight without a reference: it tells first of all how likely the pair is without a mark.
+
+A weight that is fixed early wastes text which is compared with a reference: how much oftener than expected a pair is
+written shows only in much text. So there all text is weighed anew after certain numbers of answers, which are fixed
+beforehand (`LOOKS`), by the test that a fixed sample would get. The e-process has half of alpha, and each look an equal
+share of the other half: the chance that any of them ever errs is at most alpha, whenever one stops.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,6 +62,9 @@ MIN_TILT: Final = 0.05
 """The smallest tilt of interest: at weight 1 and gamma .25 a green rate of .2595."""
 MAX_FUTILE: Final = 0.05
 """How often a suspect with the smallest tilt of interest may be given up."""
+
+POWERS: Final = (0.0, 0.25, 0.5)
+"""In text without a reference a pair weighs as often as its context was written so far, to each of these powers."""
 
 LOOKS: Final = tuple(sorted({round(8 * 1.25**i) for i in range(35)}))
 """Numbers of answers after which all text is weighed anew, if there is a reference; each a quarter more than before."""
@@ -201,8 +211,9 @@ class SequentialTest:
         self, mark: Mark, access: str, alpha: float = 1e-3, *, unmarked: bool = False, least: float = MIN_TILT
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
-        self._process = EProcess(mark.scheme.rate, least)
+        self._process = EProcess(mark.scheme.rate, least, len(POWERS) if access == "text" else 1)
         self._counted = SeenPairs()
+        self._contexts: Counter[bytes] = Counter()
         self._shown: set[bytes] = set()
         self._path: list[float] = []
         self._tokens = self._prompts = 0
@@ -226,11 +237,17 @@ class SequentialTest:
         self._prompts += answer.start > 0
 
     def fresh(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> WeightedPairs:
-        """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then."""
+        """The coins that an answer adds, and their weights, which do not depend on the key; they are spent then.
+
+        The weights are float64 [n], or [n, weightings] where there are several.
+        """
         self._weights, pairs = (self._written if self.access == "text" else self._said)(answer, reference)
         fresh = self._counted.fresh(pairs)
         self._discarded[COUNTED_PAIR] += len(pairs.tokens) - len(fresh.tokens)
-        return fresh
+        if self.access != "text" or reference is not None:
+            return fresh
+        written = np.array([self._contexts[context.tobytes()] for context in fresh.contexts], np.float64)
+        return replace(fresh, weights=written[:, None] ** np.array(POWERS))
 
     def look_back(self) -> WeightedPairs:
         """The coins of all text so far, weighed as those of a fixed sample; the weights do not depend on the key."""
@@ -289,18 +306,19 @@ class SequentialTest:
         return where
 
     def _written(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
-        """The pairs of one answer, weighing as often as they occur in it, the more the less one expected them."""
+        """The pairs of one answer, as often as each occurs in it, less how often a reference expected it."""
         where = self._where(answer)
-        tokens = answer.ids[where].astype(np.uint32)
+        tokens, contexts = answer.ids[where].astype(np.uint32), contexts_before(answer.ids, where, self.mark.width)
+        self._contexts.update(context.tobytes() for context in contexts)
         self._discarded[SPECIAL_TOKEN] += int(np.isin(tokens, self.mark.exempt).sum())
-        weights, name = np.ones(len(where)), "occurrences in the answer"
+        weights, name = np.ones(len(where)), "occurrences of the context so far, to the powers 0, 1/4 and 1/2"
         if reference is not None:
-            name += ", less the reference's probability"
+            name = "occurrences in the answer, less the reference's probability"
             expected = logprobs_at([reference], [where], self.mark.width)
             named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
-        pairs = weigh(contexts_before(answer.ids, where, self.mark.width), tokens, weights, self.mark.exempt)
-        return name, WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(max=MAX_COUNT))
+        pairs = weigh(contexts, tokens, weights, self.mark.exempt)
+        return name, replace(pairs, weights=pairs.weights.clip(max=MAX_COUNT))
 
     def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
         """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprobs.logprob_result`."""

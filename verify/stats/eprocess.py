@@ -2,8 +2,9 @@
 
 Under the null each new coin G comes up with probability gamma, whatever came before. For a tilt h, the product over
 the coins of exp(h a G) / (1 - gamma + gamma exp(h a)) then has mean 1 at every moment, and so has any mixture over
-h. By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whatever the stopping rule. The
-weight a of a pair, which all its coins share, is fixed when the pair is first counted.
+h, and over several ways to weigh the coins. By Ville's inequality it ever reaches 1 / alpha with probability at most
+alpha, whatever the stopping rule. The weights a of a pair, which all its coins share, are fixed when the pair is first
+counted.
 """
 
 from __future__ import annotations
@@ -21,29 +22,45 @@ from verify.stats.weighted import TILTS
 
 @dataclass
 class EProcess:
-    """The running evidence. gamma: chance of a coin under the null; least: the smallest tilt of interest."""
+    """The running evidence.
+
+    gamma: chance of a coin under the null; least: the smallest tilt of interest, for a unit of the first weighting;
+    weightings: how many weights a pair has.
+    """
 
     gamma: float
     least: float
+    weightings: int = 1
     pairs: int = 0
     best: float = 0.0
-    _logs: Floats = field(default_factory=lambda: np.zeros(len(TILTS) + 1))
+    _logs: Floats = field(init=False)
+    _against_least: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._logs = np.zeros((len(TILTS), self.weightings))
 
     def add(self, weights: Floats, coins: npt.NDArray[np.bool_]) -> None:
-        """Count new pairs: weights float64 [n], finite; their coins, bool [n, C]."""
+        """Count new pairs: weights float64 [n, weightings], or [n] if all are the same, finite; coins bool [n, C]."""
+        weights = weights if weights.ndim == 2 else weights[:, None]
         self.pairs += len(weights)
-        weights, green = np.repeat(weights, coins.shape[1]), coins.ravel()
-        tilts = np.append(TILTS, self.least)[:, None]
-        ln_green, ln_red = math.log(self.gamma), math.log1p(-self.gamma)
-        own, other = np.where(green, ln_green, ln_red), np.where(green, ln_red, ln_green)
-        # exp(h a G) / (1 - gamma + gamma exp(h a)), divided through by exp(h a G): nothing cancels
-        self._logs -= np.logaddexp(own, other - tilts * np.where(green, weights, -weights)).sum(axis=1)
+        weights, up = np.repeat(weights, coins.shape[1], axis=0), coins.ravel()
+        self._logs += self._ln_factors(TILTS[:, None, None] * weights, up).sum(axis=1)
+        self._against_least -= float(self._ln_factors(self.least * weights[:, :1], up).sum())
         self.best = max(self.best, self.log10_e)
+
+    def _ln_factors(self, logits: Floats, up: npt.NDArray[np.bool_]) -> Floats:
+        """ln of exp(b G) / (1 - gamma + gamma exp(b)), divided through by exp(b G): nothing cancels.
+
+        logits: b, float64 [..., n, weightings]; up: G, bool [n].
+        """
+        ln_up, ln_down = math.log(self.gamma), math.log1p(-self.gamma)
+        own, other, sign = (np.where(up, *both)[:, None] for both in ((ln_up, ln_down), (ln_down, ln_up), (1, -1)))
+        return -np.logaddexp(own, other - sign * logits)
 
     @property
     def log10_e(self) -> float:
         """log10 of the evidence now."""
-        return (float(logsumexp(self._logs[:-1])) - math.log(len(TILTS))) / LN10
+        return (float(logsumexp(self._logs)) - math.log(self._logs.size)) / LN10
 
     @property
     def log10_pvalue(self) -> float:
@@ -53,4 +70,4 @@ class EProcess:
     @property
     def log10_futility(self) -> float:
         """log10 of an e-value against every tilt of `least` or more: large when that much would have shown by now."""
-        return -float(self._logs[-1]) / LN10
+        return self._against_least / LN10
