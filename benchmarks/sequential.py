@@ -64,7 +64,8 @@ def null(access: str, reference: str | None, records: int) -> None:
     shared = math.log10(2) if looks else 0.0
     stops = []
     for _ in range(KEYS):
-        key, process, why = Mark(rng.bytes(32), exempt=shape.exempt), EProcess(shape.scheme.rate, MIN_TILT, len(POWERS)), None
+        key, why = Mark(rng.bytes(32), exempt=shape.exempt), None
+        process = EProcess(shape.scheme.rate, MIN_TILT, len(POWERS))
         for number, block in enumerate(blocks, 1):
             process.add(block.weights, key.coins(block.contexts, block.tokens))
             found = process.log10_e - shared

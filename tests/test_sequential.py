@@ -128,7 +128,7 @@ def test_the_expectation_is_one_over_several_weightings() -> None:
         process = EProcess(0.25, least, 3)
         for i in range(7):
             before = int(green[:i].sum())
-            process.add(np.array([[1.0, (1 + i + before) ** 0.5, 2.0 - before]]), green[i : i + 1])
+            process.add(np.array([[1.0, (1 + i + before) ** 0.5, 2.0 - before]]), green[i : i + 1, None])
         total += 10**process.log10_e * 0.25 ** green.sum() * 0.75 ** (~green).sum()
         tilted = 0.25 * math.exp(least) / (0.75 + 0.25 * math.exp(least))
         futile += 10**process.log10_futility * tilted ** green.sum() * (1 - tilted) ** (~green).sum()
@@ -141,8 +141,8 @@ def test_one_weighting_is_the_same_as_three_alike() -> None:
     one, three = EProcess(0.25, 0.05), EProcess(0.25, 0.05, 3)
     for n in (0, 1, 40):
         weights, green = rng.normal(0, 1, n), rng.random(n) < 0.5
-        one.add(weights, green)
-        three.add(weights, green)
+        one.add(weights, green[:, None])
+        three.add(weights, green[:, None])
     assert three.log10_e == pytest.approx(one.log10_e, abs=1e-12)
     assert (three.log10_futility, three.pairs) == (one.log10_futility, one.pairs)
 
@@ -180,7 +180,7 @@ def chances(answers: list[TextLogprobs], keys: int, seed: int, alpha: float) -> 
         logits = (block.weights[:, :, None] * TILTS).reshape(len(block.tokens), -1)
         logs += green @ logits - np.log(0.75 + 0.25 * np.exp(logits)).sum(axis=0)
         most = np.maximum(most, scipy.special.logsumexp(logs, axis=1) - math.log(logs.shape[1]))
-        process.add(block.weights, green[-1])
+        process.add(block.weights, green[-1, :, None])
     assert process.best == pytest.approx(most[-1] / math.log(10), abs=1e-9)
     return int((most >= -math.log(alpha)).sum())
 
