@@ -213,14 +213,14 @@ def repeating(rng: np.random.Generator, records: int, mark: Mark | None, share: 
 
 def answers_to(mark: Mark, answers: list[TextLogprobs], level: float) -> tuple[int, int]:
     """After how many answers the e-process reaches 10^-level, and the exact binomial test of all text so far."""
-    test, process, reached = SequentialTest(mark, "text", unmarked=True), EProcess(mark.gamma, 0.05, len(POWERS)), 0
-    green = n = 0
+    test, process = SequentialTest(mark, "text", unmarked=True), EProcess(mark.scheme.rate, 0.05, len(POWERS))
+    reached = green = n = 0
     for number, answer in enumerate(answers, 1):
         fresh = test.fresh(answer)
-        coins = mark.green(fresh.contexts, fresh.tokens)
+        coins = mark.coins(fresh.contexts, fresh.tokens)
         process.add(fresh.weights, coins)
         green, n = green + int(coins.sum()), n + len(coins)
-        if not reached and binomial_log10_sf(green, n, mark.gamma) <= -level:
+        if not reached and binomial_log10_sf(green, n, mark.scheme.rate) <= -level:
             reached = number
         if process.log10_pvalue <= -level:
             return number, reached
