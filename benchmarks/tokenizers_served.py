@@ -36,18 +36,19 @@ from verify.suspects.model import read_weights
 from watermark import Mark
 
 ANSWERS: Final = 32
-INNOCENT: Final = 100
 TOKENS: Final = 128
+INNOCENT: Final = (100, 48)
+"""Answers that an innocent gives, and tokens of each at most."""
 TOP: Final = 20
 
 
-def asked(folder: Path, name: str, mark: Mark, answers: int) -> tuple[list[TextLogprobs], bool]:
+def asked(folder: Path, name: str, mark: Mark, answers: int, tokens: int) -> tuple[list[TextLogprobs], bool]:
     """What a student says behind the server, kept in a log; and whether its log probabilities were scored."""
     log = folder / "served" / f"{name}.jsonl"
     log.parent.mkdir(exist_ok=True)
     os.environ.setdefault("OPENAI_API_KEY", "none")
     with serve(real_model(folder / name)) as (url, _):
-        endpoint = Endpoint(url, name, top_logprobs=TOP, max_tokens=TOKENS, concurrency=1)
+        endpoint = Endpoint(url, name, top_logprobs=TOP, max_tokens=tokens, concurrency=1)
         # alpha out of reach: all the prompts are asked
         found = endpoint_test(
             mark, endpoint, builtin_prompts()[:answers], log=log, alpha=1e-200, least=1e-9, tokenizer=teacher_model()
@@ -65,7 +66,7 @@ def served(folder: Path, names: list[str]) -> dict[str, Any]:
             continue
         if taught == "unmarked":
             marks = [Mark.load(folder / f"d{delta}.mark") for delta in DELTAS]
-            said, _ = asked(folder, name, marks[0], INNOCENT)
+            said, _ = asked(folder, name, marks[0], *INNOCENT)
             innocent[name] = levels([
                 logprob_result(mark, scorable_logprobs([text], 1, unmarked=True), decoys=0).log10_pvalue
                 for mark in marks for text in said
@@ -73,7 +74,7 @@ def served(folder: Path, names: list[str]) -> dict[str, Any]:
             print(name, innocent[name], flush=True)
             continue
         mark = Mark.load(folder / f"{taught}.mark")
-        said, logprobs = asked(folder, name, mark, ANSWERS)
+        said, logprobs = asked(folder, name, mark, ANSWERS, TOKENS)
         references = {"none": None, "the mark's tokenizer": teacher_model()}
         if (folder / f"{kind}-{spoken}-unmarked").exists():
             references["the suspect's tokenizer"] = folder / f"{kind}-{spoken}-unmarked"
