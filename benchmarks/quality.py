@@ -9,6 +9,7 @@ Cost: perplexity of the teacher's marked text under the unmarked teacher. Eviden
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -18,7 +19,12 @@ import torch
 from benchmarks import witnesses as w
 from benchmarks.efficiency import Curve, measure, median_curve
 from verify.planning import distributions
+from verify.planning.builtin import builtin_probes
 from verify.planning.distributions import read_distributions
+from verify.planning.quality import MEASURED_DELTAS
+from verify.suspects.model import forward_logits
+from watermark import Mark
+from watermark.models import load_model
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -34,6 +40,22 @@ def perplexity(name: str, texts: str) -> float:
     return distributions.perplexity(read_distributions(w.model_of("base"), answers, [w.mark_of(name)] * len(answers)))
 
 
+def divergences() -> dict[float, float]:
+    """Of green lists by delta, nats a token: they follow from the probability of green tokens along the answers."""
+    teacher = w.model_of("base")
+    model, tokenizer = load_model(teacher)
+    mark = Mark.new(tokenizer)
+    found = []
+    for answer in builtin_probes(mark, teacher):
+        chances = forward_logits(model, [answer.ids])[0, answer.start - 1 : len(answer.ids) - 1].float().softmax(-1)
+        before = torch.from_numpy(answer.ids[answer.start - 1 : -1, None])
+        green = mark.bias_(torch.zeros_like(chances), before) > 0
+        found.append((chances * green).sum(-1))
+    mass = torch.cat(found).double()
+    raised = {delta: (mass * math.expm1(delta)).log1p() for delta in MEASURED_DELTAS}  # ln of what is divided by
+    return {delta: float((delta * mass * (delta - ln).exp() - ln).mean()) for delta, ln in raised.items()}
+
+
 def value_at(curve: Curve, n: int) -> float:
     return min(curve, key=lambda point: abs(point[0] - n))[1]
 
@@ -41,6 +63,8 @@ def value_at(curve: Curve, n: int) -> float:
 def main() -> None:
     plot = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/quality.png")
     torch.set_num_threads(1)
+    print("divergence by delta, for verify/planning/quality.py:")
+    print(", ".join(f"{delta:g}: {value:.4g}" for delta, value in divergences().items()) + "\n")
     unmarked = perplexity(STUDENTS[0], "unmarked")
     print(f"perplexity of unmarked text: {unmarked:.1f}\n")
     rows = []

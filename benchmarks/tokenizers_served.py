@@ -79,7 +79,7 @@ def served(folder: Path, names: list[str]) -> dict[str, Any]:
         if (folder / f"{kind}-{spoken}-unmarked").exists():
             references["the suspect's tokenizer"] = folder / f"{kind}-{spoken}-unmarked"
         for words, reference in references.items():
-            row = {"student": name, "delta": mark.delta, "reference": words, "log probabilities": logprobs}
+            row = {"student": name, "delta": mark.scheme.lift, "reference": words, "log probabilities": logprobs}
             rows.append(row | measured(mark, said, reference, folder / "served" / f"{name} beside {words}.jsonl"))
             print(rows[-1], flush=True)
     return {

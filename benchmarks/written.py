@@ -85,7 +85,7 @@ def text(folder: Path, names: list[str]) -> list[dict[str, Any]]:
             total = len(positions.tokens)
             row = {
                 "student": name,
-                "delta": mark.delta if taught != "unmarked" else 0.0,
+                "delta": mark.scheme.lift if taught != "unmarked" else 0.0,
                 "reference": reference,
                 "tokens": total,
                 "log10_pvalue": whole.log10_pvalue,

@@ -96,6 +96,7 @@ def a_missing_extra_is_named(stillmark: Light, folder: Path, monkeypatch: pytest
     marked = ["--mark", folder / "m"]
     for package, words in (
         ("torch", ["generate", "--model", folder / "suspect", "--prompts", prompts, "--out", folder / "o.jsonl"]),
+        ("torch", ["quality", *marked, "--model", folder / "suspect", "--prompts", prompts]),
         ("torch", ["student", "--base", folder / "suspect", "--outputs", EVIDENCE / "plain.jsonl", "--out",
                    folder / "student"]),
         ("transformers", ["test", "model", *marked, "--suspect", folder / "suspect", "--probes",

@@ -18,9 +18,10 @@ import verify
 from tests import small
 from verify.data.outputs import Output
 from verify.planning import distributions
+from verify.planning.builtin import builtin_probes
 from verify.planning.distributions import Along, perplexity, read_distributions
 from verify.planning.power import power
-from verify.planning.quality import MEASURED_ENERGY
+from verify.planning.quality import MEASURED_DELTAS, MEASURED_DIVERGENCES, like_delta
 from verify.planning.quality_result import CHOOSING, FEW, LABELS, Measure, Quality
 from watermark import GreenList, InputError, Mark, ModelError, Sampling, UsageError
 from watermark.models import load_model
@@ -86,6 +87,7 @@ def expected(answer: Output, mark: Mark, sampling: Sampling) -> Along:
         loss=float(loss.sum()),
         entropy=float(scipy.stats.entropy(p, axis=-1).sum()),
         marked_entropy=float(scipy.stats.entropy(q, axis=-1).sum()),
+        divergence=float((q * tilt).sum()),
         energy=float((p * (tilt - mean) ** 2).sum()),
     )
 
@@ -122,7 +124,7 @@ def test_distributions_are_read_as_numpy_has_them(
 def test_an_answer_without_tokens_has_nothing_to_read(model: Path, mark: Mark) -> None:
     answer = Output("a", np.array([5, 6]), np.array([], np.int64))
     (read,) = read_distributions(model, [answer], [mark])
-    assert read == Along(tokens=0, loss=0.0, entropy=0.0, marked_entropy=0.0, energy=0.0)
+    assert read == Along(tokens=0, loss=0.0, entropy=0.0, marked_entropy=0.0, divergence=0.0, energy=0.0)
     assert perplexity([read]) == 1
 
 
@@ -222,13 +224,13 @@ def test_equivalence_is_shown_by_two_tests(found: Quality) -> None:
 
 
 def test_what_tests_will_see(found: Quality) -> None:
-    """The energy of a green list is delta^2 G (1 - G); by it the measured students are carried over."""
+    """The energy of a green list is delta^2 G (1 - G). By the divergence the measured students are carried over."""
     seen = found.evidence
-    assert len(seen.energy) == len(seen.log10_pvalues) == 8
+    assert len(seen.energy) == len(seen.divergence) == len(seen.log10_pvalues) == 8
     p = np.exp(small.logprobs(small.logits()))[2:]
     mean = 4 * 0.25 * 0.75 * (1 - (p**2).sum(-1).mean())  # over keys, and these rows are all alike
     assert np.mean(seen.energy) == pytest.approx(mean, abs=4 * np.std(seen.energy) / 7**0.5)
-    assert seen.like_delta == pytest.approx((np.mean(seen.energy) / MEASURED_ENERGY) ** 0.5)
+    assert seen.like_delta == like_delta(sum(seen.divergence) / 8)
     for access, need in seen.student.items():
         assert need is not None
         assert need.tokens == power(access, delta=seen.like_delta, alpha=1e-3).tokens
@@ -236,6 +238,15 @@ def test_what_tests_will_see(found: Quality) -> None:
     z = [-scipy.stats.norm.ppf(10**p) for p in seen.log10_pvalues]
     goal = scipy.stats.norm.isf(1e-3) + scipy.stats.norm.ppf(0.9)
     assert seen.relayed_tokens == math.ceil(72 * (goal / np.mean(z)) ** 2)
+
+
+def test_the_delta_of_a_divergence() -> None:
+    """Each measured one gives its delta; between them, below and beyond it grows."""
+    assert [like_delta(one) for one in MEASURED_DIVERGENCES] == pytest.approx(MEASURED_DELTAS)
+    some = [like_delta(one) for one in np.geomspace(1e-9, MEASURED_DIVERGENCES[-1], 200)]
+    assert np.all(np.diff(some) > 0)
+    assert like_delta(0.0) == 0
+    assert like_delta(9.0) == MEASURED_DELTAS[-1]
 
 
 def test_a_mark_too_faint_to_be_seen(model: Path, mark: Mark) -> None:
@@ -285,7 +296,7 @@ def test_the_command_says_what_python_says(
 
 def test_a_notebook_shows_a_table_and_a_picture(found: Quality) -> None:
     shown = found._repr_html_()
-    assert shown.count("<tr>") == len(LABELS) + 5
+    assert shown.count("<tr>") == len(LABELS) + 6
     assert all(label in shown for label in LABELS.values())
     ax = found.plot()
     labels = [tick.get_text() for tick in ax.get_yticklabels()]
@@ -298,16 +309,21 @@ def test_a_notebook_shows_a_table_and_a_picture(found: Quality) -> None:
 
 
 def test_a_real_teacher(teacher: Path) -> None:
-    """A small budget: a green list of delta 2 shows in the text, and its energy is near that of the measured teacher.
-
-    Energy is delta^2 times that of delta 1, which `MEASURED_ENERGY` is for 14,000 tokens; here it is of 256 tokens of
-    two questions, which leaves about a quarter to chance (seed and secret are fixed).
-    """
+    """A small budget: a green list of delta 2 shows in the text and in the distributions (secret and seed fixed)."""
     mark = Mark.new(teacher, secret=bytes(32), scheme=GreenList(delta=2.0))
-    how = Sampling(max_new_tokens=16, batch_size=32)
-    found = verify.quality(teacher, mark, number=4, answers=2, keys=2, sampling=how)
-    assert found.prompts == 4
+    found = verify.quality(
+        teacher, mark, number=2, answers=2, keys=2, sampling=Sampling(max_new_tokens=16, batch_size=16)
+    )
+    assert found.prompts == 2
     assert found["green_rate"].difference > 0.1
     assert 1 < found["perplexity"].unmarked[0] < 200
-    assert np.mean(found.evidence.energy) == pytest.approx(4 * MEASURED_ENERGY, rel=0.5)
-    assert 1.4 < found.evidence.like_delta < 2.6
+    assert 1 < found.evidence.like_delta < 4
+
+
+def test_the_divergence_of_the_measured_teacher(teacher: Path) -> None:
+    """Along the first 4 of 128 answers, about 440 tokens: a part so small differs by about 5 % (answers are fixed)."""
+    mark = Mark.new(teacher, secret=bytes(32), delta=1.0)
+    answers = builtin_probes(mark, teacher, number=4)
+    read = read_distributions(teacher, answers, [mark] * 4)
+    divergence = sum(one.divergence for one in read) / sum(one.tokens for one in read)
+    assert like_delta(divergence) == pytest.approx(1, rel=0.15)

@@ -304,7 +304,7 @@ def test_only_what_a_suspect_wrote_is_used_at_every_common_place(ours: Spelling,
 def place(tmp_path_factory: pytest.TempPathFactory, mark: Mark) -> Path:
     folder = tmp_path_factory.mktemp("strings")
     speller("byte level").save_pretrained(folder / "tok")
-    Mark.new(folder / "tok", secret=mark.secret, delta=2.0).save(folder / "m")
+    Mark.new(folder / "tok", secret=mark.secret, scheme=mark.scheme).save(folder / "m")
     return folder
 
 

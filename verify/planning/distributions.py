@@ -1,4 +1,4 @@
-"""What a model's next-token distributions are along answers, without and with a mark: perplexity, entropy, energy."""
+"""A model's next-token distributions along answers, without and with a mark: perplexity, entropy, divergence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AT_ONCE: Final = 1 << 24  # logits that are copied at a time
 _TEXTS: Final = 8  # in one forward pass
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Along:
     """What a model's next-token distributions p are along one answer: sums over its tokens, in nats.
 
@@ -38,13 +38,15 @@ class Along:
         loss: -ln of each token's probability by the model itself, at temperature 1 and without truncation.
         entropy: of p.
         marked_entropy: of q.
-        energy: variance of ln(q / p) under p.
+        divergence: of Kullback and Leibler, the mean of ln(q / p) under q: the evidence that a token carries, at most.
+        energy: the variance of ln(q / p) under p.
     """
 
     tokens: int
     loss: float
     entropy: float
     marked_entropy: float
+    divergence: float
     energy: float
 
 
@@ -97,7 +99,7 @@ def read_distributions(
 def perplexity(read: Sequence[Along]) -> float:
     """exp of the mean loss of a token, over some answers together; 1 if there are no tokens.
 
-    >>> read = Along(tokens=2, loss=2 * math.log(8), entropy=2.0, marked_entropy=1.9, energy=0.1)
+    >>> read = Along(tokens=2, loss=2 * math.log(8), entropy=2.0, marked_entropy=1.9, divergence=0.1, energy=0.2)
     >>> round(perplexity([read, read]), 9)
     8.0
     """
@@ -116,6 +118,7 @@ def _recorded(record: Record) -> Along:
         loss=number("loss"),
         entropy=number("entropy"),
         marked_entropy=number("marked_entropy"),
+        divergence=number("divergence"),
         energy=number("energy"),
     )
 
@@ -144,7 +147,7 @@ def _along(logits: Tensor, answer: Output, mark: Mark, warpers: Callable[..., Te
     contexts = torch.from_numpy(_contexts(ids, mark.width)).to(logits.device)
     tokens = torch.from_numpy(ids).to(logits.device)
     step = max(1, _AT_ONCE // logits.shape[-1])
-    sums = np.zeros(4)
+    sums = np.zeros(5)
     for start in range(first, len(ids), step):
         here = slice(start, min(start + step, len(ids)))
         plain = logits[here.start - 1 : here.stop - 1].float()
@@ -156,16 +159,10 @@ def _along(logits: Tensor, answer: Output, mark: Mark, warpers: Callable[..., Te
         chance = drawn.exp()
         mean = (chance * change).sum(-1, keepdim=True)
         energy = (chance * (change - mean) ** 2).sum(-1)
-        each = (loss, _entropy(drawn), _entropy(marked), energy)
+        divergence = (marked.exp() * change).sum(-1)
+        each = (loss, _entropy(drawn), _entropy(marked), divergence, energy)
         sums += [float(one.double().sum()) for one in each]
-    total, entropy, marked_entropy, energy_of_all = (round(float(one), 6) for one in sums)
-    return Along(
-        tokens=max(0, len(ids) - first),
-        loss=total,
-        entropy=entropy,
-        marked_entropy=marked_entropy,
-        energy=energy_of_all,
-    )
+    return Along(max(0, len(ids) - first), *(round(float(one), 6) for one in sums))
 
 
 def _entropy(logprobs: Tensor) -> Tensor:

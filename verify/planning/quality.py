@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from scipy.special import ndtri, ndtri_exp
 
 from verify.data.outputs import Output
@@ -37,9 +38,10 @@ PROMPTS: Final = 16
 """Of the package's questions, where nobody names prompts or a number."""
 SAMPLING: Final = Sampling(max_new_tokens=64, batch_size=64)
 """How answers are drawn where nobody says it."""
-MEASURED_ENERGY: Final = 0.1
-"""Energy a token of a green list with delta 1 and gamma 0.25, along unmarked answers of SmolLM2-135M-Instruct to the
-package's questions: what the measured students learned from was written by this teacher, in answer to such questions.
+MEASURED_DELTAS: Final = (0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+MEASURED_DIVERGENCES: Final = (0.001, 0.018, 0.079, 0.186, 0.336, 0.514, 0.708, 1.083, 1.5)
+"""Divergence a token, in nats, of green lists with gamma 0.25 and these deltas, along the package's answers: those of
+SmolLM2-135M-Instruct, the teacher of the measured students, to questions like theirs. `benchmarks/quality.py` makes it.
 """
 
 _LARGEST: Final = math.log1p(-1e-9)  # ln of a p-value that has a z
@@ -211,6 +213,20 @@ class _Arm:
         }
 
 
+def like_delta(divergence: float) -> float:
+    """The delta of a green list (gamma 0.25) that has this divergence a token along the package's answers.
+
+    Between the measured ones by the logarithms; below them by the square of delta; 6, the largest one, for more.
+
+    >>> like_delta(MEASURED_DIVERGENCES[2]), round(like_delta(MEASURED_DIVERGENCES[0] / 4), 6)
+    (1.0, 0.05)
+    """
+    least = MEASURED_DIVERGENCES[0]
+    if divergence < least:
+        return MEASURED_DELTAS[0] * math.sqrt(max(0.0, divergence) / least)
+    return float(np.exp(np.interp(math.log(divergence), np.log(MEASURED_DIVERGENCES), np.log(MEASURED_DELTAS))))
+
+
 def _evidence(unmarked: Sequence[_Arm], marked: Sequence[_Arm], width: int, alpha: float) -> Evidence:
     """What tests will see: of the answers themselves, and in a student of them."""
     log10_pvalues = tuple(arm.text.log10_pvalue for arm in marked)
@@ -218,15 +234,16 @@ def _evidence(unmarked: Sequence[_Arm], marked: Sequence[_Arm], width: int, alph
     tokens = sum(arm.tokens for arm in marked) / len(marked)
     mean = sum(z) / len(z)
     goal = float(ndtri(POWER) - ndtri(alpha))
-    energy = tuple(arm.mean("energy") for arm in unmarked)
-    like = math.sqrt(sum(energy) / len(energy) / MEASURED_ENERGY)
+    divergence = tuple(arm.mean("divergence") for arm in unmarked)
+    like = like_delta(sum(divergence) / len(divergence))
     return Evidence(
         alpha=alpha,
         power=POWER,
         tokens=round(tokens),
         log10_pvalues=log10_pvalues,
         relayed_tokens=math.ceil(tokens * (goal / mean) ** 2) if mean >= _LEAST else None,
-        energy=energy,
+        divergence=divergence,
+        energy=tuple(arm.mean("energy") for arm in unmarked),
         like_delta=like,
         student={
             access: measured_need(access, delta=like, width=width, gamma=MEASURED_GAMMA, reference=True, alpha=alpha)

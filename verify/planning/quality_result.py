@@ -61,7 +61,7 @@ class Measure:
 
     @property
     def relative(self) -> bool:
-        """Whether differences are relative to the unmarked answers, by their logarithm."""
+        """Whether differences are relative to the unmarked answers: by the logarithm."""
         return self.name == "perplexity"
 
     @property
@@ -116,10 +116,12 @@ class Evidence:
         log10_pvalues: of the binomial test on these answers, by key: what a test of text sees if they are passed on.
         relayed_tokens: tokens of relayed answers that the test takes, as if its z grew with the root of the tokens;
             None: these answers do not show the mark, so that nothing follows.
-        energy: variance of ln(q / p) under p a token, in nats squared, along the unmarked answers, by key.
-        like_delta: delta of a green list with this energy on what the measured students were taught.
+        divergence: of Kullback and Leibler of q from p a token, in nats, along the unmarked answers, by key; p are the
+            probabilities without the mark, q those with it. What a token of marked text tells of the mark, at most.
+        energy: variance of ln(q / p) under p a token, in nats squared, along the same.
+        like_delta: delta of a green list with this divergence along answers of the measured students' teacher.
         student: by access, what a test with a reference takes to find a student like the measured ones, carried over
-            by the energy; None: no student was measured near this.
+            by the divergence; None: no student was measured near this.
     """
 
     alpha: float
@@ -127,6 +129,7 @@ class Evidence:
     tokens: int
     log10_pvalues: tuple[float, ...]
     relayed_tokens: int | None
+    divergence: tuple[float, ...]
     energy: tuple[float, ...]
     like_delta: float
     student: Mapping[str, TokenBudget | None]
@@ -140,6 +143,8 @@ class Evidence:
             "log10_pvalues": list(self.log10_pvalues),
             "relayed_tokens": self.relayed_tokens,
             "relayed_extrapolated": self.relayed_tokens is not None and self.relayed_tokens > self.tokens,
+            "divergence": statistics.fmean(self.divergence),
+            "divergence_interval": list(mean_interval(self.divergence)),
             "energy": statistics.fmean(self.energy),
             "energy_interval": list(mean_interval(self.energy)),
             "like_delta": self.like_delta,
@@ -159,11 +164,12 @@ class Evidence:
         for access, unit in (("weights", "position"), ("top20", "position"), ("text", "token")):
             need = self.student[access]
             needs.append(f"{access} {'not measured' if need is None else f'about {plural(need.tokens, unit)}'}")
-        low, high = mean_interval(self.energy)
+        low, high = mean_interval(self.divergence)
         return {
             "relayed text": seen,
-            "energy": f"{statistics.fmean(self.energy):.4f} nats^2 a token (95 % interval {low:.4f} to {high:.4f}): "
-            f"as a green list of delta {self.like_delta:.2f} on what the measured students learned",
+            "divergence": f"{statistics.fmean(self.divergence):.4f} nats a token "
+            f"(95 % interval {low:.4f} to {high:.4f}); energy {statistics.fmean(self.energy):.4f} nats^2",
+            "is like": f"a green list of delta {self.like_delta:.2f} in what the measured students learned from",
             "a student": f"{', '.join(needs)} (extrapolated)",
         }
 
@@ -270,7 +276,7 @@ class Quality:
             "The interval is over keys and draws, for these prompts. Entropy is of the distributions that the tokens "
             "were drawn from, in nats.",
             f"Relayed text: the marked answers, tested for their own keys. A student: {BASIS}; carried over to this "
-            f"mark, model and these prompts by the energy alone. What it takes is to find the mark {how}, with a "
+            f"mark, model and these prompts by the divergence alone. What it takes is to find the mark {how}, with a "
             f"reference for the student.",
         )
 
