@@ -143,24 +143,46 @@ def nulls(results: dict[str, Any], independent: dict[str, Any]) -> str:
 
 
 def tokenizers(results: dict[str, Any]) -> str:
-    """Students that speak tokens of their own."""
+    """Students that speak tokens of their own: by weights, by an endpoint's likeliest tokens, and by text."""
+    served = results.get("served", {})
+    parts = {
+        "weights": (results["table"], "positions_to_1e-6", "positions"),
+        "top 20": (served.get("table", []), "positions_to_1e-6", "positions"),
+        "text": ([row for row in results.get("text", []) if row["delta"]], "tokens_to_1e-6", "tokens"),
+    }
+    known = {
+        (access, row["student"], row["reference"]): (row, spent, whole)
+        for access, (rows, spent, whole) in parts.items()
+        for row in rows
+    }
+
+    def to_level(access: str, student: str, reference: str) -> str:
+        row, spent, whole = known.get((access, student, reference), (None, "", ""))
+        if row is None:
+            return "-"
+        return f"{row[spent]:,}" if row[spent] is not None else f"not in {row[whole]:,}"
+
     lines = [
-        "| student | its tokenizer | delta | reference | positions kept | log10 p at 100, 500, 2,000 | to 1e-6 |",
-        "|---|---|--:|---|--:|--:|--:|",
+        "| student | its tokenizer | delta | reference | kept | weights, log10 p at 100, 500, 2,000 | weights | times "
+        "| top 20 | text |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in results["table"]:
-        kind, spoken, _ = row["student"].split("-")
-        at = ", ".join(number(row["log10_pvalue_at"].get(str(n))) for n in (100, 500, 2000))
-        spent = row["positions_to_1e-6"]
+    for student, reference in dict.fromkeys((student, reference) for _, student, reference in known):
+        kind, spoken, taught = student.split("-")
+        row, _, _ = known.get(("weights", student, reference), (None, "", ""))
+        kept, at, times = "-", "-", "-"
+        if row is not None:
+            kept = f"{row['kept']:.1%}"
+            at = ", ".join(number(row["log10_pvalue_at"].get(str(n))) for n in (100, 500, 2000))
+            own, _, _ = known.get(("weights", f"{kind}-own-{taught}", reference), (None, "", ""))
+            if own is not None and own["positions_to_1e-6"] and row["positions_to_1e-6"]:
+                times = f"{row['positions_to_1e-6'] / own['positions_to_1e-6']:.1f}"
+        spent = " | ".join(to_level(access, student, reference) for access in ("top 20", "text"))
         lines.append(
-            f"| {kind} | {SPOKEN.get(spoken, spoken)} | {row['delta']:g} | {row['reference']} | {row['kept']:.1%} | "
-            f"{at} | {'-' if spent is None else spent} |"
+            f"| {kind} | {SPOKEN.get(spoken, spoken)} | {taught[1:]} | {reference} | {kept} | {at} | "
+            f"{to_level('weights', student, reference)} | {times} | {spent} |"
         )
-    for what, found in results.get("nulls", {}).items():
-        for name, one in found.items():
-            below = ", ".join(f"{count} below {level}" for level, count in one["below"].items())
-            counted = f"{one['p-values']:,} p-values, {below}; the least {one['least log10']:.1f}"
-            lines.append(f"\n{what.capitalize()}, {name}: {counted}.")
+    lines += [*_null_lines(results), *_relay_lines(results.get("relays", []))]
     for name, one in results.get("speed", {}).items():
         alone, both = (one[f"tokens/s, {what}"] / 1e3 for what in ("tokenizer", "asking"))
         lines.append(
@@ -168,6 +190,47 @@ def tokenizers(results: dict[str, Any]) -> str:
             f"{both:,.0f}k; {one['probabilities/s, translating'] / 1e6:,.0f}M probabilities/s are translated."
         )
     return "\n".join(lines) + "\n"
+
+
+def _null_lines(results: dict[str, Any]) -> list[str]:
+    """Innocents under true keys, decoy keys on guilty students."""
+    found = dict(results.get("nulls", {}))
+    served = results.get("served", {}).get("innocents under true keys", {})
+    lines = [
+        "",
+        "| p-values that should be uniform, or larger | number | below 0.05 | 0.01 | 0.001 | least, log10 |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for what, by_student in (*found.items(), ("innocents under true keys, top 20", served)):
+        for student, one in by_student.items():
+            below = " | ".join(str(one["below"][level]) for level in ("0.05", "0.01", "0.001"))
+            kind, spoken, taught = student.split("-")
+            learned = "" if taught == "unmarked" else f", delta {taught[1:]}"
+            lines.append(
+                f"| {what}: {kind}, {SPOKEN.get(spoken, spoken)}{learned} | {one['p-values']:,} | {below} | "
+                f"{one['least log10']:.1f} |"
+            )
+    return lines
+
+
+def _relay_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What `stillmark verify` says of a relay, of students, and of half and half."""
+    if not rows:
+        return []
+    lines = ["", "| a log of text | answers | reference | verdict | log10 p | tilt (95 % interval) | full answers |"]
+    lines.append("|---|--:|---|---|--:|--:|--:|")
+    for row in rows:
+        tilt, full = row["tilt"], "-"
+        shown = "-"
+        if tilt is not None:
+            low, high = tilt["interval"]
+            shown = f"{tilt['tilt']:.1f} ({low:.1f} to {high:.1f})"
+            full = "-" if tilt["full_answers"] is None else f"{tilt['full_answers']:.0f}"
+        lines.append(
+            f"| {row['log']} | {row['answers']} | {row['reference']} | {row['verdict']} | "
+            f"{number(row['log10_pvalue'])} | {shown} | {full} |"
+        )
+    return lines
 
 
 SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
