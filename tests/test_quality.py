@@ -322,7 +322,7 @@ def test_a_real_teacher(teacher: Path) -> None:
 
 def test_the_divergence_of_the_measured_teacher(teacher: Path) -> None:
     """Along the first 4 of 128 answers, about 440 tokens: a part so small differs by about 5 % (answers are fixed)."""
-    mark = Mark.new(teacher, secret=bytes(32), delta=1.0)
+    mark = Mark.new(teacher, secret=bytes(32), scheme=GreenList(delta=1.0))
     answers = builtin_probes(mark, teacher, number=4)
     read = read_distributions(teacher, answers, [mark] * 4)
     divergence = sum(one.divergence for one in read) / sum(one.tokens for one in read)

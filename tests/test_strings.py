@@ -34,7 +34,7 @@ from verify.data.strings import Restater, as_named, spelled
 from verify.radioactivity.logprobs import logprob_result
 from verify.radioactivity.sequential import EndpointResult, SequentialTest
 from verify.stats.binomial import binomial_log10_sf
-from watermark import Mark, StillmarkError
+from watermark import GreenList, Mark, StillmarkError
 from watermark.io.prompts import Prompt
 from watermark.io.records import Record
 
@@ -54,7 +54,7 @@ def ours() -> Spelling:
 
 @pytest.fixture(scope="module")
 def mark() -> Mark:
-    return Mark.new(speller("byte level"), secret=bytes(range(32)), delta=2.0)
+    return Mark.new(speller("byte level"), secret=bytes(range(32)), scheme=GreenList(delta=2.0))
 
 
 def by_bytes(kind: str, i: int) -> Token:

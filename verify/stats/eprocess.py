@@ -54,8 +54,10 @@ class EProcess:
         logits: b, float64 [..., n, weightings]; up: G, bool [n].
         """
         ln_up, ln_down = math.log(self.gamma), math.log1p(-self.gamma)
-        own, other, sign = (np.where(up, *both)[:, None] for both in ((ln_up, ln_down), (ln_down, ln_up), (1, -1)))
-        return -np.logaddexp(own, other - sign * logits)
+        one = up[:, None]
+        own, other = np.where(one, ln_up, ln_down), np.where(one, ln_down, ln_up)
+        found: Floats = -np.logaddexp(own, other - np.where(one, logits, -logits))
+        return found
 
     @property
     def log10_e(self) -> float:
