@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from scipy.stats import binom
 
 from tests import small
@@ -166,3 +168,20 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
 
     assert callable(watermark.generate)
     assert callable(watermark.highlight)
+
+
+def test_a_tournament_at_a_low_temperature_says_what_it_left(
+    model: Path, tmp_path: Path, stillmark: Callable[..., Result]
+) -> None:
+    """The command tells the p-value of what was written; nothing at temperature 1, and nothing for a green list."""
+    asked = small.jsonl(tmp_path / "asked.jsonl", [{"id": "a", "prompt_ids": [3, 4]}, {"id": "b", "prompt_ids": [5]}])
+    for scheme in ("tournament", "greenlist"):
+        mark = tmp_path / scheme
+        assert stillmark("mark", "new", "--scheme", scheme, "--tokenizer", model, "--out", mark).exit_code == 0
+        for temperature in (0.1, 1):
+            out = tmp_path / f"{scheme}-{temperature}.jsonl"
+            run = ("generate", "--model", model, "--prompts", asked, "--max-new-tokens", 12, "--out", out)
+            found = stillmark(*run, "--temperature", temperature, "--mark", mark)
+            said = "Temperature 0.1 leaves a tournament little to tilt." in found.stderr
+            assert (found.exit_code, said) == (0, scheme == "tournament" and temperature < 1), found.stderr
+            assert ("log10 p = " in found.stderr) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,10 +13,14 @@ from verify.cli.common import (
     command,
     json_option,
     progress,
+    say,
     show,
 )
 from verify.progress import on
 from verify.results import plural
+
+LOW_TEMPERATURE: Final = 0.5
+"""Below it a mark that needs sampling says what it left in the text."""
 
 
 @command(
@@ -23,7 +28,7 @@ from verify.results import plural
     example="generate --model MODEL --mark demo/demo.mark --prompts demo/prompts.jsonl --out outputs.jsonl",
 )
 @click.option("--model", type=FILE, required=True, help="Folder of a causal LM and its tokenizer.")
-@click.option("--mark", "mark_paths", type=FILE, multiple=True, help="A mark file; may be repeated: biases add.")
+@click.option("--mark", "mark_paths", type=FILE, multiple=True, help="A mark file; may be repeated.")
 @allow_readable_option
 @click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."} or "prompt_ids".')
 @click.option("--out", type=FILE, required=True, help="JSONL to append to; a killed run goes on from here.")
@@ -54,6 +59,7 @@ def generate(
 
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
+    from verify import text_test
     from watermark import Mark
     from watermark import generate as sample
     from watermark.generation import Sampling, commitments_of
@@ -67,4 +73,12 @@ def generate(
     about = {"records": len(found), "written": len(new), "tokens": tokens, "mark": commitments_of(marks)}
     kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
     written = f"wrote {plural(len(new), 'record')}, {plural(tokens, 'token')}, to {out}{kept}"
+    for path, mark in zip(mark_paths, marks, strict=True):
+        if mark.scheme.needs_sampling and temperature < LOW_TEMPERATURE and found:
+            seen = text_test(mark, out).log10_pvalue
+            say(
+                f"Temperature {temperature:g} leaves a {mark.scheme.name} little to tilt. {path}: log10 p = {seen:.1f} in "
+                f"{plural(len(found), 'record')}. `stillmark quality` measures what to expect on your prompts.",
+                stderr=True,
+            )
     show({"out": str(out)} | about, written, as_json=as_json)
