@@ -119,6 +119,14 @@ def test_an_innocent_is_read_too(place: Path, tmp_path: Path) -> None:
     assert found.n > 1000
 
 
+def test_probes_that_may_be_marked_are_not_read_in_other_tokens(place: Path, tmp_path: Path) -> None:
+    """Where its tokens begin would depend on the key."""
+    words = "has another tokenizer, and the probes may carry the mark"
+    suspect = Suspect(Mark.load(place / "m"), "prompt_logprobs", 40)
+    with serve(suspect.answer) as (url, _), pytest.raises(NoLogprobsError, match=words):
+        read(place, tmp_path, Endpoint(url, "s"), unmarked_probes=False)
+
+
 def test_a_server_that_refuses_the_field_is_asked_for_an_echo(place: Path, tmp_path: Path) -> None:
     suspect = Suspect(Mark.load(place / "m"), "echo")
 

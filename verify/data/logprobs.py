@@ -68,7 +68,8 @@ class Translated:
     """How log probabilities came into the mark's tokens (`verify.data.retokenize`).
 
     Attributes:
-        tokenizer: of the model that said them, by the beginning of its fingerprint.
+        tokenizer: of the model that said them, by the beginning of its fingerprint; or that it named them by strings
+            (`verify.data.strings`).
         cut: the text was cut before each of the mark's tokens, so that no place was chosen by what comes after it.
         ambiguous: places that were read, and where no token could be translated.
     """
@@ -145,20 +146,25 @@ def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bo
         kept, left_out = scorable_in_order(
             text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen
         )
-        if text.translated is not None:
-            if not unmarked and not text.translated.cut:
-                raise StillmarkError(
-                    f"text '{text.id}' was read along another tokenizer's boundaries, which holds for unmarked probes",
-                    "say so with `unmarked_probes=True`, or read the suspect anew",
-                )
-            read = kept[np.isin(kept, text.place)]
-            ambiguous = min(text.translated.ambiguous, len(kept) - len(read))
-            left_out[AMBIGUOUS_TOKEN] = ambiguous
-            left_out[NO_COMMON_BOUNDARY] = len(kept) - len(read) - ambiguous
-            kept = read
+        if text.translated is not None and not (unmarked or text.translated.cut or text.sampled):
+            raise StillmarkError(
+                f"text '{text.id}' was read along another tokenizer's boundaries, which holds for unmarked probes",
+                "say so with `unmarked_probes=True`, or read the suspect anew",
+            )
+        kept, lost = read_places(text, kept)
+        left_out.update(lost)
         where.append(kept)
         discarded.update(left_out)
     return replace(logprobs_at(texts, where, width), discarded=dict(discarded), unmarked=unmarked)
+
+
+def read_places(text: TextLogprobs, places: I64) -> tuple[I64, Counter[str]]:
+    """Those of some places of a text at which a model was read, and how many of a translated text were left out."""
+    if text.translated is None:
+        return places, Counter()
+    read = places[np.isin(places, text.place)]
+    ambiguous = min(text.translated.ambiguous, len(places) - len(read))
+    return read, Counter({AMBIGUOUS_TOKEN: ambiguous, NO_COMMON_BOUNDARY: len(places) - len(read) - ambiguous})
 
 
 def at_common_places(
@@ -167,17 +173,18 @@ def at_common_places(
     """What two models said of some texts; where one was translated, only at the places at which both were read."""
     if len(said) != len(compared):
         return list(said), list(compared)  # an error elsewhere, which names the first that differs
-    pairs = [_common(one, other) for one, other in zip(said, compared, strict=True)]
+    pairs = [common_places(one, other) for one, other in zip(said, compared, strict=True)]
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
-def _common(one: TextLogprobs, other: TextLogprobs) -> tuple[TextLogprobs, TextLogprobs]:
+def common_places(one: TextLogprobs, other: TextLogprobs) -> tuple[TextLogprobs, TextLogprobs]:
+    """What two models said of one text; where one was translated, only at the places at which both were read."""
     how = one.translated or other.translated
     if how is None:
         return one, other
     cut = all(text.translated is None or text.translated.cut for text in (one, other))
     how = replace(how, cut=cut)
-    return _only_at(one, other.place, how), _only_at(other, one.place, how)
+    return _only_at(one, other.place, how), replace(_only_at(other, one.place, how), sampled=one.sampled)
 
 
 def _only_at(text: TextLogprobs, places: I64, translated: Translated) -> TextLogprobs:

@@ -147,7 +147,7 @@ class Translator:
         token = _looked_up(self.first, said.tokens[entry])
         kept = token >= 0
         ambiguous = int((high > low).sum())
-        place, tokens, logprobs = _summed(place[kept], token[kept], said.logprobs[entry][kept])
+        place, tokens, logprobs = summed(place[kept], token[kept], said.logprobs[entry][kept])
         ambiguous -= _distinct(place)
         probe = asked.probe
         return TextLogprobs(
@@ -213,7 +213,7 @@ class Grouping:
         """What was said, with the probabilities of each group added up."""
         token = _looked_up(self.first, said.tokens)
         kept = token >= 0
-        place, tokens, logprobs = _summed(said.place[kept], token[kept], said.logprobs[kept])
+        place, tokens, logprobs = summed(said.place[kept], token[kept], said.logprobs[kept])
         ambiguous = _distinct(said.place) - _distinct(place)
         translated = Translated(self.name, True, ambiguous)
         return replace(said, place=place, tokens=tokens, logprobs=logprobs, translated=translated)
@@ -236,7 +236,7 @@ def _looked_up(first: I64, tokens: npt.NDArray[np.uint32]) -> I64:
     return np.where(tokens < len(first), first[np.minimum(tokens, len(first) - 1)], -1)
 
 
-def _summed(
+def summed(
     place: I64, token: I64, logprobs: npt.NDArray[np.float32]
 ) -> tuple[I64, npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
     """The probabilities of equal tokens at one place, added up; places ascending."""

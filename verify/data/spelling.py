@@ -187,9 +187,9 @@ def _taken_apart(source: Backend, special_tokens: Sequence[int]) -> Spelling:
     special[[i for i in special_tokens if i < size]] = True
     lossless = True
     if "ByteLevel" in kinds:
-        pieces = [_byte_level(name or "") for name in names]
+        pieces = [byte_level(name or "") for name in names]
     elif (space := _space(spec)) is not None:
-        pieces = [_with_spaces(name or "", space) for name in names]
+        pieces = [with_spaces(name or "", space) for name in names]
     else:
         lossless = False
         pieces = [_word(name or "", spec["model"]) for name in names]
@@ -247,17 +247,19 @@ def _letters() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _byte_level(name: str) -> bytes:
+def byte_level(name: str) -> bytes:
+    """What a piece of a byte-level tokenizer stands for; an added token is as it is written."""
     letters = _letters()
     try:
         return bytes([letters[letter] for letter in name])
     except KeyError:
-        return name.encode()
+        return name.encode("utf-8", "replace")
 
 
-def _with_spaces(name: str, space: str) -> bytes:
+def with_spaces(name: str, space: str) -> bytes:
+    """What a piece of a tokenizer in the manner of SentencePiece stands for; space: what it writes for a space."""
     byte = _BYTE.fullmatch(name)
-    return bytes([int(byte[1], 16)]) if byte else name.replace(space, " ").encode()
+    return bytes([int(byte[1], 16)]) if byte else name.replace(space, " ").encode("utf-8", "replace")
 
 
 def _word(name: str, model: dict[str, Any]) -> bytes:

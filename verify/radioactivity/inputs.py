@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
+import numpy as np
+
 from verify.data.columns import Columns
 from verify.data.drift import check_spelling
 from verify.data.logprobs import (
@@ -20,9 +22,10 @@ from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.retokenize import Grouping, Translation, first_tokens, translator
 from verify.data.sources import files_of
 from verify.data.spelling import spelling
+from verify.data.strings import STRINGS, as_named
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages, on, silent
-from verify.radioactivity.logs import Logs, read_logs
+from verify.radioactivity.logs import NOT_OURS, Logs, read_logs
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.radioactivity.tilt import tilt_of_answers
@@ -197,7 +200,7 @@ def recorded(
     inputs |= ({"read_as": logs.read_as} if logs.read_as else {}) | ({"bad_records": logs.bad} if logs.bad else {})
     notes = notes_on(logs)
     if logs.left_out:
-        notes += (f"{logs.left_out} answers were left out: their tokens are not those of the mark's tokenizer.",)
+        notes += (f"{logs.left_out} answers were left out: their {NOT_OURS}.",)
     return logs.texts, inputs, notes
 
 
@@ -315,6 +318,28 @@ def notes_on_translation(
     return (f"The {who} has another tokenizer: {len(table) / (len(table) + lost):.1%} of positions kept.",)
 
 
+def notes_on_strings(answers: Sequence[TextLogprobs]) -> tuple[str, ...]:
+    """What a result says of answers whose tokens are named by strings of another tokenizer."""
+    some = [answer for answer in answers if answer.translated is not None]
+    written = sum(len(answer.ids) - answer.start for answer in some)
+    if not written:
+        return ()
+    read = sum(len(np.unique(answer.place)) for answer in some)
+    return (f"The suspect has another tokenizer: {read / written:.1%} of the positions of its answers kept.",)
+
+
+def beside_strings(
+    mark: Mark, said: Sequence[TextLogprobs], compared: list[TextLogprobs], tokenizer: PathLike | None
+) -> list[TextLogprobs]:
+    """What a reference says along texts, made to say no more than a suspect can that names its tokens by strings."""
+    some = [text for text in said if text.translated is not None and text.translated.tokenizer == STRINGS]
+    if not some or _other(compared):
+        return compared
+    pieces = spelling(load_for(mark, tokenizer)).pieces
+    named = set(np.concatenate([text.tokens for text in some]).tolist())
+    return [as_named(one, named, pieces) for one in compared]
+
+
 def _other(texts: Sequence[TextLogprobs]) -> bool:
     return any(text.translated for text in texts)
 
@@ -326,6 +351,8 @@ def read_through(
     record: PathLike | None,
     tokenizer: PathLike | None,
     progress: Stages,
+    *,
+    unmarked: bool,
 ) -> tuple[list[TextLogprobs], tuple[str, ...]]:
     """What a suspect behind an endpoint says along some texts, kept as `suspect.jsonl` in `record`; and notes on that.
 
@@ -337,7 +364,8 @@ def read_through(
         raise UsageError("the answers of an endpoint cost money, and are kept as they come", "name a `record`")
     where, log = resolved(endpoint), log_of(record, "suspect")
     with progress(on("reading", where.model), "texts") as update:
-        said = read_probes(where, mark, load_for(mark, tokenizer), texts, cast("Path", log), update)
+        words = load_for(mark, tokenizer)
+        said = read_probes(where, mark, words, texts, cast("Path", log), unmarked=unmarked, progress=update)
     if not said:
         raise ApiError("the endpoint could not be read along any text", f"the log is {log}")
     missing = len(texts) - len(said)

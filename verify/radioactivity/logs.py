@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from verify.data.columns import Columns
 from verify.data.logprobs import TextLogprobs, from_record
@@ -43,7 +43,7 @@ class Logs:
         read_as: in words what was read; empty for records of our own.
         bad: malformed records that were left out.
         first_bad: what was wrong with the first of them.
-        left_out: answers whose tokens are not those of the mark's tokenizer.
+        left_out: answers whose tokens are not those of the mark's tokenizer, and do not spell the text.
     """
 
     texts: list[TextLogprobs]
@@ -109,13 +109,14 @@ def read_logs(
 
 
 USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`"
+NOT_OURS: Final = "tokens are not those of the mark's tokenizer, and do not spell the text"
 
 
 class _Reader:
     """Reads answers whose tokens are named by text, bytes or ids of the suspect.
 
     useful: some answer's log probabilities tell something. why: why one that tells nothing does not. left_out: answers
-    whose tokens are not those of the mark's tokenizer.
+    whose tokens are not those of the mark's tokenizer, and do not spell the text.
     """
 
     def __init__(self, mark: Mark, tokenizer: str | Path | None, limit: int) -> None:
@@ -136,9 +137,10 @@ class _Reader:
         if text is None:
             text = self.vocabulary.text(check_ids(record, "output_ids", fields["output_ids"], self.limit).tolist())
         told = self.vocabulary.told(steps, text)
-        if not told.fits:
+        translated = None if told.exact else self.vocabulary.translated(steps, text)
+        if translated is None and not told.fits:
             self.left_out += 1
-            self.why = "the tokens are not those of the mark's tokenizer"
+            self.why = f"the {NOT_OURS}"
             return []
         why = useless(steps)
         self.useful = self.useful or why is None
@@ -146,11 +148,11 @@ class _Reader:
         prompt = fields.get("prompt_ids")
         if prompt is None:
             prompt = self.vocabulary.encode(fields.get("prompt") or "")
-        ours = {
-            "prompt_ids": prompt,
+        ours: dict[str, Any] = {
             "output_ids": [self.stand_in if i is None else i for i in told.ids],
             "top_logprobs": [[[i, p] for i, p in top.items()] or None for top in told.tops],
         }
+        ours = {"prompt_ids": prompt} | (ours if translated is None else translated.fields())
         kept = {name: fields[name] for name in ("id", "marked", "sampled", "sequential") if name in fields}
         return [from_record(Record(record.path, record.line, kept | ours), self.limit)]
 

@@ -24,6 +24,7 @@ from verify.data.logprobs import (
     as_text,
     at_common_places,
     check_same_positions,
+    common_places,
     keep_top_of_text,
     logprobs_at_positions,
     most_named,
@@ -39,9 +40,11 @@ from verify.radioactivity.inputs import (
     PathLike,
     Recorded,
     all_sequential,
+    beside_strings,
     is_model,
     named,
     notes_on,
+    notes_on_strings,
     notes_on_translation,
     outputs_of,
     probes_of,
@@ -249,7 +252,7 @@ def logprob_test(
     if isinstance(suspect, Endpoint):
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
         unmarked, inputs = ready.unmarked, {"suspect": suspect.model} | ready.inputs
-        said, notes = read_through(suspect, mark, ready.texts, record, tokenizer, progress)
+        said, notes = read_through(suspect, mark, ready.texts, record, tokenizer, progress, unmarked=unmarked)
         texts, notes, few = [as_output(text) for text in said], (*ready.notes, *notes), most_named(said)
     elif is_model(suspect):
         ready = probes_of(mark, probes, unmarked_probes, tokenizer=tokenizer, skip_bad=skip_bad)
@@ -264,7 +267,9 @@ def logprob_test(
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
     weights = None if isinstance(suspect, Endpoint) or not is_model(suspect) else suspect
     beside_it = reference if reference is not None and is_model(reference) else None
-    how = translations(mark, weights, beside_it, tokenizer, unmarked=unmarked)
+    # where a suspect with another tokenizer wrote the texts itself, it matters for nothing what comes after a place
+    written = weights is None and all(text.sampled and text.translated for text in said)
+    how = translations(mark, weights, beside_it, tokenizer, unmarked=unmarked or written)
     if weights is not None:
         said = read_along(
             "suspect", weights, mark, texts, batch_size, record, progress, tokenizer=tokenizer, translator=how.suspect
@@ -285,7 +290,8 @@ def logprob_test(
                 translator=how.reference,
             )
             # where the suspect names a few tokens at each place, a reference that names more would differ for that
-            compared = compared if few is None else [keep_top_of_text(text, few) for text in compared]
+            if few is not None:
+                compared = [keep_top_of_text(one, few) for one in beside_strings(mark, said, compared, tokenizer)]
         else:
             compared = recorded(reference, mark, tokenizer, progress=progress)[0]
     raw = said, compared
@@ -298,7 +304,7 @@ def logprob_test(
                 "leave `context_counts` and `decoys` out",
             )
         found = replayed(mark, "logprobs", alpha, said, compared, unmarked=bool(unmarked_probes))
-        return replace(found, inputs=inputs)
+        return replace(found, inputs=inputs, warnings=found.warnings + notes_on_strings(raw[0]))
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
         who = "the endpoint's answers" if isinstance(suspect, Endpoint) else named(suspect)
@@ -388,10 +394,13 @@ def endpoint_test(
         raise UsageError("`budget_usd` needs prices", "name `price_in` and `price_out`, of a million tokens each")
     limit = Budget(budget, budget_usd)
     usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
-    compared = None if reference is None else ReferenceLog(reference, mark, usage, log)
+    words, compared = load_transformers_for(mark, tokenizer), None
+    if reference is not None:
+        how = translations(mark, None, reference, tokenizer, unmarked=True).reference
+        compared = ReferenceLog(reference, mark, words, how, asked, usage, log)
     endpoint = resolved(endpoint)
     where = replace(endpoint, top_logprobs=0) if access == "text" else endpoint
-    waves = iter_answers(where, asked, mark, load_transformers_for(mark, tokenizer), log, limit, usage)
+    waves = iter_answers(where, asked, mark, words, log, limit, usage)
     pending: list[TextLogprobs] = []
     kept: list[TextLogprobs] = []
     along: list[TextLogprobs] = []
@@ -410,11 +419,14 @@ def endpoint_test(
             while test is not None and pending:
                 answer = pending.pop(0)
                 beside = None if compared is None else compared.along(answer)
-                test.add(answer, beside)
+                both = answer, beside
+                if beside is not None and kind == "logprobs":
+                    both = common_places(answer, beside)
+                test.add(*both)
                 kept.append(answer)
                 along += [] if beside is None else [beside]
                 if twin is not None:
-                    twin.add(answer, beside)
+                    twin.add(*both)
             if compared is not None:
                 compared.keep()
             update(usage.billed, budget)
@@ -428,7 +440,8 @@ def endpoint_test(
         read = None if compared is None else along
         fields["tilt"] = tilt_of_answers(mark, kept, read, unmarked=unmarked)
     fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
-    fields["warnings"] = (*found.warnings, *_notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0))
+    notes = _notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0)
+    fields["warnings"] = (*found.warnings, *notes, *(notes_on_strings(kept) if usage.logprobs else ()))
     return EndpointResult(
         **fields,
         prompt_tokens=usage.prompt_tokens,

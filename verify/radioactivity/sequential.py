@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.data.logprobs import TextLogprobs, as_output, logprobs_at, logprobs_at_positions
+from verify.data.logprobs import TextLogprobs, as_output, logprobs_at, logprobs_at_positions, read_places
 from verify.data.pairs import (
     SPECIAL_TOKEN,
     SeenPairs,
@@ -304,7 +304,9 @@ class SequentialTest:
 
     def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
         """The likely next tokens of one answer, weighed as in `verify.radioactivity.logprobs.logprob_result`."""
-        where = [self._where(answer)]
+        read, lost = read_places(answer, self._where(answer))
+        self._discarded.update(lost)
+        where = [read]
         said = logprobs_at([answer], where, self.mark.width)
         compared = None if reference is None else logprobs_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from verify.data.dialects import Said, billed, is_stream, said
 from verify.data.logprobs import TextLogprobs, as_output, from_record, keep_top_of_text, most_named, to_record
+from verify.data.retokenize import Translation
+from verify.data.spelling import spelling
+from verify.data.strings import as_named
 from verify.suspects.asking import nothing_said, unanswered
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
 from verify.suspects.manner import LOGPROBS, TEXT
-from verify.suspects.model import Model, opened, read_batch
+from verify.suspects.model import Model, opened, read_translated
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from verify.suspects.waves import request_in_waves, same_model
 from watermark import ApiError, Mark
@@ -117,9 +121,10 @@ def iter_answers(
     """Ask the prompts in order and yield the answers, wave by wave; those of an earlier run come first.
 
     The log is JSONL, appended and flushed before the answers are yielded: `prompt`, `prompt_ids`, `output`,
-    `output_ids`, `top_logprobs` if there were any, `reasoning`, why the answer ended (`stop`), and the server's
-    `answer` as it came. A failed request has an `error` and an empty output, and is asked anew by the next run. Where
-    a prompt is answered several times, the answers beyond the first are records of their own (`ID#2`), and `answer_of`
+    `output_ids`, `top_logprobs` if there were any, `translated` where they are named by strings of another tokenizer,
+    `reasoning`, why the answer ended (`stop`), and the server's `answer` as it came. A failed request has an `error`
+    and an empty output, and is asked anew by the next run. Where a prompt is answered several times, the answers beyond
+    the first are records of their own (`ID#2`), and `answer_of`
     names the one that holds the server's. Close the generator to stop asking: until then no other run can write to the
     log.
 
@@ -171,23 +176,51 @@ def iter_answers(
 class ReferenceLog:
     """What a reference says along a suspect's answers, kept beside their log in `LOG.reference.jsonl`.
 
+    Args:
+        model: the reference.
+        mark: the mark.
+        tokenizer: the mark's.
+        translator: from the reference's tokens to the mark's; None: it speaks the mark's.
+        prompts: what was asked.
+        tally: what is known of the suspect.
+        log: of the suspect's answers.
+
     Raises:
-        ModelError, TokenizerError: `model` holds no model, or one for another tokenizer than the mark's.
+        ModelError: `model` holds no model.
     """
 
-    def __init__(self, model: Model, mark: Mark, tally: Usage, log: Path) -> None:
-        self._model, self._limit = opened(model, mark)[0], mark.vocabulary_size
-        self._tally = tally
+    def __init__(
+        self,
+        model: Model,
+        mark: Mark,
+        tokenizer: PreTrainedTokenizerBase,
+        translator: Translation | None,
+        prompts: Sequence[Prompt],
+        tally: Usage,
+        log: Path,
+    ) -> None:
+        self._model, self._limit = opened(model, mark if translator is None else None)[0], mark.vocabulary_size
+        self._tokenizer, self._translator, self._tally = tokenizer, translator, tally
+        self._asked = {prompt.id: prompt.text for prompt in prompts}
         self._log = log.with_name(log.stem + ".reference.jsonl")
         self._notes: list[str] = []
+        self._named: set[int] = set()
 
     def along(self, answer: TextLogprobs) -> TextLogprobs:
         """What the reference says along one answer."""
-        read = read_batch(self._model, [as_output(answer)], limit=self._limit)[0]
+        text = replace(as_output(answer), prompt=self._asked.get(answer.id.partition("#")[0]))
+        read = read_translated(self._model, [text], self._translator, limit=self._limit)[0]
         if self._tally.logprobs:  # a reference that names more tokens than the suspect would differ for that alone
+            if answer.translated is not None and self._translator is None:
+                self._named.update(answer.tokens.tolist())
+                read = as_named(read, self._named, self._pieces)
             read = replace(keep_top_of_text(read, most_named([answer])), sampled=True)
         self._notes.append(json.dumps(to_record(read) | {"sampled": True, "sequential": True}) + "\n")
         return read
+
+    @cached_property
+    def _pieces(self) -> tuple[bytes, ...]:
+        return spelling(self._tokenizer).pieces
 
     def keep(self) -> None:
         """Write down what was said so far. Raises ApiError."""
@@ -231,12 +264,18 @@ def _understand(
         return plain | {"no_logprobs": "the server gives none"}
     why = useless(heard.steps)
     told = vocabulary.told(() if why else heard.steps, heard.reasoning + text)
+    begins = _begin_of_answer(heard)
+    translated = None if why or told.exact else vocabulary.translated(heard.steps[begins or 0 :], text)
+    if translated is not None:
+        read = translated.fields()
+        read["output_ids"] = [*thoughts, *read["output_ids"]]
+        read["top_logprobs"] = [*([None] * len(thoughts)), *read["top_logprobs"]]
+        return found | read
     if why or not told.fits:
-        why = why or "the server's names of tokens are not those of the mark's tokenizer"
+        why = why or "its names of tokens are not those of the mark's tokenizer, and do not spell the text"
         more = {"no_logprobs": why, "few_tokens": len(heard.steps) < TELLING}
         return plain | more | ({"unknown_tokens": told.unknown} if told.unknown else {})
     steps = [(i, top) for i, top in zip(told.ids, told.tops, strict=True)]
-    begins = _begin_of_answer(heard, vocabulary)
     if begins and not endpoint.reasoning:
         steps = steps[begins:]
     elif begins is not None:
@@ -250,7 +289,7 @@ ENDS: Final = ("stop", "eos", "end_turn")
 """What servers call it when the model ended by itself."""
 
 
-def _begin_of_answer(heard: Said, vocabulary: Vocabulary) -> int | None:
+def _begin_of_answer(heard: Said) -> int | None:
     """The first of an answer's tokens that is not of its reasoning; None if no token is of that."""
     if not heard.reasoning:
         return None

@@ -116,13 +116,7 @@ def read_weights(
         longest = max(len(probe.ids) for probe in probes[done:])
         size = max(1, min(batch_size, MAX_PIECE * 8 // max(1, min(longest, MAX_PIECE))))
         for first in range(done, len(probes), size):
-            batch = probes[first : first + size]
-            if translator is None:
-                yield from read_batch(model, batch, likely, _limit(mark))
-                continue
-            asked = translator.ask(batch)
-            read = read_batch(model, [one.own for one in asked], likely)
-            yield from map(translator.translate, read, asked)
+            yield from read_translated(model, probes[first : first + size], translator, likely, _limit(mark))
 
     how = () if translator is None else (translator.digest(probes),)
     return list(
@@ -138,10 +132,25 @@ def read_weights(
     )
 
 
+def read_translated(
+    model: PreTrainedModel,
+    probes: Sequence[Output],
+    translator: Translation | None,
+    likely: float = MIN_PROBABILITY,
+    limit: int | None = None,
+) -> list[TextLogprobs]:
+    """What `read_weights` does with one batch and a model that is loaded; limit: what the mark's tokens lie below."""
+    if translator is None:
+        return read_batch(model, probes, likely, limit)
+    asked = translator.ask(probes)
+    read = read_batch(model, [one.own for one in asked], likely)
+    return list(map(translator.translate, read, asked))
+
+
 def read_batch(
     model: PreTrainedModel, probes: Sequence[Output], likely: float = MIN_PROBABILITY, limit: int | None = None
 ) -> list[TextLogprobs]:
-    """What `read_weights` does with one batch and a model that is loaded. Long texts are read in pieces.
+    """What a model that is loaded says along one batch, in its own tokens. Long texts are read in pieces.
 
     limit: what tokens lie below; rows of the model beyond it are left out.
     """

@@ -2,7 +2,8 @@
 
 vLLM does (`prompt_logprobs`), and servers whose completions can echo their prompt with log probabilities. A probe is
 sent as token ids if the suspect speaks the mark's tokens, else as text; then a place counts where a token begins in
-both tokenizations, and a likely token where its text is that of a token of the mark's.
+both tokenizations, and each likely token gives its probability to the first mark token of its text. Such a place
+depends on the text after it, so that probes which may carry the mark are not sent as text (`verify.data.retokenize`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from verify.data.dialects import Step, along_prompt
 from verify.data.logprobs import TextLogprobs, from_record
 from verify.data.outputs import Output, digest
+from verify.data.strings import STRINGS, by_text
 from verify.suspects.asking import NoLogprobsError, unanswered
 from verify.suspects.client import Client
 from verify.suspects.endpoint import COMPLETIONS, Endpoint
@@ -39,6 +41,8 @@ def read_probes(
     tokenizer: AnyTokenizer,
     probes: Sequence[Output],
     log: Path,
+    *,
+    unmarked: bool,
     progress: Progress = silent,
 ) -> list[TextLogprobs]:
     """What a suspect says of each next token along the outputs of some probes; probes that fail are left out.
@@ -51,12 +55,14 @@ def read_probes(
         mark: gives the vocabulary.
         tokenizer: the mark's.
         probes: texts; what is read are the predictions of the output tokens, after the prompt.
+        unmarked: the probes cannot carry the mark.
         log: the file; a killed run goes on from there, and `stillmark test logprobs` reads it too.
         progress: called with the number of probes read, and of how many.
 
     Raises:
         ApiError: the endpoint refuses, fails again and again, or is not one model throughout.
-        NoLogprobsError: it gives no log probabilities along a prompt.
+        NoLogprobsError: it gives no log probabilities along a prompt, or it has another tokenizer, and the probes may
+            carry the mark.
         InputError: the log cannot be written, is of another run, or another run writes it.
     """
     how = replace(endpoint, api=COMPLETIONS, max_tokens=1, samples=1)
@@ -85,6 +91,13 @@ def read_probes(
         progress(len(read), len(probes))
         if waiting:
             wanted, as_ids = _way(how, waiting[0], by_id[waiting[0].id], vocabulary)
+            if not as_ids and (vocabulary.restater is None or not unmarked):
+                why = "the probes may carry the mark: where its tokens begin in them would depend on the key"
+                why = "the mark's tokenizer does not say where its tokens begin" if unmarked else why
+                raise NoLogprobsError(
+                    f"the suspect has another tokenizer, and {why}",
+                    "`stillmark test endpoint` asks it questions instead",
+                )
             if not as_ids:
                 waiting = [replace(one, text=vocabulary.text(one.ids or ()), ids=None) for one in waiting]
 
@@ -93,11 +106,14 @@ def read_probes(
                 steps = along_prompt(fields["answer"]) if fields["error"] is None else ()
                 request = fields["request"]
                 top = request.get(PROMPT_LOGPROBS, request.get("logprobs", 0))
-                rows = _rows(steps, probe, vocabulary, top, as_ids=as_ids)
+                rows, ambiguous = _rows(steps, probe, vocabulary, top), 0
+                if not as_ids:
+                    rows, ambiguous = _rows_of_text(steps, probe, vocabulary, top)
                 if fields["error"] is None and not any(rows):
                     fields["error"] = "the answer tells nothing of the prompt's tokens"
                 said = {"prompt_ids": probe.ids[: probe.start].tolist(), "output_ids": probe.output_ids.tolist()}
                 said |= {"top_logprobs": rows} if fields["error"] is None else {"output_ids": [], "top_logprobs": []}
+                said |= {} if as_ids else {"translated": {"tokenizer": STRINGS, "cut": False, "ambiguous": ambiguous}}
                 marked = {} if probe.marked is None else {"marked": probe.marked}
                 return {"id": prompt.id, **said, **marked, **fields}
 
@@ -142,20 +158,31 @@ def _same_tokens(steps: Sequence[Step], ids: Sequence[int], vocabulary: Vocabula
     return not pairs or spelled >= SAME_TOKENS * len(pairs)
 
 
-def _rows(
-    steps: Sequence[Step], probe: Output, vocabulary: Vocabulary, top: int, *, as_ids: bool
-) -> list[list[list[float]] | None]:
+Rows = list[list[list[Any]] | None]
+
+
+def _rows(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary, top: int) -> Rows:
     """For each output token of a probe the `top` likeliest tokens in its place, as ids and log probabilities, or None.
 
     (vLLM names the probe's own token beside these, however unlikely it is.)
     """
     named = vocabulary.told(steps, vocabulary.text(probe.ids.tolist())).tops
-    numbers = {i: i for i in range(len(named))} if as_ids else _common_places(steps, probe, vocabulary)
-    rows: list[list[list[float]] | None] = []
+    rows: Rows = []
     for place in range(probe.start, len(probe.ids)):
-        tops = named[numbers[place]] if place in numbers else {}
+        tops = named[place] if place < len(named) else {}
         rows.append([[i, p] for i, p in sorted(tops.items(), key=lambda one: -one[1])[:top]] or None)
     return rows
+
+
+def _rows_of_text(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary, top: int) -> tuple[Rows, int]:
+    """The same where the suspect has another tokenizer, and at how many places nothing could be translated."""
+    likely: dict[int, list[tuple[bytes, float]]] = {}
+    for place, number in _common_places(steps, probe, vocabulary).items():
+        named = [(by_text(one), one.logprob) for one in steps[number].top]
+        known = [(string, p) for string, p in named if string and p is not None]
+        likely[place] = sorted(known, key=lambda one: -one[1])[:top]
+    found = {} if vocabulary.restater is None else vocabulary.restater.translated(likely)
+    return [found.get(place) for place in range(probe.start, len(probe.ids))], len(likely) - len(found)
 
 
 def _common_places(steps: Sequence[Step], probe: Output, vocabulary: Vocabulary) -> dict[int, int]:

@@ -1,4 +1,7 @@
-"""A server's names of tokens back to ids: by bytes, text, pieces, numbers. They are held against the text itself."""
+"""A server's names of tokens back to ids: by bytes, text, pieces, numbers. They are held against the text itself.
+
+Names that are not those of the mark's tokenizer, and that spell the text, are translated (`verify.data.strings`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from typing import Final, TypeVar
 
 from verify.data.dialects import Step, Token
 from verify.data.logprobs import MIN_LOGPROB
+from verify.data.spelling import spelling
+from verify.data.strings import Restated, Restater
+from watermark import TokenizerError
 from watermark.tokenizers import AnyTokenizer
 
 TELLING: Final = 8
@@ -22,6 +28,10 @@ of a short answer, of its names that must be known."""
 
 ENOUGH: Final = 0.9
 """Share from which on no other way of reading the names is tried."""
+
+NEARLY_ALL: Final = 0.98
+"""Share of an answer's names that are known, from which on, with `ENOUGH`, it is in the mark's tokens. Of another
+tokenizer some names are no token of the mark's, and those in common are cut out of the text in other places."""
 
 Name = TypeVar("Name", str, bytes)
 
@@ -38,13 +48,15 @@ class Told:
         ids: of the tokens that were written; None: it cannot be told.
         tops: {id: log probability} of the likely tokens at each place.
         unknown: names of which no id can be told.
-        fits: the names are of this tokenizer.
+        fits: the names are of this tokenizer, or nearly so.
+        exact: they are without a doubt.
     """
 
     ids: list[int | None]
     tops: list[dict[int, float]]
     unknown: int
     fits: bool = False
+    exact: bool = False
 
 
 class Vocabulary:
@@ -70,9 +82,26 @@ class Vocabulary:
                 best, agreement = found, agrees
             if agrees >= ENOUGH and found.unknown <= len(steps):
                 break
-        names = sum(1 + len(step.top) for step in steps)
-        known = agreement if len(steps) >= TELLING else 1 - best.unknown / max(1, names)
-        return replace(best, fits=known >= MIN_AGREEMENT)
+        named = 1 - best.unknown / max(1, sum(1 + len(step.top) for step in steps))
+        known = agreement if len(steps) >= TELLING else named
+        return replace(best, fits=known >= MIN_AGREEMENT, exact=agreement >= ENOUGH and named >= NEARLY_ALL)
+
+    def translated(self, steps: Sequence[Step], text: str) -> Restated | None:
+        """An answer whose tokens are named by strings of another tokenizer, in the mark's tokens.
+
+        None if the names do not spell the text, no token begins where one of the mark's does, or the mark's tokenizer
+        does not say where its tokens begin.
+        """
+        found = None if self.restater is None else self.restater.restate(steps, text)
+        return found if found is not None and any(found.tops) else None
+
+    @cached_property
+    def restater(self) -> Restater | None:
+        """Translates strings; None if the mark's tokenizer does not say where its tokens begin."""
+        try:
+            return Restater(spelling(self.tokenizer), self.size)
+        except TokenizerError:
+            return None
 
     def id_of(self, token: Token, *, by_number: bool) -> int | None:
         """A token's id by the text that it adds; by_number: by the id that the server names, where it names one."""
