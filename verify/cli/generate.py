@@ -77,8 +77,8 @@ def generate(
         if mark.scheme.needs_sampling and temperature < LOW_TEMPERATURE and found:
             seen = text_test(mark, out).log10_pvalue
             say(
-                f"Temperature {temperature:g} leaves a {mark.scheme.name} little to tilt. {path}: log10 p = {seen:.1f} in "
-                f"{plural(len(found), 'record')}. `stillmark quality` measures what to expect on your prompts.",
+                f"Temperature {temperature:g} leaves a {mark.scheme.name} little to tilt. {path}: log10 p = {seen:.1f} "
+                f"in {plural(len(found), 'record')}. `stillmark quality` measures what to expect on your prompts.",
                 stderr=True,
             )
     show({"out": str(out)} | about, written, as_json=as_json)
