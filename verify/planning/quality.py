@@ -40,9 +40,9 @@ SAMPLING: Final = Sampling(max_new_tokens=64, batch_size=64)
 """How answers are drawn where nobody says it."""
 MEASURED_DELTAS: Final = (0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 MEASURED_DIVERGENCES: Final = (0.00068, 0.01855, 0.08014, 0.1885, 0.3391, 0.5197, 0.7149, 1.093, 1.627)
-"""Divergence a token, in nats, of green lists with gamma 0.25 and these deltas, along 16 of the package's answers: 1,872
-tokens, about 1 % standard error. SmolLM2-135M-Instruct wrote them, the teacher of the measured students, to questions like
-theirs. `benchmarks/quality.py` prints the numbers.
+"""Divergence a token, in nats, of green lists with gamma 0.25 and these deltas, along 16 of the package's answers
+(1,872 tokens, about 1 % standard error). They are SmolLM2-135M-Instruct's, as what the measured students learned from.
+`benchmarks/quality.py` prints the numbers.
 """
 
 _LARGEST: Final = math.log1p(-1e-9)  # ln of a p-value that has a z
