@@ -46,7 +46,7 @@ def divergences() -> dict[float, float]:
     model, tokenizer = load_model(teacher)
     mark = Mark.new(tokenizer)
     found = []
-    for answer in builtin_probes(mark, teacher):
+    for answer in builtin_probes(mark, teacher, 16):
         chances = forward_logits(model, [answer.ids])[0, answer.start - 1 : len(answer.ids) - 1].float().softmax(-1)
         before = torch.from_numpy(answer.ids[answer.start - 1 : -1, None])
         green = mark.bias_(torch.zeros_like(chances), before) > 0
