@@ -254,6 +254,18 @@ def test_experts_that_are_not_known_are_named(tmp_path: Path) -> None:
     packed = {f"model.layers.1.mlp.experts.{role}_proj": torch.zeros(4, 48, 16) for role in ("gate_up", "down")}
     found = compare(half, folder("both", lambda tensors: tensors | packed))
     assert any("2 tensors of experts, in 1 of 2 layers, were not read" in one for one in found.skipped)
+    # more experts than any model has
+    for many in (
+        {
+            f"model.layers.0.mlp.experts.{i}.{role}_proj.weight": torch.zeros(1, 1)
+            for i in range(1025)
+            for role in ("up", "down")
+        },
+        {f"model.layers.0.mlp.experts.{role}_proj": torch.zeros(1025, 1, 1) for role in ("gate_up", "down")},
+    ):
+        crowd = Weights(write(tmp_path / f"crowd {len(many)}", {"model.embed_tokens.weight": torch.zeros(8, 4)} | many))
+        assert crowd.layers == ()
+        assert any("a mixture of experts (of no known type)" in one for one in crowd.skipped)
     # eight bits with a scale beside
     scale = {"model.layers.1.mlp.experts.0.up_proj.weight_scale_inv": torch.ones(1, 1)}
     with pytest.raises(ModelError, match="belongs to a weight"):

@@ -34,6 +34,9 @@ class Layer:
     unread: tuple[str, ...]
 
 
+MAX_EXPERTS: Final = 1024
+"""Experts of a layer that are read; a folder that names more is none of a real model."""
+
 _BLOCK: Final = r"(?:mlp|block_sparse_moe|feed_forward|ffn)\."
 _APART: Final = re.compile(_BLOCK + r"experts\.(\d{1,6})\.(.+)$")
 _SHARED: Final = re.compile(rf"(?:{_BLOCK})?(?:shared_experts?|shared_mlp)\.(.+)$")
@@ -82,11 +85,13 @@ def read_layer(names: dict[str, str], shape: Callable[[str], list[int]], packed:
     apart = any(key not in (None, "shared") for key in found)
     if packed and not apart and [len(one) for one in whole.values()] == [1, 1]:
         numbers = {shape(tensor)[0] if len(shape(tensor)) == 3 else 0 for tensor in tensors}
-        for i in range(numbers.pop() if len(numbers) == 1 else 0):
+        number = numbers.pop() if len(numbers) == 1 else 0
+        for i in range(number if number <= MAX_EXPERTS else 0):
             found[str(i)] = {f"mlp.{role}.weight": Stored(one[0], i) for role, one in whole.items()}
     if not any(key not in (None, "shared") for key in found) or apart:
         unread += tensors
-    mlps = {key: mlp for key, mlp in found.items() if has_mlp(mlp)}
+    readable = len(found.keys() - {"shared"}) <= MAX_EXPERTS
+    mlps = {key: mlp for key, mlp in found.items() if has_mlp(mlp) and (readable or key == "shared")}
     unread += [part.name for key, mlp in found.items() if key not in mlps for part in mlp.values()]
     blocks = {block(name) for name in names if name not in rest}
     around = {name: Stored(tensor) for name, tensor in rest.items() if name not in _ROLES and block(name) not in blocks}
