@@ -97,6 +97,11 @@ class GreenList:
         """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order."""
         return count_green(keys, contexts, tokens, self.threshold)
 
+    def tilted(self, cells: prf.F64, strength: float) -> prf.F64:
+        """The probabilities of red and green, float64 [P, 2], with the log odds of green raised by `strength`."""
+        tilted: prf.F64 = cells * np.exp([0.0, strength])
+        return np.asarray(tilted / tilted.sum(axis=1, keepdims=True), np.float64)
+
     @staticmethod
     def tables(schemes: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
         """What the kernels need of K schemes: thresholds int32 [K] and deltas float32 [K]."""
