@@ -75,6 +75,11 @@ class GreenList:
         return self.delta
 
     @property
+    def like_delta(self) -> float | None:
+        """The delta of the green lists whose measured students stand for this scheme's (`verify.planning.power`)."""
+        return self.delta
+
+    @property
     def threshold(self) -> int:
         """Green means `prf.bits < threshold`; 1 to 65535."""
         return round(self.gamma * STEPS)

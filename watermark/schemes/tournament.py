@@ -73,6 +73,11 @@ class Tournament:
         return math.log(3)
 
     @property
+    def like_delta(self) -> float | None:
+        """None: no green list's students stand for a tournament's, and none of its own were measured yet."""
+        return None
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """What a mark file and a card say of it."""
         return {"layers": self.layers}
