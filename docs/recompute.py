@@ -3,8 +3,9 @@
     python recompute.py MARK OUTPUTS... [--card CARD] [--unmarked-prompts]
 
 MARK is the mark file with the secret. OUTPUTS are JSONL: a record a line, with `output_ids` and, where the suspect was
-shown something, `prompt_ids`. Prints how many distinct pairs there are, how many of them are green, and log10 of the
-probability of at least as many. The formats are those of formats.md, the rules and the test those of statistics.md.
+shown something, `prompt_ids`. Prints how many distinct pairs there are, how many of their coins are green (a green list
+has one coin a pair), and log10 of the probability of at least as many. The formats are those of formats.md, the rules
+and the test those of statistics.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 WORD = 0xFFFFFFFF  # 32 bits
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # of ChaCha, RFC 8439 section 2.3
-SAME = ("prf", "scheme", "gamma", "delta", "width", "label", "vocabulary_size", "exempt", "tokenizer")
+SAME = ("prf", "scheme", "width", "label", "vocabulary_size", "exempt", "tokenizer")
+PARAMETERS = {"greenlist": ("gamma", "delta"), "tournament": ("layers",)}
 
 
 def hkdf(secret: bytes, salt: str, info: str) -> bytes:
@@ -57,9 +59,17 @@ def bits(key: list[int], context: tuple[int, ...], token: int) -> int:
     return word >> 16 if token >> 8 & 1 else word & 0xFFFF
 
 
-def pair_is_green(key: list[int], threshold: int, pair: tuple[int, ...]) -> bool:
-    """Whether (*context, token) is green."""
-    return bits(key, pair[:-1], pair[-1]) < threshold
+def coins_of(mark: dict[str, Any], key: list[int], pair: tuple[int, ...]) -> list[bool]:
+    """The coins of (*context, token): whether each is green."""
+    number = bits(key, pair[:-1], pair[-1])
+    if mark["scheme"] == "tournament":
+        return [number >> layer & 1 == 1 for layer in range(mark["layers"])]
+    return [number < round(mark["gamma"] * 65536)]
+
+
+def chance_of(mark: dict[str, Any]) -> float:
+    """The probability that a coin is green under the null hypothesis."""
+    return 0.5 if mark["scheme"] == "tournament" else round(mark["gamma"] * 65536) / 65536
 
 
 def log10_tail(green: int, n: int, gamma: float) -> float:
@@ -82,7 +92,8 @@ def log10_tail(green: int, n: int, gamma: float) -> float:
 
 def commitment(mark: dict[str, Any]) -> str:
     """The commitment that the mark's card must hold: a salted SHA-256 over the secret and all parameters."""
-    whole = {name: mark[name] for name in SAME} | {"secret": mark["secret"], "threshold": round(mark["gamma"] * 65536)}
+    whole = {name: mark[name] for name in (*SAME, *PARAMETERS[mark["scheme"]], "secret")}
+    whole |= {"threshold": round(mark["gamma"] * 65536)} if "gamma" in whole else {}
     salt = hkdf(bytes.fromhex(mark["secret"]), "stillmark/v1/commit", "")
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(salt + text.encode()).hexdigest()
@@ -129,19 +140,19 @@ def read_records(paths: list[Path], unmarked: bool) -> list[dict[str, Any]]:
 
 def key_words(mark: dict[str, Any]) -> list[int]:
     """The key of the pseudorandom function as eight words."""
-    key = hkdf(bytes.fromhex(mark["secret"]), "stillmark/v1/prf", f"greenlist/width={mark['width']}")
+    key = hkdf(bytes.fromhex(mark["secret"]), "stillmark/v1/prf", f"{mark['scheme']}/width={mark['width']}")
     return list(struct.unpack("<8I", key))
 
 
 def mark_of(path: Path, card_path: Path | None) -> dict[str, Any]:
     """The mark in a file. Prints its commitment, and whether the card belongs to it."""
     mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if [mark["format"], mark["prf"], mark["scheme"]] != ["stillmark-mark/v1", "chacha8-v1", "greenlist"]:
+    if [mark["format"], mark["prf"]] != ["stillmark-mark/v1", "chacha8-v1"] or mark["scheme"] not in PARAMETERS:
         raise SystemExit("this is no mark of the format that is recomputed here")
     print(f"commitment  {commitment(mark)}")
     if card_path is not None:
         card = json.loads(card_path.read_text(encoding="utf-8"))
-        own = {name: mark[name] for name in SAME} | {"commitment": commitment(mark)}
+        own = {name: mark[name] for name in (*SAME, *PARAMETERS[mark["scheme"]])} | {"commitment": commitment(mark)}
         differ = [name for name in own if card.get(name) != own[name]]
         print("card       ", f"DIFFERS in {', '.join(differ)}" if differ else "belongs to this mark")
     return mark
@@ -158,11 +169,11 @@ def main() -> None:
     mark = mark_of(given.mark, given.card)
     records = read_records(given.outputs, given.unmarked_prompts)
     pairs, left_out = pairs_of(records, mark["width"], set(mark["exempt"]), given.unmarked_prompts)
-    key, threshold = key_words(mark), round(mark["gamma"] * 65536)
-    green = sum(pair_is_green(key, threshold, pair) for pair in pairs)
+    key = key_words(mark)
+    coins = [coin for pair in pairs for coin in coins_of(mark, key, pair)]
     print("left out   ", ", ".join(f"{number} {why.replace('_', ' ')}" for why, number in left_out.items()))
-    print(f"n           {len(pairs)}\ngreen       {green}")
-    print(f"log10 p     {log10_tail(green, len(pairs), threshold / 65536):.10f}")
+    print(f"n           {len(pairs)}\ngreen       {sum(coins)}")
+    print(f"log10 p     {log10_tail(sum(coins), len(coins), chance_of(mark)):.10f}")
 
 
 if __name__ == "__main__":

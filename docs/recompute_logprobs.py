@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recompute import key_words, mark_of, pair_is_green
+from recompute import chance_of, coins_of, key_words, mark_of
 
 Pair = tuple[int, ...]
 LIKELY = math.log(1e-3)  # for a token that a model does not name where it names one token or none
@@ -142,16 +142,15 @@ def main() -> None:
     unmarked = given.unmarked_probes or all(record.get("marked") is False for record in read[0])
     scored = [list(positions(records, mark["width"], unmarked)) for records in read]
     found = weights(scored[0], scored[1] if given.reference else None, set(mark["exempt"]))
-    threshold, key = round(mark["gamma"] * 65536), key_words(mark)
-    gamma = threshold / 65536
-    green = {pair: pair_is_green(key, threshold, pair) for pair in found}
-    sizes = [(abs(a), 1 - gamma if a > 0 else gamma) for a in found.values() if a]
-    gap = math.fsum(abs(a) for pair, a in found.items() if green[pair] != (a > 0))
+    chance, key = chance_of(mark), key_words(mark)
+    coins = [(a, coin) for pair, a in found.items() for coin in coins_of(mark, key, pair)]
+    sizes = [(abs(a), 1 - chance if a > 0 else chance) for a, _ in coins if a]
+    gap = math.fsum(abs(a) for a, coin in coins if coin != (a > 0))
     gap += 1e-14 * math.fsum(a for a, _ in sizes)  # rounding in the weights must not make p smaller
     ln = chernoff(sizes, gap) if unmarked else mixture(sizes, gap)
     print("bound      ", "Chernoff" if unmarked else "mixture e-value")
     print(f"positions   {len(scored[0])}\nn           {len(found)}")
-    print(f"T           {math.fsum(a * (green[pair] - gamma) for pair, a in found.items()):.10f}")
+    print(f"T           {math.fsum(a * (coin - chance) for a, coin in coins):.10f}")
     print(f"log10 p     {min(0.0, ln) / math.log(10):.10f}")
 
 

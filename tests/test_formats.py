@@ -59,6 +59,9 @@ SECTIONS: Final = {
 """What `COMMAND --json` prints: the first that fits, with the exceptions of `section_of`."""
 
 MORE: Final = {
+    "mark-new-tournament": "mark new --scheme tournament --layers 2 --out W/layers.mark --tokenizer W/tokenizer",
+    "mark-publish-tournament": "mark publish W/layers.mark --out W/layers.card",
+    "text-tournament": "test text --mark W/layers.mark E/plain.jsonl",
     "text-decoys": "test text --mark MARK E/outputs.jsonl --skip-bad --decoys 5",
     "mark-new": "mark new --out W/new.mark --tokenizer W/tokenizer",
     "mark-publish": "mark publish MARK --out W/again.card",
@@ -86,6 +89,8 @@ RECORDS: Final = {
     "served.jsonl": "outputs",
     "small.mark": "the-mark-file",
     "small.card": "the-card",
+    "layers.mark": "the-mark-file",
+    "layers.card": "the-card",
     "endpoint/plan.json": "the-plan",
     "endpoint/result.json": "verdict",
 }
@@ -326,8 +331,8 @@ def test_every_key_of_a_file_is_documented(made: Made) -> None:
 def test_every_documented_key_of_a_file_occurs(made: Made) -> None:
     for name in ("the-mark-file", "the-card", "the-plan"):
         seen: Seen = set()
-        written = next(path for path, one in RECORDS.items() if one == name)
-        problems(json.loads((made.here.folder / written).read_text()), name, seen)
+        for written in (path for path, one in RECORDS.items() if one == name):
+            problems(json.loads((made.here.folder / written).read_text()), name, seen)
         assert {key for _, key in seen} == set(PAGES[name].keys)
     seen = set()
     for path in (made.here.folder / one for one in ("api.jsonl", "api-text.jsonl")):

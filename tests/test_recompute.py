@@ -23,7 +23,7 @@ from tests.conftest import SECRET
 from tests.test_help import small_demo
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.text import TextResult
-from watermark import GreenList, Mark
+from watermark import GreenList, Mark, Tournament
 
 Jsonl = Callable[..., Path]
 
@@ -93,6 +93,26 @@ def test_text_agrees_at_every_width(width: int, unmarked: bool, jsonl: Jsonl, tm
         assert found[1]["n"] == str(SIZE - len(mark.exempt) if unmarked else 0)
     for reason in ("special token", *(["short context"] if width else []), *([] if unmarked else ["prompt context"])):
         assert f"0 {reason}" not in f" {found[1]['left out']}".split(","), reason
+
+
+@pytest.mark.parametrize("layers", [1, 3, 8])
+def test_a_tournament_agrees(layers: int, jsonl: Jsonl, tmp_path: Path) -> None:
+    """Text and log probabilities, the commitment and the card."""
+    mark = Mark(SECRET, scheme=Tournament(layers), width=2, exempt=(0, 7), vocabulary_size=SIZE)
+    mark.save(tmp_path / "a.mark")
+    mark.publish(tmp_path / "a.card")
+    outputs = jsonl(*written(mark, 3, tilt=0.5))
+    found = agree(tmp_path / "a.mark", outputs, unmarked=False)
+    assert float(found["log10 p"]) < -3
+    assert recompute(tmp_path / "a.mark", outputs, "--card", tmp_path / "a.card")["card"] == "belongs to this mark"
+    suspect = jsonl(*said(mark, 5, tilt=0.5), name="said.jsonl")
+    for flags in ([], ["--unmarked-probes"]):
+        printed = recompute(tmp_path / "a.mark", suspect, *flags, script="recompute_logprobs.py")
+        result = verify.logprob_test(mark, suspect, unmarked_probes=bool(flags), decoys=0)
+        assert isinstance(result, WeightedResult)
+        assert printed["n"] == str(result.n)
+        assert float(printed["T"]) == pytest.approx(result.statistic, abs=1e-6)
+        assert abs(float(printed["log10 p"]) - result.log10_pvalue) <= TOLERANCE
 
 
 def test_a_child_agrees(jsonl: Jsonl, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _CHUNK: Final = 4096  # pairs at a time: sixteen state words of this length stay
 U32 = npt.NDArray[np.uint32]
 U16 = npt.NDArray[np.uint16]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
 
 

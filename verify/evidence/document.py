@@ -24,8 +24,8 @@ REASONS: Final = {
     "special_token": "a special token, which carries no mark",
     "prompt_context": "its context occurs in a prompt, which may carry the mark (rule 2)",
     "seen_context": "its context was shown before, in text that may carry the mark (rule 2)",
-    "repeated_pair": "the pair was counted before: a distinct pair is one coin (rule 1)",
-    "counted_pair": "an earlier answer had the pair: a distinct pair is one coin (rule 1)",
+    "repeated_pair": "the pair was counted before: a distinct pair counts once (rule 1)",
+    "counted_pair": "an earlier answer had the pair: a distinct pair counts once (rule 1)",
 }
 """Why evidence is left out, by the name that results use."""
 
@@ -118,6 +118,11 @@ class TestShown:
         return _texts(self.result, "warnings")
 
     @property
+    def coins(self) -> int:
+        """How many coins a pair has under the mark's scheme."""
+        return int(_number(self.result, "coins", 1.0))
+
+    @property
     def passages(self) -> list[Mapping[str, Any]]:
         """The greenest stretches of text, each with `record`, and its tokens in `spans`: pairs of text and colour."""
         found: list[Mapping[str, Any]] = []
@@ -131,18 +136,19 @@ class TestShown:
 
     @property
     def heaviest(self) -> list[Mapping[str, Any]]:
-        """The heaviest pairs: `context`, `token`, `weight`, `green`, and what each `adds` to the sum."""
-        gamma = _number(self.result, "gamma", 0.0)
+        """The heaviest pairs: `context`, `token`, `weight`, `green` in words, and what each `adds` to the sum."""
+        gamma, coins = _number(self.result, "gamma", 0.0), self.coins
         found: list[Mapping[str, Any]] = []
         for one in _list(_object(self.result, "detail", {}), "heaviest"):
             one = _is(one, dict, "a pair")
             weight, green = _number(one, "weight"), _is(one.get("green"), bool, "green")
+            hits = int(_number(one, "hits", float(green)))
             found.append({
                 "context": _text(one, "context"),
                 "token": _text(one, "token"),
                 "weight": weight,
-                "green": green,
-                "adds": weight * (green - gamma),
+                "green": ("yes" if green else "no") if coins == 1 else f"{hits} of {coins}",
+                "adds": weight * (hits - coins * gamma),
             })  # fmt: skip
         return found
 

@@ -142,8 +142,8 @@ def _rate(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         None if seen is None else ("found with 90 % power", seen),
         "green rate of distinct pairs",
         "Green rate",
-        "The dot is the rate at which distinct pairs are green, the bar its 95 % interval. Without the mark the rate "
-        f"is near that of chance.{_found_by(seen, result, 'by the binomial test ')}",
+        "The dot is the rate at which the coins of distinct pairs are green, the bar its 95 % interval. Without the "
+        f"mark the rate is near that of chance.{_found_by(seen, result, 'by the binomial test ')}",
     )
 
 

@@ -350,12 +350,12 @@ def _strength(found: Tilt) -> str:
         )
     if found.kind == tilt.FULL:
         least = "" if found.reference else "at least "
-        strength = f"{least}{interval}, that of the mark {found.delta:g}"
+        strength = f"{least}{interval}, that of the mark {found.delta:.4g}"
         return f"The tilt of its text is {strength}: as in the teacher's own text."
     if found.kind == tilt.FAINT:
-        return f"The tilt of its text is {interval}, far below that of the mark, {found.delta:g}: no relay."
+        return f"The tilt of its text is {interval}, far below that of the mark, {found.delta:.4g}: no relay."
     why = "both fit" if found.reference else "without a `reference` this is a lower estimate, and both fit"
-    return f"The tilt of its text is {interval}, that of the mark {found.delta:g}: {why}."
+    return f"The tilt of its text is {interval}, that of the mark {found.delta:.4g}: {why}."
 
 
 def adjusted(plan: LineagePlan, lines: Sequence[PlannedTest]) -> tuple[PlannedTest, ...]:

@@ -170,13 +170,14 @@ def power(
 ) -> Power:
     """How many tokens (or positions) a test will take, and what they cost.
 
-    With `delta` the answer comes from students that were trained and measured: the order of magnitude for a student
-    like these. With `effect` it is exact, for the binomial test of text.
+    With `delta` the answer comes from students of green lists that were trained and measured: the order of magnitude
+    for a student like these. None of a tournament were measured yet. With `effect` it is exact, for the binomial test of text.
 
     Args:
         access: what can be had of the suspect: `text`, `top20` (the 20 largest log probabilities) or `weights`.
-        delta: the mark's delta. Either this or `effect`.
-        effect: for text: the suspect's green rate above gamma.
+        delta: the green list's delta. Either this or `effect`.
+        effect: for text: the suspect's green rate above gamma. A tournament has gamma 0.5 and several coins a pair:
+            divide the tokens by the number of its layers.
         reference: whether a reference is at hand: the suspect's parent, say.
         width: the mark's width.
         share: of the suspect's training text that is believed to have been marked.

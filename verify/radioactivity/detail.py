@@ -58,7 +58,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of one output. green: of each token whether its coin is green; None: it was not scored there.
+    """A stretch of one output. green: of each token as by `Mark.green`; None: it was not scored there.
 
     Attributes:
         record: the output's id.
@@ -84,23 +84,25 @@ class Passage:
 
 @dataclass(frozen=True)
 class HeavyPair:
-    """A pair that weighs much in the sum. adds: its weight times (green - gamma).
+    """A pair that weighs much in the sum, to which it adds its weight times (hits - coins gamma).
 
     Attributes:
         context: the text of the tokens before.
         token: the text of the token.
         weight: what it weighs.
-        green: whether it is green.
+        green: whether it is green, as by `Mark.green`.
+        hits: how many of its coins are green.
     """
 
     context: str
     token: str
     weight: float
     green: bool
+    hits: int
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"context": self.context, "token": self.token, "weight": self.weight, "green": self.green}
+        return vars(self).copy()
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,16 @@ def heaviest(mark: Mark, pairs: WeightedPairs, tokenizer: AnyTokenizer | None) -
         return ()
     order = np.argsort(-np.abs(pairs.weights), kind="stable")[:_HEAVIEST]
     green = mark.green(pairs.contexts[order], pairs.tokens[order])
+    hits = mark.hits(pairs.contexts[order], pairs.tokens[order])
     return tuple(
         HeavyPair(
             str(tokenizer.decode([int(one) for one in pairs.contexts[i]])),
             str(tokenizer.decode([int(pairs.tokens[i])])),
             float(pairs.weights[i]),
             bool(colour),
+            int(number),
         )
-        for i, colour in zip(order, green, strict=True)
+        for i, colour, number in zip(order, green, hits, strict=True)
     )
 
 

@@ -75,6 +75,11 @@ class GreenList:
         return self.delta
 
     @property
+    def like_delta(self) -> float | None:
+        """The delta of the green lists whose measured students stand for this scheme's (`verify.planning.power`)."""
+        return self.delta
+
+    @property
     def threshold(self) -> int:
         """Green means `prf.bits < threshold`; 1 to 65535."""
         return round(self.gamma * STEPS)
@@ -96,6 +101,11 @@ class GreenList:
     def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
         """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order."""
         return count_green(keys, contexts, tokens, self.threshold)
+
+    def tilted(self, cells: prf.F64, strength: float) -> prf.F64:
+        """The probabilities of red and green, float64 [P, 2], with the log odds of green raised by `strength`."""
+        tilted: prf.F64 = cells * np.exp([0.0, strength])
+        return np.asarray(tilted / tilted.sum(axis=1, keepdims=True), np.float64)
 
     @staticmethod
     def tables(schemes: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:

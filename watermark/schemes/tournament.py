@@ -73,6 +73,11 @@ class Tournament:
         return math.log(3)
 
     @property
+    def like_delta(self) -> float | None:
+        """None: no green list's students stand for a tournament's, and none of its own were measured yet."""
+        return None
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """What a mark file and a card say of it."""
         return {"layers": self.layers}
@@ -89,6 +94,27 @@ class Tournament:
     def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
         """How many coins of N pairs come up under each of many keys: int64, a key at a time, in order."""
         return count_bits(keys, contexts, tokens, (1 << self.layers) - 1)
+
+    def tilted(self, cells: prf.F64, strength: float) -> prf.F64:
+        """The probabilities of the cells after layers of another strength: 0 changes nothing, `lift` is the mark's own.
+
+        A layer takes the probability S of its coin to S (2 - S), so that it raises the log odds of the coin by
+        ln((2 - S) / (1 - S)). Here it raises them by `strength / lift` times as much; later layers see what comes out.
+
+        Args:
+            cells: float64 [P, 2^layers], positive, rows that sum to 1: the probability of the tokens whose bits
+                below `layers` are the column's number.
+            strength: how much, in the unit of `lift`.
+        """
+        shares = cells
+        for layer in range(self.layers):
+            halves = shares.reshape(len(cells), -1, 2, 1 << layer)
+            red, green = halves.sum(axis=(1, 3)).T
+            raised = ((1 + red / (red + green)) / (red / (red + green))) ** (strength / self.lift)
+            factors = np.stack([np.ones_like(raised), raised], axis=1)
+            shares = (halves * factors[:, None, :, None]).reshape(cells.shape)
+            shares = shares / shares.sum(axis=1, keepdims=True)
+        return shares
 
     @staticmethod
     def tables(schemes: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
