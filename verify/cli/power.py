@@ -29,8 +29,8 @@ def power(as_json: bool, **options: Any) -> None:
     """How many tokens a test will take, and what they cost.
 
     With --delta the answer comes from students that were trained and measured here: the order of magnitude for a
-    student like these; for tournaments none were measured yet. Before you rely on it, train a student of your own (`stillmark student`). With --effect it is
-    exact, for the binomial test of text.
+    student like these. For tournaments none were measured yet. Before you rely on it, train a student of your own
+    (`stillmark student`). With --effect it is exact, for the binomial test of text.
     """
     from verify.planning.power import power
 

@@ -171,7 +171,8 @@ def power(
     """How many tokens (or positions) a test will take, and what they cost.
 
     With `delta` the answer comes from students of green lists that were trained and measured: the order of magnitude
-    for a student like these. None of a tournament were measured yet. With `effect` it is exact, for the binomial test of text.
+    for a student like these. For tournaments none were measured yet. With `effect` it is exact, for the binomial test
+    of text.
 
     Args:
         access: what can be had of the suspect: `text`, `top20` (the 20 largest log probabilities) or `weights`.
