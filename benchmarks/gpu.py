@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.gpu
 
 Checks: the bias against the kernel for CPUs, bit for bit, on shapes, dtypes, widths, several marks and shards of the
-vocabulary; greens under many keys; a captured CUDA graph. Figures (GPU only; medians, interleaved): microseconds a
-call and as a replayed graph, against a copy of the logits, and against a decode step of a model of the shape of Llama
-3.1 8B with random weights. They go to benchmarks/results/gpu.json. In any case: registers and spills for sm_90.
+vocabulary; the tournament, to 1e-5; greens under many keys; captured CUDA graphs. Figures (GPU only; medians,
+interleaved): microseconds a call and as a replayed graph, against a copy and a softmax of the logits, and against a
+decode step of a model of the shape of Llama 3.1 8B with random weights. They go to benchmarks/results/gpu.json. In any
+case: registers and spills for sm_90.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if not torch.cuda.is_available():
 
 import numpy as np
 
-from watermark import Mark, Marks
+from watermark import Mark, Marks, Tournament
 from watermark.kernels import native, triton
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -84,6 +85,27 @@ def check() -> int:
     return done
 
 
+def check_tournament() -> int:
+    """The tournament against the kernel for CPUs: how many comparisons were made."""
+    rng = np.random.default_rng(1)
+    done = 0
+    for rows, columns in [(3, 513)] + [(1, 1), (5, 4097), (64, VOCABULARY)] * (DEVICE == "cuda"):
+        for layers, width in ((1, 0), (4, 1), (8, 5)):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                mark = Mark(bytes(range(32)), Tournament(layers), width=width, vocabulary_size=columns, exempt=(0,))
+                pair = Marks((mark, mark.child("customer", Tournament(2))))
+                logits = torch.from_numpy(rng.normal(0, 4, (rows, columns))).to(dtype)
+                contexts = torch.from_numpy(rng.integers(0, 2**31, (rows, width)))
+                for marks in (Marks((mark,)), pair):
+                    expected = marks.bias_(logits.clone(), contexts, kernel="native")
+                    found = marks.bias_(logits.to(DEVICE), contexts.to(DEVICE), kernel="triton").cpu()
+                    rounding = 2 * torch.finfo(dtype).eps * expected.double().abs()
+                    near = (found.double() - expected.double()).abs() <= 2e-5 + rounding
+                    assert near.all(), (rows, columns, layers, width, dtype)
+                    done += 1
+    return done
+
+
 def registers() -> dict[str, str]:
     """What ptxas says of the kernel for sm_90: registers a thread and spills."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -133,7 +155,7 @@ def graph_of(method: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def bias_times() -> dict[str, dict[str, float]]:
-    """The bias and a copy of the logits, as calls and as graphs; a replayed graph must give the kernel's bits."""
+    """The bias, the tournament, a copy and a softmax of the logits; a replayed graph must give the kernel's bits."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         for batch in (1, 16, 128):
@@ -145,12 +167,21 @@ def bias_times() -> dict[str, dict[str, float]]:
             logits.zero_()
             bias.replay()
             assert torch.equal(logits, expected), "a captured graph gives other bits"
+            other_mark = Mark(bytes(range(32)), Tournament(4), width=1)
+            tournament = graph_of(lambda m=other_mark, x=logits, c=contexts: m.bias_(x, c))
+            logits.copy_(given := torch.randn_like(logits))
+            expected = other_mark.bias_(given.clone(), contexts)
+            tournament.replay()
+            assert torch.equal(logits, expected), "a captured graph gives another tournament"
             copy = graph_of(lambda x=logits, y=other: y.copy_(x))
             methods = {
                 "copy": lambda x=logits, y=other: y.copy_(x),
                 "copy, graph": copy.replay,
                 "bias": lambda m=mark, x=logits, c=contexts: m.bias_(x, c),
                 "bias, graph": bias.replay,
+                "softmax": lambda x=logits: x.softmax(-1),
+                "tournament, 4 layers": lambda m=other_mark, x=logits, c=contexts: m.bias_(x, c),
+                "tournament, 4 layers, graph": tournament.replay,
             }
             found[f"B{batch} {str(dtype)[6:]}"] = microseconds(methods)
     return found
@@ -186,6 +217,7 @@ def decode_step() -> dict[str, float]:
 
 def main() -> None:
     print(f"{check()} comparisons, bit for bit, on {DEVICE if DEVICE == 'cuda' else 'the interpreter'}")
+    print(f"{check_tournament()} comparisons of the tournament, to 1e-5")
     print("sm_90:", json.dumps(registers(), indent=1))
     if DEVICE == "cuda":
         found = {

@@ -40,13 +40,15 @@ from verify.data.sources import read_records
 from verify.planning.demo import teacher_model
 from verify.radioactivity.attribution import ATTRIBUTED, attribution
 from verify.stats.binomial import binomial_log10_sf
-from watermark import Mark
+from watermark import GreenList, Mark, Tournament
 from watermark.integrations.transformers import MarkConfig, MarkLogitsProcessor
+from watermark.kernels import native
 from watermark.tokenizers import Encode, load
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SLOW = 5  # rounds of what takes more than a tenth of a second
 ROUNDS = 31
+LEVEL_ROUNDS = 15
 
 Method = Callable[[], Any]
 
@@ -100,6 +102,45 @@ def embedding() -> dict[str, Any]:
                     methods["SynthID"] = lambda i=ids, s=scores, p=other: p(i, s.clone())
                 seconds = interleaved(methods)
                 found[f"B{batch} V{vocabulary} threads {threads}"] = {n: 1000 * s for n, s in seconds.items()}
+    return found
+
+
+def levels() -> dict[str, Any]:
+    """Milliseconds a call of the compiled kernels, one thread, at each level that the processor has; float32 logits.
+
+    The green list and the tournament of 2, 4 and 8 layers, beside an addition in place, a softmax of the same logits,
+    and the peers as logits processors.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    keys = [int(key) for key in torch.randint(1, 1000, (30,))]
+    synthid = SynthIDTextWatermarkingConfig(ngram_len=5, keys=keys)
+    schemes = {"green list": GreenList()} | {f"tournament {layers}": Tournament(layers) for layers in (2, 4, 8)}
+    best = native.levels()[0]
+    found: dict[str, Any] = {}
+    for vocabulary in (49152, 128256):
+        for batch in (1, 16, 128):
+            ids = torch.randint(20, vocabulary, (batch, 64))
+            scores = 3 * torch.randn(batch, vocabulary)
+            methods: dict[str, Method] = {
+                "add": lambda s=scores: s.add_(1e-6),
+                "softmax": lambda s=scores: s.softmax(-1),
+            }
+            for level in native.levels():
+                for name, scheme in schemes.items():
+                    mark = Mark(bytes(32), scheme, width=1)
+                    methods[f"{name}, {level}"] = lambda m=mark, i=ids, s=scores, a=level: (
+                        native.use(a),
+                        m.bias_(s, i[:, -1:]),
+                    )
+            lefthash = WatermarkingConfig().construct_processor(vocabulary, "cpu")
+            methods["lefthash"] = lambda i=ids, s=scores, p=lefthash: p(i, s.clone())
+            if batch <= 16:
+                other = synthid.construct_processor(vocabulary, "cpu")
+                methods["SynthID"] = lambda i=ids, s=scores, p=other: p(i, s.clone())
+            seconds = interleaved(methods, LEVEL_ROUNDS)
+            found[f"B{batch} V{vocabulary}"] = {name: 1000 * taken for name, taken in seconds.items()}
+    native.use(best)
     return found
 
 
@@ -255,6 +296,7 @@ def customers(ids: np.ndarray, repetitions: int = 100, number: int = 1000, token
 
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "embedding": embedding,
+    "levels": levels,
     "generation": generation,
     "scoring": scoring,
     "attribution": attributing,

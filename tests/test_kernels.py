@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.levels import variants
 from verify.data import dedup
 from watermark import GreenList, Mark, MarkError, Marks, prf
 from watermark.kernels import Kernel, native
@@ -62,15 +63,6 @@ def sample(rows: int, columns: int, width: int, dtype: torch.dtype, seed: int = 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     kind = torch.int32 if a.dtype == torch.float32 else torch.int16
     return torch.equal(a.view(kind), b.view(kind))
-
-
-def variants(kernel: Kernel) -> Iterator[str]:
-    """The kernel, or each level of the native one that this processor has, in use while its name is here; best last."""
-    for level in reversed(native.levels() if kernel == "native" else []):
-        native.use(level)
-        yield level
-    if kernel != "native":
-        yield kernel
 
 
 def test_levels_are_chosen_by_the_processor() -> None:

@@ -5,6 +5,10 @@ def bias(
     which: int, which_stride: int, marks: int, keys: int, thresholds: int, deltas: int, exempt: int, exempts: int,
     threads: int, /,
 ) -> None: ...  # fmt: skip
+def tournament(
+    logits: int, kind: int, rows: int, columns: int, stride: int, first: int, limit: int, contexts: int, width: int,
+    which: int, which_stride: int, marks: int, keys: int, layers: int, exempt: int, exempts: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def bits(columns: int, pairs: int, width: int, key: int, values: int, threads: int, /) -> None: ...
 def count_green(
     columns: int, pairs: int, width: int, keys: int, number: int, threshold: int, greens: int, threads: int, /

@@ -2,7 +2,7 @@
 
 INLINE void raise_floats(float *x, truth where, float delta)
 {
-    store(x, add_where(load(x), where, all(delta)));
+    store(x, subtract_where(load(x), where, all(-delta)));
 }
 
 INLINE void raise_bfloats(uint16_t *x, truth where, float delta)

@@ -64,7 +64,14 @@ def _bias(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
 
 
 def _tournament(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
-    plain.tournament_(logits, *tables)  # type: ignore[arg-type]
+    if kernel == "native":
+        native.tournament_(logits, *tables)  # type: ignore[arg-type]
+    elif kernel == "triton":
+        from watermark.kernels import triton_tournament
+
+        triton_tournament.tournament_(logits, *tables)  # type: ignore[arg-type]
+    else:
+        plain.tournament_(logits, *tables)  # type: ignore[arg-type]
 
 
 _opaque_bias = torch.library.custom_op(

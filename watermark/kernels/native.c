@@ -106,6 +106,36 @@ static PyObject *py_bias(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_tournament(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    batch b = {0};
+    long long rows, threads;
+    unsigned long long logits, contexts, which, keys, layers, exempt;
+    int failed = 0;
+    if (!PyArg_ParseTuple(arguments, "KiLLLLLKLKLLKKKLL", &logits, &b.kind, &rows, &b.columns, &b.stride, &b.first,
+                          &b.limit, &contexts, &b.width, &which, &b.which_stride, &b.marks, &keys, &layers, &exempt,
+                          &b.exempts, &threads))
+        return NULL;
+    if (b.width > 7) {
+        PyErr_SetString(PyExc_ValueError, "too wide");
+        return NULL;
+    }
+    b.logits = (char *)(uintptr_t)logits;
+    b.contexts = (const int64_t *)(uintptr_t)contexts;
+    b.which = (const int32_t *)(uintptr_t)which;
+    b.keys = (const uint32_t *)(uintptr_t)keys;
+    b.layers = (const int32_t *)(uintptr_t)layers;
+    b.exempt = (const int32_t *)(uintptr_t)exempt;
+    b.failed = &failed;
+    Py_BEGIN_ALLOW_THREADS;
+    in_shares(chosen->tournament_rows, &b, rows, threads);
+    Py_END_ALLOW_THREADS;
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_bits(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -191,6 +221,7 @@ static PyObject *py_use(PyObject *self, PyObject *argument)
 
 static PyMethodDef methods[] = {
     {"bias", py_bias, METH_VARARGS, NULL},
+    {"tournament", py_tournament, METH_VARARGS, NULL},
     {"bits", py_bits, METH_VARARGS, NULL},
     {"count_green", py_count_green, METH_VARARGS, NULL},
     {"distinct_rows", py_distinct_rows, METH_VARARGS, NULL},

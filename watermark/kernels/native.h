@@ -27,6 +27,8 @@ typedef struct {
     const int32_t *exempt; /* ascending */
     int64_t exempts;
     int kind; /* 0: float32, 1: bfloat16, 2: float16 */
+    const int32_t *layers; /* of the tournament, which has no thresholds and deltas */
+    int *failed;           /* set if memory did not suffice */
 } batch;
 
 typedef struct {
@@ -41,9 +43,9 @@ typedef struct {
 /* The hot functions, compiled for one kind of processor. */
 typedef struct {
     const char *name;
-    work *bias_rows;     /* of a batch: rows */
-    work *count_keys;    /* of a scoring: keys */
-    work *bits_of_pairs; /* of a scoring: sixteens of pairs */
+    work *bias_rows, *tournament_rows; /* of a batch: rows */
+    work *count_keys;                  /* of a scoring: keys */
+    work *bits_of_pairs;               /* of a scoring: sixteens of pairs */
 } level;
 
 #pragma GCC visibility push(hidden)

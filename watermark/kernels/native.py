@@ -5,6 +5,7 @@ Where the package was installed without a compiler, `available` is False.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -56,17 +57,46 @@ def bias_(
     limit: int,
 ) -> None:
     """Raise the green tokens' logits in place; arguments as for `watermark.kernels.torch.bias_`."""
+    _in_rows(_native.bias, logits, contexts, keys, (thresholds, deltas), which, exempt, first, limit)
+
+
+def tournament_(
+    logits: Tensor,
+    contexts: Tensor,
+    keys: Tensor,
+    layers: Tensor,
+    which: Tensor,
+    exempt: Tensor,
+    allowed: Tensor,
+    first: int,
+    limit: int,
+) -> None:
+    """Tilt the logits in place; arguments as for `watermark.kernels.torch.tournament_`."""
+    _in_rows(_native.tournament, logits, contexts, keys, (layers,), which, exempt, first, limit)
+
+
+def _in_rows(
+    kernel: Callable[..., None],
+    logits: Tensor,
+    contexts: Tensor,
+    keys: Tensor,
+    parameters: tuple[Tensor, ...],
+    which: Tensor,
+    exempt: Tensor,
+    first: int,
+    limit: int,
+) -> None:
     import torch
 
     whole = logits if logits.stride(1) == 1 else logits.contiguous()
     rows, columns = whole.shape
     contexts = contexts.to(torch.int64).contiguous()
     threads = max(1, min(torch.get_num_threads(), rows * columns * which.shape[1] // _SHARE))
-    _native.bias(
+    kernel(
         whole.data_ptr(), _KINDS[str(whole.dtype)], rows, columns, whole.stride(0), first, limit,
         contexts.data_ptr(), contexts.shape[1],
         which.data_ptr(), which.shape[1] if len(which) > 1 else 0, which.shape[1],
-        keys.data_ptr(), thresholds.data_ptr(), deltas.data_ptr(), exempt.data_ptr(), len(exempt), threads,
+        keys.data_ptr(), *(tensor.data_ptr() for tensor in parameters), exempt.data_ptr(), len(exempt), threads,
     )  # fmt: skip
     if whole is not logits:
         logits.copy_(whole)
