@@ -47,9 +47,14 @@ def _masses(
     source = logits + row * stride - first
     noted = cells + tl.program_id(0).to(tl.int64) * (BLOCKS * 32) - ((first >> 9 << 9) + program * (BLOCKS * 32))
 
+    for place in tl.static_range(32):
+        cell = ((words[place % 16] >> (place // 16 * 16)) & coins).to(tl.uint8)
+        tl.store(noted + token + (place // 16) * 256 + (place % 16) * 16, cell)
+    tl.debug_barrier()  # what is noted may be read by another thread
+
     most = tl.full((BLOCKS,), float("-inf"), tl.float32)
     wrong = tl.zeros((BLOCKS,), tl.int32)
-    for place in tl.static_range(32):
+    for place in range(32):
         at = token + (place // 16) * 256 + (place % 16) * 16
         tilted = (at >= first) & (at < end) & ((may >> place) & 1 != 0)
         logit = tl.load(source + at, mask=tilted, other=float("-inf")).to(tl.float32)
@@ -62,12 +67,11 @@ def _masses(
 
     every = tl.arange(0, 16)
     total = tl.zeros((16, 16), tl.float32)
-    for place in tl.static_range(32):
+    for place in range(32):  # not unrolled: that takes minutes to compile
         at = token + (place // 16) * 256 + (place % 16) * 16
         tilted = (at >= first) & (at < stop) & ((may >> place) & 1 != 0)
         logit = tl.load(source + at, mask=tilted, other=float("-inf")).to(tl.float32)
-        cell = ((words[place % 16] >> (place // 16 * 16)) & coins).to(tl.int32)
-        tl.store(noted + at, cell.to(tl.uint8))
+        cell = tl.load(noted + at).to(tl.int32)
         upper = (every[:, None] == (cell >> 4)[None, :]).to(tl.float32)
         lower = tl.where((cell & 15)[:, None] == every[None, :], tl.exp(logit - safe)[:, None], 0.0)
         total += tl.dot(upper, lower, input_precision="ieee")
