@@ -187,7 +187,7 @@ def test_log_probabilities(scheme: Scheme) -> None:
     """A student that learnt a fifth of the mark is found along unmarked probes, with and without a reference."""
     mark, plain, marked = tables(scheme)
     student = np.log(0.8 * np.exp(small.logprobs(plain)) + 0.2 * np.exp(small.logprobs(marked)))
-    probes = texts(np.zeros_like(plain), 10, 120, 9)
+    probes = texts(np.zeros_like(plain), 6, 80, 9)
     said, base = (scorable_logprobs(along(table, probes), 1, unmarked=True) for table in (student, plain))
     for suspect, reference, guilty in (
         (said, base, True),
@@ -230,7 +230,7 @@ def test_sequential(scheme: Scheme, access: str, beside: bool) -> None:
     """The teacher's own marked answers stop for evidence; unmarked ones do not (false failure 1e-3)."""
     mark, plain, marked = tables(scheme)
     for table, guilty in ((marked, True), (plain, False)):
-        outputs = texts(table, 16, 80, 11)
+        outputs = texts(table, 12, 50, 11)
         test = SequentialTest(mark, access, unmarked=True)
         for answer, reference in zip(along(table, outputs), along(0.8 * plain, outputs), strict=True):
             test.add(answer, reference if beside else None)
