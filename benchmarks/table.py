@@ -48,6 +48,32 @@ def embedding(figures: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
+def levels(about: dict[str, Any], figures: dict[str, dict[str, float]]) -> list[str]:
+    """Each kernel at each level, as multiples of an addition in place or of a softmax."""
+    shapes = list(figures)
+    names = [name for name in figures[shapes[0]] if name != "add"]
+    lines = [
+        f"The kernels at each level that a processor has ({about['date']}, one thread of an {about['cpu']} with "
+        f"{about['simd']}; times the addition / times the softmax of the same logits):",
+        "",
+        "| kernel, level | "
+        + " | ".join(shape.replace("49152", "49k").replace("128256", "128k") for shape in shapes)
+        + " |",
+        "|---|" + "--:|" * len(shapes),
+    ]
+    lines.append(
+        "| in-place add, ms | " + " | ".join(milliseconds(figures[shape]["add"]) for shape in shapes) + " |",
+    )
+    for name in names:
+        cells = []
+        for shape in shapes:
+            taken = figures[shape].get(name)
+            ratios = [taken / figures[shape][floor] for floor in ("add", "softmax")] if taken is not None else []
+            cells.append(" / ".join(f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" for ratio in ratios) or "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def scoring(figures: dict[str, float]) -> list[str]:
     def millions(name: str) -> str:
         return f"{figures[name] / 1e6:,.3g}M"
@@ -81,6 +107,8 @@ def table(results: dict[str, Any], corpora: list[dict[str, Any]]) -> str:
             f'interleaved runs; torch {about["torch"]}, transformers {about["transformers"]}. "-": not measured.)',
             "",
             *embedding(results["embedding"]["figures"]),
+            "",
+            *levels(results["levels"]["machine"], results["levels"]["figures"]),
             "",
             *scoring(results["scoring"]["figures"]),
             "",

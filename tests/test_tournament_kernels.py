@@ -205,7 +205,7 @@ row = {"contexts": "*i64", "which": "*i32", "which_stride": "i32", "mark": "i32"
 part = {"stride": "i32", "allowed": "*i32", "blocks": "i32", "first": "i32", "end": "i32", "programs": "i32"}
 made = {"cells": "*u8", "largest": "*fp32", "masses": "*fp32", "factors": "*fp32", "least": "fp32"}
 every = row | part | made | {"keys": "*i32", "layers": "*i32"}
-for width, kind in ((1, "*fp32"), (5, "*bf16"), (1, "*fp16")):
+for width, kind in ((1, "*fp32"), (5, "*bf16")):
     constants = {"WIDTH": width, "PROGRAMS": 32, "BLOCKS": kernels.BLOCKS, "INTERPRETED": False}
     for kernel in (kernels._masses, kernels._factors, kernels._add):
         names = kernel.arg_names

@@ -71,9 +71,9 @@ def _masses(
         at = token + (place // 16) * 256 + (place % 16) * 16
         tilted = (at >= first) & (at < stop) & ((may >> place) & 1 != 0)
         logit = tl.load(source + at, mask=tilted, other=float("-inf")).to(tl.float32)
-        cell = tl.load(noted + at).to(tl.int32)
-        upper = (every[:, None] == (cell >> 4)[None, :]).to(tl.float32)
-        lower = tl.where((cell & 15)[:, None] == every[None, :], tl.exp(logit - safe)[:, None], 0.0)
+        own = tl.load(noted + at).to(tl.int32)
+        upper = (every[:, None] == (own >> 4)[None, :]).to(tl.float32)
+        lower = tl.where((own & 15)[:, None] == every[None, :], tl.exp(logit - safe)[:, None], 0.0)
         total += tl.dot(upper, lower, input_precision="ieee")
     tl.store(largest + tl.program_id(0), peak)
     into = masses + tl.program_id(0).to(tl.int64) * 256
