@@ -645,5 +645,8 @@ def test_money_is_counted_and_kept_to(mark: Mark, tmp_path: Path) -> None:
     assert found.to_dict()["spent"] == found.spent
     with pytest.raises(UsageError, match="needs prices"):
         ask(mark, tmp_path, reply, budget_usd=1)
+    for what, more in (("http://127.0.0.1:9/v1", {"budget_usd": 1.0}), (tmp_path / "log.jsonl", {"price_in": 1.0})):
+        with pytest.raises(UsageError, match="`budget_usd`"):
+            verify.suspect(what, mark=mark, **more)
     (tmp_path / "log.jsonl").unlink()
     assert ask(mark, tmp_path, reply).spent is None

@@ -423,7 +423,8 @@ def test_every_line_that_an_endpoint_allows(
         secret = url.replace("http://", "http://somebody:hunter2@")
         command = ("verify", secret, "--teacher", teacher, "--mark", tmp_path / "m", "--prompts", prompts,
                    "--unmarked-prompts", "--budget-tokens", 200, "--model", "real", "--out", tmp_path / "r",
-                   "--planted", 5, "--control", tmp_path / "control", "--reference", teacher, "--json")  # fmt: skip
+                   "--planted", 5, "--control", tmp_path / "control", "--reference", teacher, "--json",
+                   "--budget-usd", 0.5, "--price-in", 1, "--price-out", 10)  # fmt: skip
         result = stillmark(*command)
         assert result.exit_code == 0, result.stderr
         found = json.loads(result.stdout)
@@ -438,6 +439,8 @@ def test_every_line_that_an_endpoint_allows(
     assert lines[AGREEMENT]["result"]["agreeing"] > 12 * 15
     assert not lines[AGREEMENT]["stands"], "one control tells nothing"
     assert lines[MARK]["result"]["billed_tokens"] >= 200, "V4: what was billed is in the result"
+    assert 0.0001 < lines[MARK]["result"]["spent"] < 0.01
+    assert found["plan"]["settings"]["budget_usd"] == 0.5
     assert lines[MARK]["result"]["failed_requests"] == 0
     assert found["verdict"] == CANNOT_TELL, "the budget ended before the mark could have shown"
     assert any("may be there and not have shown yet" in reason for reason in found["reasons"])

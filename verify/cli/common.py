@@ -83,6 +83,21 @@ alpha_option = click.option(
     show_default=True,
     help="Level of the verdict; fix it before you look.",
 )
+
+
+def price_options(command: Any) -> Any:
+    """`--budget-usd`, `--price-in` and `--price-out`."""
+    for option in (
+        click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
+        click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
+        click.option(
+            "--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 reference_option = click.option(
     "--reference", type=FILE, help="Folder of a model to compare with that does not depend on the secret."
 )

@@ -15,6 +15,7 @@ from verify.cli.common import (
     columns_option,
     command,
     mark_option,
+    price_options,
     progress,
     reference_option,
     result_options,
@@ -172,9 +173,7 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option(
     "--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True, help="To be billed at most."
 )
-@click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices.")
-@click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens.")
-@click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens.")
+@price_options
 @click.option(
     "--log", type=FILE, required=True, help="JSONL to append every answer to; a killed run goes on from here."
 )

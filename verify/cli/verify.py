@@ -13,6 +13,7 @@ from verify.cli.common import (
     columns_option,
     command,
     mark_option,
+    price_options,
     progress,
     reference_option,
     result_options,
@@ -53,6 +54,7 @@ VERDICTS = (
 @click.option("--model", help="The name that an endpoint knows the suspect by [default: the one that it serves].")
 @click.option("--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True,
               help="To be billed at an endpoint, for the mark.")  # fmt: skip
+@price_options
 @click.option(
     "--out", type=FILE, help="Folder to keep the plan, what was read (to resume from), result.json and report.html in."
 )

@@ -44,6 +44,9 @@ class Given:
     ordered: bool
     model: str | None
     budget: int
+    budget_usd: float | None
+    price_in: float | None
+    price_out: float | None
     seed: int
     tokenizer: PathLike | None
     skip_bad: bool
@@ -149,6 +152,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     if given.access.kind == kinds.ENDPOINT:
         how = "chat completions" if given.probes is None else "completions along probes, or else chat completions"
         settings |= {"budget_tokens": given.budget, "endpoint": how, "model": given.model}
+        settings |= {"budget_usd": given.budget_usd, "price_in": given.price_in, "price_out": given.price_out}
     if given.columns is not None:
         settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)

@@ -32,6 +32,7 @@ from verify.radioactivity.text import TextResult
 from verify.results import Result
 from verify.suspects.asking import NoLogprobsError
 from verify.suspects.endpoint import Endpoint
+from verify.suspects.interview import check_prices
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
@@ -59,6 +60,9 @@ def suspect(
     ordered: bool = False,
     model: str | None = None,
     budget: int = 50_000,
+    budget_usd: float | None = None,
+    price_in: float | None = None,
+    price_out: float | None = None,
     alpha: float = 1e-3,
     seed: int = 0,
     tokenizer: PathLike | None = None,
@@ -92,6 +96,8 @@ def suspect(
         ordered: the teacher was released in the mark's order; `teacher` is the model from before.
         model: the name by which the endpoint knows the suspect; None: the one that it serves.
         budget: billed tokens to spend at an endpoint, for the mark.
+        budget_usd: what they may cost; needs a price.
+        price_in, price_out: of a million prompt tokens, and of a million answer tokens.
         alpha: family-wise level of the verdict, fixed before looking.
         seed: of every draw that is not keyed.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
@@ -115,7 +121,10 @@ def suspect(
     access = recognise(what, columns)
     if access.kind == kinds.ENDPOINT:
         Endpoint(access.url, model or "").check(())
+        check_prices(budget_usd, price_in, price_out)
         out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
+    elif (budget_usd, price_in, price_out) != (None, None, None):
+        raise UsageError("`budget_usd` and prices are for an endpoint", "leave them out")
     folder = None if out is None else Path(out)
     given = Given(
         access=access,
@@ -133,6 +142,9 @@ def suspect(
         ordered=ordered,
         model=model,
         budget=budget,
+        budget_usd=budget_usd,
+        price_in=price_in,
+        price_out=price_out,
         seed=seed,
         tokenizer=tokenizer,
         skip_bad=skip_bad,
@@ -263,6 +275,9 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
             given.prompts,
             log=_there(_log(given, "mark.jsonl"), "out"),
             budget=given.budget,
+            budget_usd=given.budget_usd,
+            price_in=given.price_in,
+            price_out=given.price_out,
             reference=given.reference,
             unmarked_prompts=given.unmarked_prompts,
             alpha=alpha,

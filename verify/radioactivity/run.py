@@ -6,7 +6,6 @@ Paths may be `str` or `Path`; a mark may be a `Mark` or its file; a model may be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -83,10 +82,9 @@ from verify.radioactivity.tilt import tilt_of, tilt_of_answers
 from verify.suspects.asking import NoLogprobsError
 from verify.suspects.client import resolved
 from verify.suspects.endpoint import Endpoint, is_address
-from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, iter_answers
+from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, check_prices, iter_answers
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
-from watermark.errors import within
 from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
@@ -388,10 +386,7 @@ def endpoint_test(
     unmarked = prompts is None if unmarked_prompts is None else unmarked_prompts
     asked = builtin_prompts() if prompts is None else prompts_of(prompts)
     priced = price_in is not None or price_out is not None
-    for name, value in (("budget_usd", budget_usd), ("price_in", price_in), ("price_out", price_out)):
-        within(name, value, 0, math.inf, first=name != "budget_usd")
-    if budget_usd is not None and not priced:
-        raise UsageError("`budget_usd` needs prices", "name `price_in` and `price_out`, of a million tokens each")
+    check_prices(budget_usd, price_in, price_out)
     limit = Budget(budget, budget_usd)
     usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
     words, compared = load_transformers_for(mark, tokenizer), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,8 @@ from verify.suspects.manner import LOGPROBS, TEXT
 from verify.suspects.model import Model, opened, read_translated
 from verify.suspects.vocabulary import TELLING, Vocabulary, useless
 from verify.suspects.waves import request_in_waves, same_model
-from watermark import ApiError, Mark
+from watermark import ApiError, Mark, UsageError
+from watermark.errors import within
 from watermark.io import files
 from watermark.io.fields import is_int, is_null, is_text, list_of
 from watermark.io.prompts import Prompt, encode_prompt
@@ -107,6 +109,14 @@ class Budget:
     def used_up(self, usage: Usage) -> bool:
         """Whether nothing of it is left."""
         return usage.billed >= self.tokens or (self.money is not None and (usage.spent or 0) >= self.money)
+
+
+def check_prices(budget_usd: float | None, price_in: float | None, price_out: float | None) -> None:
+    """Raises UsageError for a number out of its range, and for a sum of money without a price."""
+    for name, value in (("budget_usd", budget_usd), ("price_in", price_in), ("price_out", price_out)):
+        within(name, value, 0, math.inf, first=name != "budget_usd")
+    if budget_usd is not None and price_in is None and price_out is None:
+        raise UsageError("`budget_usd` needs prices", "name `price_in` and `price_out`, of a million tokens each")
 
 
 def iter_answers(
