@@ -124,7 +124,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_came(tmp_path: Path) -> None:
     def reply(body: dict[str, Any], handler: Handler) -> dict[str, Any]:
         if body["messages"][0]["content"] != "w5":
             waiting.set()
-            over.wait(60)
+            over.wait(600)
         return chat("w5 w6 w7")
 
     with serve(reply) as (url, _):
@@ -136,7 +136,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_came(tmp_path: Path) -> None:
         time.sleep(1)  # the first answer is on its way
         stopped.send_signal(signal.SIGINT)
         try:
-            assert stopped.wait(20) == 130
+            assert stopped.wait(120) == 130
         finally:
             stopped.kill()
             over.set()

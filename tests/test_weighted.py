@@ -397,7 +397,7 @@ def test_what_cannot_be_observed_is_an_error() -> None:
             with pytest.raises(ValueError, match="finite"):
                 tail(wrong, t, 0.25)
         for gamma in (0.0, 1.0, math.nan):
-            with pytest.raises(ValueError, match="green share"):
+            with pytest.raises(ValueError, match="a chance between"):
                 tail(weights, 0.0, gamma)
         assert tail(weights, -100.0, 0.25) == 0
 
