@@ -143,22 +143,28 @@ class Mark:
         Over distinct pairs all of them are independent, and come up with probability `scheme.rate`. Exempt tokens have
         coins as well: leaving them out is the task of `verify.data.pairs`.
         """
-        contexts = np.asarray(contexts)
-        if contexts.ndim != 2 or contexts.shape[1] != self.width:
-            raise ValueError(f"want contexts [N, {self.width}], got {contexts.shape}")
-        return self.scheme.read(pair_bits(self.prf_key, contexts, tokens))
+        return self.scheme.read(self._bits(contexts, tokens))
 
     def hits(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.I64:
         """How many coins of each of N pairs come up: int64 [N], 0 to `scheme.coins`; arguments as for `coins`."""
-        found: prf.I64 = self.coins(contexts, tokens).sum(axis=1, dtype=np.int64)
-        return found
+        return self.scheme.hits(self._bits(contexts, tokens))
 
     def green(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """Which of N pairs are green, bool [N]: those of which more coins come up than half, of a green list's one.
 
         Arguments as for `coins`. For the eye: tests count `hits`.
         """
-        return 2 * self.hits(contexts, tokens) > self.scheme.coins
+        return self.is_green(self.hits(contexts, tokens))
+
+    def is_green(self, hits: prf.I64) -> npt.NDArray[np.bool_]:
+        """The same, from the hits of the pairs, int64 [N]."""
+        return 2 * hits > self.scheme.coins
+
+    def _bits(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:
+        contexts = np.asarray(contexts)
+        if contexts.ndim != 2 or contexts.shape[1] != self.width:
+            raise ValueError(f"want contexts [N, {self.width}], got {contexts.shape}")
+        return pair_bits(self.prf_key, contexts, tokens)
 
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
         """Tilt the logits in place; see `watermark.schemes.logits.bias_`."""

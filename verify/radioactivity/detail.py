@@ -159,7 +159,7 @@ def greenest(
         return ()
     first, _ = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
     hits = mark.hits(positions.contexts[first], positions.tokens[first])
-    green = mark.green(positions.contexts[first], positions.tokens[first])
+    green = mark.is_green(hits)
     record, place = positions.record[first], positions.place[first]
     far = int(place.max()) + _LENGTH + 1
     key = record * far + place
@@ -195,7 +195,6 @@ def heaviest(mark: Mark, pairs: WeightedPairs, tokenizer: AnyTokenizer | None) -
     if tokenizer is None:
         return ()
     order = np.argsort(-np.abs(pairs.weights), kind="stable")[:_HEAVIEST]
-    green = mark.green(pairs.contexts[order], pairs.tokens[order])
     hits = mark.hits(pairs.contexts[order], pairs.tokens[order])
     return tuple(
         HeavyPair(
@@ -205,7 +204,7 @@ def heaviest(mark: Mark, pairs: WeightedPairs, tokenizer: AnyTokenizer | None) -
             bool(colour),
             int(number),
         )
-        for i, colour, number in zip(order, green, hits, strict=True)
+        for i, colour, number in zip(order, mark.is_green(hits), hits, strict=True)
     )
 
 

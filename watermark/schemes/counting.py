@@ -1,4 +1,4 @@
-"""Coins of pairs: the PRF's bits under one key, and how many come up under each of many."""
+"""The PRF's bits of pairs under one key, and how many pairs are green under each of many."""
 
 from __future__ import annotations
 
@@ -58,20 +58,6 @@ def _counter(
     return lambda words: np.array(
         [(prf.bits(word.tobytes(), contexts, tokens) < threshold).sum() for word in words], np.int64
     )
-
-
-def count_bits(keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints, mask: int) -> Iterator[prf.I64]:
-    """How many of the bits in `mask` N pairs have under each of many keys: int64 [1], a key at a time, in order.
-
-    Args:
-        keys: 32 bytes each, from `watermark.prf.prf_key`.
-        contexts: integers [N, width], oldest token first.
-        tokens: integers [N].
-        mask: which of the sixteen bits count.
-    """
-    prf.check(contexts, tokens)
-    for key in keys:
-        yield np.array([np.bitwise_count(pair_bits(key, contexts, tokens) & np.uint16(mask)).sum()], np.int64)
 
 
 def pair_bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:

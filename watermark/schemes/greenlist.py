@@ -98,6 +98,10 @@ class GreenList:
         """The coins of N pairs, bool [N, 1], from the PRF's bits, uint16 [N]."""
         return (bits < self.threshold)[:, None]
 
+    def hits(self, bits: prf.U16) -> prf.I64:
+        """How many coins of N pairs come up, int64 [N], from the same."""
+        return (bits < self.threshold).astype(np.int64)
+
     def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
         """How many of N pairs are green under each of many keys: int64, a few keys at a time, in order."""
         return count_green(keys, contexts, tokens, self.threshold)

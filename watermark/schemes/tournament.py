@@ -16,7 +16,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_int, wrong_field
-from watermark.schemes.counting import count_bits
+from watermark.schemes.counting import pair_bits
 
 MOST_LAYERS: Final = 8
 
@@ -91,9 +91,15 @@ class Tournament:
         """The coins of N pairs, bool [N, layers], from the PRF's bits, uint16 [N]: bit l is the coin of layer l."""
         return (bits[:, None] >> np.arange(self.layers, dtype=np.uint16) & 1).astype(np.bool_)
 
+    def hits(self, bits: prf.U16) -> prf.I64:
+        """How many coins of N pairs come up, int64 [N], from the same."""
+        found: prf.I64 = np.bitwise_count(bits & np.uint16((1 << self.layers) - 1)).astype(np.int64)
+        return found
+
     def count_hits(self, keys: Sequence[bytes], contexts: prf.Ints, tokens: prf.Ints) -> Iterator[prf.I64]:
         """How many coins of N pairs come up under each of many keys: int64, a key at a time, in order."""
-        return count_bits(keys, contexts, tokens, (1 << self.layers) - 1)
+        prf.check(contexts, tokens)
+        return (self.hits(pair_bits(key, contexts, tokens)).sum(keepdims=True) for key in keys)
 
     def tilted(self, cells: prf.F64, strength: float) -> prf.F64:
         """The probabilities of the cells after layers of another strength: 0 changes nothing, `lift` is the mark's own.
