@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 
 from benchmarks import students
 from benchmarks import witnesses as w
@@ -26,6 +27,7 @@ from verify.data.pairs import distinct
 from verify.planning.demo import teacher_model
 from verify.planning.quality import quality
 from verify.radioactivity.logprobs import logprob_weights
+from verify.radioactivity.result import draw_decoys
 from verify.radioactivity.text import EXCESS, excess, text_result
 from watermark import Mark, Sampling
 
@@ -54,14 +56,15 @@ def evidence(name: str) -> dict[str, Any]:
     innocent = {f"{test} at {n}": value for test, n, value in found("unmarked", mark)}
     suspect, base = w.readings(w.along(name, "probes"), mark), w.readings(w.along("base", "probes"), mark)
     pairs, _ = logprob_weights(suspect, base, mark.exempt)
-    z = [w.z_score(mark.decoy(), pairs) for _ in range(DECOYS)]
+    decoys = draw_decoys(mark, pairs, DECOYS)
+    assert decoys is not None
     return {
         "scheme": mark.scheme.name,
         **mark.scheme.parameters,
         "width": mark.width,
         "log10_pvalues": guilty,
         "innocent": innocent,
-        "decoys": {"mean": statistics.mean(z), "sd": statistics.stdev(z)},
+        "decoys": {"mean": statistics.mean(decoys.z), "sd": statistics.stdev(decoys.z)},
     }
 
 
@@ -81,7 +84,8 @@ def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:
             rows.append((test, n, statistics.median(values)))
     values, length = [], TEXT
     for seed in orders:
-        texts, base = (w.shuffled(what, seed) for what in (w.text_of(name), w.along("base", f"{name}.text")))
+        order = np.random.default_rng(seed).permutation(len(w.text_of(name)))
+        texts, base = [w.text_of(name)[i] for i in order], [w.along("base", f"{name}.text")[i] for i in order]
         positions = w.written(texts, mark).head(TEXT)
         less = excess(positions, logprobs_at_positions(base, positions), mark.exempt)
         values.append(text_result(mark, distinct(positions), method=EXCESS, excess=less).tests[EXCESS])

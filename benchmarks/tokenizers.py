@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +22,13 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.fingerprints import stillmark
+from benchmarks.students import ask
 from benchmarks.texts import speeches
 from tests.models import fresh
 from verify.data.logprobs import LogprobTable, TextLogprobs, at_common_places, keep_first, scorable_logprobs
 from verify.data.retokenize import Asked, Translation, Translator
 from verify.planning.builtin import builtin_probes
 from verify.planning.demo import teacher_model
-from verify.planning.questions import questions
 from verify.planning.student import Training, train_student
 from verify.radioactivity.inputs import tables, translations
 from verify.radioactivity.logprobs import logprob_result
@@ -58,9 +59,7 @@ STUDENTS: Final = {
 def texts(folder: Path, teacher: Path, wanted: set[str]) -> None:
     """The marks, and what the teacher wrote with each and without."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = folder / "taught.jsonl"
-    rows = questions(720)[TAUGHT]
-    asked.write_text("".join(json.dumps({"id": row.id, "prompt": row.text}) + "\n" for row in rows))
+    asked = ask(folder / "taught.jsonl", TAUGHT.start, TAUGHT.stop - TAUGHT.start)
     for delta in DELTAS:
         mark = folder / f"d{delta}.mark"
         if not mark.exists():
@@ -191,13 +190,18 @@ def at(mark: Mark, scored: LogprobTable, beside: LogprobTable | None, positions:
     return logprob_result(mark, keep_first(scored, positions), some, decoys=0).log10_pvalue
 
 
-def until(mark: Mark, scored: LogprobTable, beside: LogprobTable | None, step: int = 20) -> int | None:
-    """The first positions, in steps, from which on log10 p stays below -6 for ten steps; None: it never does."""
+def until(mark: Mark, scored: LogprobTable, beside: LogprobTable | None) -> int | None:
+    """The first positions, in steps of 20, from which on log10 p stays below -6 for ten steps; None: it never does."""
+    return first_of(lambda positions: at(mark, scored, beside, positions), min(len(scored), 4000), 20, 10)
+
+
+def first_of(log10_pvalue: Callable[[int], float], total: int, step: int, steps: int) -> int | None:
+    """The first amount of evidence from which on log10 p stays below -6 for so many steps; None: it never does."""
     below = 0
-    for positions in range(step, min(len(scored), 4000) + 1, step):
-        below = below + 1 if at(mark, scored, beside, positions) <= -6 else 0
-        if below == 10:
-            return positions - 9 * step
+    for amount in range(step, total + 1, step):
+        below = below + 1 if log10_pvalue(amount) <= -6 else 0
+        if below == steps:
+            return amount - (steps - 1) * step
     return None
 
 

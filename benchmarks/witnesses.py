@@ -16,8 +16,7 @@ from verify.data.logprobs import LogprobTable, TextLogprobs, keep_top_of_text, s
 from verify.data.outputs import Output, read_outputs
 from verify.data.pairs import Positions, WeightedPairs, scorable_batch
 from verify.planning.demo import teacher_model
-from verify.radioactivity.result import score
-from verify.stats import weighted
+from verify.radioactivity.logprobs import log10_bound
 from verify.suspects.model import read_weights
 from watermark import Mark
 
@@ -55,7 +54,7 @@ def along(name: str, texts: str) -> list[TextLogprobs]:
 
 
 def log10_pvalue(mark: Mark, pairs: WeightedPairs) -> float:
-    return weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate)
+    return log10_bound(mark, pairs, unmarked=True)
 
 
 def shuffled(texts: Sequence[TextLogprobs], seed: int) -> list[TextLogprobs]:

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from benchmarks.fingerprints import stillmark
-from benchmarks.tokenizers import RESULTS, STUDENTS, texts, write
+from benchmarks.students import ask
+from benchmarks.tokenizers import RESULTS, STUDENTS, first_of, texts, write
 from verify.data.logprobs import logprobs_at_positions
 from verify.data.outputs import read_outputs
 from verify.data.pairs import distinct, scorable_batch
 from verify.planning.demo import teacher_model
-from verify.planning.questions import questions
 from verify.radioactivity.inputs import translations
 from verify.radioactivity.text import BINOMIAL, EXCESS, excess, text_log10_of_first, text_result
 from verify.suspects.model import read_weights
@@ -40,9 +39,7 @@ def written(folder: Path, name: str) -> Path:
     out = folder / f"{name}.written.jsonl"
     if out.exists():
         return out
-    asked, log = folder / "asked.jsonl", folder / f"{name}.said.jsonl"
-    rows = questions(720)[ASKED]
-    asked.write_text("".join(json.dumps({"id": row.id, "prompt": row.text}) + "\n" for row in rows))
+    asked, log = ask(folder / "asked.jsonl", ASKED.start, ASKED.stop - ASKED.start), folder / f"{name}.said.jsonl"
     stillmark("generate", "--model", folder / name, "--prompts", asked, "--out", log, "--max-new-tokens", TOKENS,
               "--batch-size", 64)  # fmt: skip
     said = map(json.loads, log.read_text().rstrip("\n").split("\n"))
@@ -90,22 +87,12 @@ def text(folder: Path, names: list[str]) -> list[dict[str, Any]]:
                 "tokens": total,
                 "log10_pvalue": whole.log10_pvalue,
                 "log10_pvalue_at": {str(n): at(n) for n in (1000, 5000, 10000) if n <= total},
-                "tokens_to_1e-6": until(at, total),
+                "tokens_to_1e-6": first_of(at, total, 250, 4),
                 "decoys": {"mean": float(np.mean(whole.decoys.z)), "sd": float(np.std(whole.decoys.z))},
             }
             rows.append(row)
             print(row, flush=True)
     return sorted(rows, key=lambda row: list(STUDENTS).index(row["student"]))
-
-
-def until(at: Callable[[int], float], total: int, step: int = 250) -> int | None:
-    """The first tokens, in steps, from which on log10 p stays below -6 for four steps; None: it never does."""
-    below = 0
-    for tokens in range(step, total + 1, step):
-        below = below + 1 if at(tokens) <= -6 else 0
-        if below == 4:
-            return tokens - 3 * step
-    return None
 
 
 def relays(folder: Path, students: list[str]) -> list[dict[str, Any]]:
@@ -125,17 +112,8 @@ def relays(folder: Path, students: list[str]) -> list[dict[str, Any]]:
         log.write_text("".join(line + "\n" for line in lines))
         for reference in ("none", "the teacher, unmarked"):
             more = () if reference == "none" else ("--reference", teacher)
-            asked = [
-                "verify",
-                log,
-                "--mark",
-                folder / "d3.mark",
-                "--tokenizer",
-                teacher,
-                "--unmarked-prompts",
-                "--json",
-            ]
-            found = json.loads(stillmark(*asked, *more))
+            found = json.loads(stillmark("verify", log, "--mark", folder / "d3.mark", "--tokenizer", teacher,
+                                         "--unmarked-prompts", "--json", *more))  # fmt: skip
             test = next(one for one in found["tests"] if one["test"] == "mark")
             row = {
                 "log": what,
