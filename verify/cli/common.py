@@ -85,19 +85,38 @@ alpha_option = click.option(
 )
 
 
-def price_options(command: Any) -> Any:
-    """`--budget-usd`, `--price-in` and `--price-out`."""
-    for option in (
-        click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
-        click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
+def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
+    """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
+    least, hint = click.FloatRange(0, min_open=not greedy), "0: greedy." if greedy else None
+    return _together(
+        click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
+        click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
+        click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit."),
+        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
         click.option(
-            "--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."
+            "--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any."
         ),
-    ):
-        command = option(command)
-    return command
+    )
 
 
+def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order in which `--help` shows them."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+price_options = _together(
+    click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."),
+    click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
+    click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
+)
 reference_option = click.option(
     "--reference", type=FILE, help="Folder of a model to compare with that does not depend on the secret."
 )

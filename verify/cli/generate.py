@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -13,6 +13,7 @@ from verify.cli.common import (
     command,
     json_option,
     progress,
+    sampling_options,
     say,
     show,
 )
@@ -32,13 +33,7 @@ LOW_TEMPERATURE: Final = 0.5
 @allow_readable_option
 @click.option("--prompts", type=FILE, required=True, help='JSONL: {"id": ..., "prompt": "..."} or "prompt_ids".')
 @click.option("--out", type=FILE, required=True, help="JSONL to append to; a killed run goes on from here.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0: greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any.")
+@sampling_options(max_new_tokens=256, batch_size=32)
 @json_option
 def generate(
     model: Path,
@@ -46,14 +41,8 @@ def generate(
     allow_readable: bool,
     prompts: Path,
     out: Path,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    batch_size: int,
-    seed: int,
-    chat: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Answer prompts with a model, embedding a mark if one is named, or several (yours, and the customer's own).
 
@@ -65,7 +54,7 @@ def generate(
     from watermark.generation import Sampling, commitments_of
 
     marks = [Mark.load(path, allow_readable=allow_readable) for path in mark_paths]
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, batch_size, chat)
+    sampling = Sampling(**how)
     with progress(on("writing with", model), "records") as update:
         found = sample(model, prompts, mark=marks, sampling=sampling, out=out, progress=update)
     new = [one for one in found if one.new]
@@ -74,11 +63,12 @@ def generate(
     kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
     written = f"wrote {plural(len(new), 'record')}, {plural(tokens, 'token')}, to {out}{kept}"
     for path, mark in zip(mark_paths, marks, strict=True):
-        if mark.scheme.needs_sampling and temperature < LOW_TEMPERATURE and found:
+        if mark.scheme.needs_sampling and sampling.temperature < LOW_TEMPERATURE and found:
             seen = text_test(mark, out).log10_pvalue
+            left = f"Temperature {sampling.temperature:g} leaves a {mark.scheme.name} little to tilt."
             say(
-                f"Temperature {temperature:g} leaves a {mark.scheme.name} little to tilt. {path}: log10 p = {seen:.1f} "
-                f"in {plural(len(found), 'record')}. `stillmark quality` measures what to expect on your prompts.",
+                f"{left} {path}: log10 p = {seen:.1f} in {plural(len(found), 'record')}. `stillmark quality` measures "
+                "what to expect on your prompts.",
                 stderr=True,
             )
     show({"out": str(out)} | about, written, as_json=as_json)

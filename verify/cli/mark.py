@@ -14,7 +14,7 @@ from verify.display import Rows
 from verify.results import plural
 from watermark import Mark, MarkError, UsageError
 from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
-from watermark.schemes import DEFAULT, NAMES, SCHEMES, Scheme
+from watermark.schemes import DEFAULT, NAMES, Scheme, kind_of
 
 
 @click.group()
@@ -137,7 +137,8 @@ def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
 
 def _scheme(name: str, parameters: dict[str, Any]) -> Scheme:
     """The scheme of this name with some of its parameters. Raises UsageError for a parameter of another scheme."""
-    kind = next(kind for kind in SCHEMES if kind.name == name)
+    kind = kind_of(name)
+    assert kind is not None
     if wrong := sorted(parameters.keys() - kind.FIELDS.keys()):
         raise UsageError(f"a {name} has no --{wrong[0]}", f"it has {', '.join(f'--{field}' for field in kind.FIELDS)}")
     return kind(**parameters)

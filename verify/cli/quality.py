@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, command, json_option, mark_option, progress, show
+from verify.cli.common import FILE, command, json_option, mark_option, progress, sampling_options, show
 from watermark import Mark
 
 EXAMPLE = """\
@@ -25,13 +25,7 @@ quality --model MODEL --mark demo/demo.mark --prompts demo/prompts.jsonl --numbe
 @click.option("--margin", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.02, show_default=True,
               help="Relative difference of perplexities that counts as none.")  # fmt: skip
 @click.option("--out", type=FILE, help="Folder to keep the answers in; a killed run goes on from here.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any.")
+@sampling_options(max_new_tokens=64, batch_size=64, greedy=False)
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True,
               help="Level of later tests for the mark.")  # fmt: skip
 @json_option

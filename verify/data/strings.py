@@ -37,6 +37,9 @@ MIN_SPELLED: Final = 0.9
 
 _FARTHEST: Final = 16  # bytes that a token of unknown name may stand for
 
+TOKEN_ID: Final = "token_id:"
+"""How vLLM names a token if it is asked to return tokens as ids: by this, and its id."""
+
 Names = list[bytes | None]
 
 
@@ -185,7 +188,7 @@ def by_text(token: Token) -> bytes | None:
     """What a token stands for, if it is named by its bytes or its text."""
     if token.data is not None:
         return token.data
-    if "�" in token.name or token.name.startswith("token_id:"):  # a part of a character; an id
+    if "�" in token.name or token.name.startswith(TOKEN_ID):  # a part of a character; an id
         return None
     return token.name.encode("utf-8", "replace")
 

@@ -82,15 +82,16 @@ def read_layer(names: dict[str, str], shape: Callable[[str], list[int]], packed:
             continue
         del rest[name]
     tensors = [tensor for one in whole.values() for tensor in one]
-    apart = any(key not in (None, "shared") for key in found)
+    apart = len(found.keys() - {"shared"})
     if packed and not apart and [len(one) for one in whole.values()] == [1, 1]:
         numbers = {shape(tensor)[0] if len(shape(tensor)) == 3 else 0 for tensor in tensors}
         number = numbers.pop() if len(numbers) == 1 else 0
         for i in range(number if number <= MAX_EXPERTS else 0):
             found[str(i)] = {f"mlp.{role}.weight": Stored(one[0], i) for role, one in whole.items()}
-    if not any(key not in (None, "shared") for key in found) or apart:
+    experts = len(found.keys() - {"shared"})
+    if apart or not experts:
         unread += tensors
-    readable = len(found.keys() - {"shared"}) <= MAX_EXPERTS
+    readable = experts <= MAX_EXPERTS
     mlps = {key: mlp for key, mlp in found.items() if has_mlp(mlp) and (readable or key == "shared")}
     unread += [part.name for key, mlp in found.items() if key not in mlps for part in mlp.values()]
     blocks = {block(name) for name in names if name not in rest}

@@ -20,6 +20,7 @@ from verify.display import Heading, Part, Rows, plain
 from verify.results import html_table, plural
 from verify.stats import binomial
 from verify.stats.binomial import LN10
+from verify.stats.search import least
 from watermark import StillmarkError, UsageError
 from watermark.errors import within
 
@@ -342,14 +343,7 @@ def pairs_for_effect(effect: float, gamma: float, alpha: float, power: float) ->
 
     if not 0 < effect < 1 - gamma:
         raise StillmarkError(f"an effect lies between 0 and {1 - gamma:g}, not {effect:g}", "it adds to the green rate")
-    high = 1
-    while not enough(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return least(enough)
 
 
 def tokens_needed(

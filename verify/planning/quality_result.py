@@ -73,11 +73,11 @@ class Measure:
     @property
     def difference(self) -> float:
         """The mean of the differences; of a relative measure the geometric mean of the ratios, less 1."""
-        return self._said(statistics.fmean(self.differences))
+        return self.said(statistics.fmean(self.differences))
 
     def confidence_interval(self, level: float = LEVEL) -> Interval:
         """Student's interval for `difference`, over the keys."""
-        return Interval(*map(self._said, mean_interval(self.differences, level)))
+        return Interval(*map(self.said, mean_interval(self.differences, level)))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -101,7 +101,8 @@ class Measure:
         unmarked, marked, own = (f"{one:z{form}}" for one in values)
         return unmarked, marked, shown[0], f"{shown[1]} to {shown[2]}", own
 
-    def _said(self, value: float) -> float:
+    def said(self, value: float) -> float:
+        """One of `differences` as it is said: of a relative measure the ratio, less 1."""
         return math.expm1(value) if self.relative else value
 
 
@@ -312,7 +313,7 @@ class Quality:
         shown = [one for one in self.measures if statistics.fmean(one.unmarked)]
         for y, one in enumerate(shown):
             unit = 100 if one.relative else 100 / statistics.fmean(one.unmarked)
-            points = [unit * (math.expm1(value) if one.relative else value) for value in one.differences]
+            points = [unit * one.said(value) for value in one.differences]
             low, high = (unit * end for end in one.confidence_interval())
             ax.plot([low, high], [y, y], color="C0", linewidth=6, alpha=0.4, label=None if y else "95 % interval")
             ax.plot(points[1:], [y] * (len(points) - 1), "o", color="C7", label=None if y else "other keys")

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from verify.stats.binomial import Interval
+from verify.stats.search import least
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -71,14 +72,7 @@ def values_needed(sd: float, margin: float, alpha: float = 0.05, power: float = 
         quantiles = stdtrit(n - 1, 1 - alpha) + stdtrit(n - 1, (1 + power) / 2)
         return bool(n >= (float(quantiles) * sd / margin) ** 2)
 
-    high = 2
-    while not enough(high):
-        high *= 2
-    low = high // 2  # too few, or 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return least(enough, 2)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, int]:

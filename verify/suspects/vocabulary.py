@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 from verify.data.dialects import Step, Token
 from verify.data.logprobs import MIN_LOGPROB
-from verify.data.spelling import spelling
-from verify.data.strings import Restated, Restater
+from verify.data.spelling import byte_level, spelling
+from verify.data.strings import TOKEN_ID, Restated, Restater
 from watermark import TokenizerError
 from watermark.tokenizers import AnyTokenizer
 
@@ -35,7 +35,6 @@ tokenizer some names are no token of the mark's, and those in common are cut out
 
 Name = TypeVar("Name", str, bytes)
 
-_TOKEN_ID: Final = "token_id:"  # how vLLM names a token if it is asked to return tokens as ids
 _SAMPLE: Final = "The quick brown fox jumps over 13 lazy dogs"
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -120,7 +119,7 @@ class Vocabulary:
     def texts(self) -> dict[int, bytes]:
         """The bytes that each token adds to a text that it stands within."""
         pieces = [self._pieces.get(i, "") for i in self.tokenizer.encode(_SAMPLE, add_special_tokens=False)]
-        for read in (_byte_level, _sentence_piece):
+        for read in (byte_level, _sentence_piece):
             if b"".join(map(read, pieces)).strip() == _SAMPLE.encode():
                 return {i: read(piece) for i, piece in self._pieces.items()}
         return self._after_another()
@@ -160,8 +159,8 @@ class Vocabulary:
 
     def _by_id(self, token: Token) -> int | None:
         """By the id that the server names. Where it gives a text as well, that must be the token's."""
-        if token.name.startswith(_TOKEN_ID):
-            digits = token.name.removeprefix(_TOKEN_ID)
+        if token.name.startswith(TOKEN_ID):
+            digits = token.name.removeprefix(TOKEN_ID)
             number = int(digits) if digits.isdecimal() and len(digits) < 10 else self.size
             return number if number < self.size else None
         if token.id is None or not 0 <= token.id < self.size:
@@ -224,22 +223,6 @@ def _unique(names: dict[int, Name]) -> dict[Name, int]:
     for i, name in names.items():
         ids[name] = -1 if name in ids else i
     return {name: i for name, i in ids.items() if i >= 0}
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """The bytes that byte-level tokenizers write as printable characters: those that are printable as themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES: Final = _bytes_of_characters()
-
-
-def _byte_level(piece: str) -> bytes:
-    """The bytes of a byte-level piece; an added token is as it is written."""
-    known = [_BYTES.get(character) for character in piece]
-    return bytes(one for one in known if one is not None) if None not in known else piece.encode()
 
 
 def _sentence_piece(piece: str) -> bytes:

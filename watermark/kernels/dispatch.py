@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -46,43 +48,36 @@ def run(operation: str, kernel: Kernel | None, logits: Tensor, *tables: Tensor |
         tables: the other arguments of the function in `watermark.kernels.torch`.
     """
     chosen = choose(kernel, logits.device)
-    if torch.compiler.is_compiling() and chosen != "torch":
-        (_opaque_bias if operation == "bias" else _opaque_tournament)(chosen, logits, *tables)
-    else:
-        (_bias if operation == "bias" else _tournament)(chosen, logits, *tables)
+    opaque = torch.compiler.is_compiling() and chosen != "torch"
+    (_OPAQUE if opaque else _PLAIN)[operation](chosen, logits, *tables)
 
 
 def _bias(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
-    if kernel == "native":
-        native.bias_(logits, *tables)  # type: ignore[arg-type]
-    elif kernel == "triton":
+    if kernel == "triton":
         from watermark.kernels import triton
 
         triton.bias_(logits, *tables)  # type: ignore[arg-type]
     else:
-        plain.bias_(logits, *tables)  # type: ignore[arg-type]
+        (native if kernel == "native" else plain).bias_(logits, *tables)
 
 
 def _tournament(kernel: str, logits: Tensor, *tables: Tensor | int) -> None:
-    if kernel == "native":
-        native.tournament_(logits, *tables)  # type: ignore[arg-type]
-    elif kernel == "triton":
+    if kernel == "triton":
         from watermark.kernels import triton_tournament
 
         triton_tournament.tournament_(logits, *tables)  # type: ignore[arg-type]
     else:
-        plain.tournament_(logits, *tables)  # type: ignore[arg-type]
+        (native if kernel == "native" else plain).tournament_(logits, *tables)
 
 
-_opaque_bias = torch.library.custom_op(
-    "stillmark::bias_",
-    _bias,
-    mutates_args=("logits",),
-    schema=f"({_ROWS}, Tensor thresholds, Tensor deltas, {_SHARED}) -> ()",
-)
-_opaque_tournament = torch.library.custom_op(
-    "stillmark::tournament_",
-    _tournament,
-    mutates_args=("logits",),
-    schema=f"({_ROWS}, Tensor layers, {_SHARED}) -> ()",
-)
+def _hidden(name: str, function: Callable[..., None], parameters: str) -> Callable[..., None]:
+    """An operation that `torch.compile` does not look into."""
+    schema = f"({_ROWS}, {parameters}, {_SHARED}) -> ()"
+    return torch.library.custom_op(f"stillmark::{name}", function, mutates_args=("logits",), schema=schema)
+
+
+_PLAIN: Final = {"bias": _bias, "tournament": _tournament}
+_OPAQUE: Final = {
+    "bias": _hidden("bias_", _bias, "Tensor thresholds, Tensor deltas"),
+    "tournament": _hidden("tournament_", _tournament, "Tensor layers"),
+}

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from watermark import prf
 
@@ -27,8 +26,6 @@ MOST_MARKS: Final = 16
 
 _SHARE: Final = 1 << 21  # tokens that are worth a thread of their own: a third of a millisecond
 _KINDS: Final = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
-
-I64 = npt.NDArray[np.int64]
 
 
 def levels() -> list[str]:
@@ -111,7 +108,7 @@ def bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints, threads: int = 1) -> 
     return found
 
 
-def count_green(keys: prf.U32, columns: prf.U32, threshold: int, threads: int = 1) -> I64:
+def count_green(keys: prf.U32, columns: prf.U32, threshold: int, threads: int = 1) -> prf.I64:
     """How many pairs are green under each of many keys.
 
     Args:
@@ -138,7 +135,7 @@ def pair_columns(contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
     return columns
 
 
-def distinct_rows(rows: prf.U32) -> tuple[I64, I64]:
+def distinct_rows(rows: prf.U32) -> tuple[prf.I64, prf.I64]:
     """Where each distinct row first stands, ascending, and how often it occurs; rows: uint32 [N, columns], columns > 0.
 
     Memory beyond the rows: 16 bytes a distinct row for the answer, 16 to 32 for the hash table (twice that while it
