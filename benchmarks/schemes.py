@@ -36,7 +36,9 @@ import matplotlib.pyplot as plt
 
 RESULTS: Final = Path("benchmarks/results/schemes.json")
 PLOT: Final = Path("docs/schemes.png")
-ARMS: Final = ("d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2")
+ARMS: Final = (
+    "d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2", "t4w1-once", "t4w1-warm",
+)  # fmt: skip
 POSITIONS: Final = (300, 1000, 3000)
 TEXT: Final = 20_000  # tokens
 ORDERS: Final = 3
@@ -101,10 +103,22 @@ def cost(name: str) -> dict[str, Any]:
         number=PROMPTS,
         answers=ANSWERS,
         keys=KEYS,
-        sampling=Sampling(max_new_tokens=TOKENS, batch_size=64),
+        sampling=sampling_of(name),
         out=w.FOLDER / f"{name}.quality",
     )
     return measured.to_dict()
+
+
+def sampling_of(name: str) -> Sampling:
+    """How an arm's text is drawn."""
+    how = students.drawn(name)
+    named = dict(zip(how[::2], how[1::2], strict=True))
+    return Sampling(
+        max_new_tokens=TOKENS,
+        batch_size=64,
+        temperature=float(named.get("--temperature", 1)),
+        repeats="once" if named.get("--repeats") == "once" else "mark",
+    )
 
 
 def plot(results: dict[str, Any]) -> None:
