@@ -143,6 +143,21 @@ def test_prompts_that_cannot_be_asked(model: Path) -> None:
         generate(model, [Prompt("1", None, (999,))])
 
 
+def test_what_shapes_outputs_is_called_as_before() -> None:
+    """A file of a version without `repeats` can be gone on with."""
+    old = {
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "seed": 0,
+        "batch_size": 32,
+        "chat": True,
+    }
+    assert Sampling().settings == old
+    assert Sampling(repeats="once").settings == old | {"repeats": "once"}
+
+
 def test_a_context_is_marked_where_it_comes_first(model: Path, mark: Mark) -> None:
     """With a bias that decides, every first token after a context is green; where it comes again, some are not."""
     strong = dataclasses.replace(mark, scheme=GreenList(delta=60.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -52,6 +52,14 @@ class Sampling:
         if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1):
             raise ValueError("want a temperature of at least 0, and top_p above 0 and at most 1")
         check_repeats(self.repeats, width=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes the outputs, for the digest of a run. `repeats` is newer than files that know nothing of it."""
+        found = asdict(self)
+        if self.repeats == "mark":
+            del found["repeats"]
+        return found
 
 
 DEFAULT: Final = Sampling()
@@ -146,7 +154,7 @@ def generate(
     if out is not None:
         name, digest = _name(source), model_digest(source)
         whole = said if marks is not None and marks.rows is not None else commitments_of(marks.table if marks else ())
-        run = run_digest(name, whole, sampling, asked, digest)
+        run = run_digest(name, whole, sampling.settings, asked, digest)
 
     def work(done: int) -> Iterator[Written]:
         return (_written(fields, new=True) for fields in _answers(source, asked, marks, said, sampling, done))

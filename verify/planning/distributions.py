@@ -84,7 +84,7 @@ def read_distributions(
             for row, (answer, mark) in enumerate(zip(batch, marks[start : start + _TEXTS], strict=True)):
                 yield _along(logits[row], answer, mark, warpers, sampling.repeats)
 
-    how = [sampling, digest(answers), [mark.commitment for mark in marks]]
+    how = [sampling.settings, digest(answers), [mark.commitment for mark in marks]]
     found = resumable(
         record,
         "" if record is None else run_digest(model_digest(model), *how),
