@@ -23,7 +23,7 @@ from benchmarks import students
 from benchmarks import witnesses as w
 from benchmarks.machine import machine
 from verify.data.logprobs import keep_first, logprobs_at_positions
-from verify.data.pairs import distinct
+from verify.data.pairs import WeightedPairs, distinct
 from verify.planning.demo import teacher_model
 from verify.planning.quality import quality
 from verify.radioactivity.logprobs import logprob_weights
@@ -66,8 +66,21 @@ def evidence(name: str) -> dict[str, Any]:
         "width": mark.width,
         "log10_pvalues": guilty,
         "innocent": innocent,
+        "layers": by_layer(mark, pairs),
         "decoys": {"mean": statistics.mean(decoys.z), "sd": statistics.stdev(decoys.z)},
     }
+
+
+def by_layer(mark: Mark, pairs: WeightedPairs) -> dict[str, Any]:
+    """z of each coin's weighted sum by itself, and how efficient equal weights are beside the best for this student.
+
+    The coins of a pair are independent under the null, so that the best weights are in proportion to what each coin
+    shows; equal ones reach (sum of z)^2 / (C * sum of z^2) of their squared z. These best weights know this student.
+    """
+    coins = mark.coins(pairs.contexts, pairs.tokens)
+    rate = mark.scheme.rate
+    z = pairs.weights @ (coins - rate) / np.sqrt(rate * (1 - rate) * (pairs.weights**2).sum())
+    return {"z": z.tolist(), "efficiency of equal weights": float(z.sum() ** 2 / len(z) / (z**2).sum())}
 
 
 def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:
