@@ -128,7 +128,7 @@ def sampling_of(name: str) -> Sampling:
     named = dict(zip(how[::2], how[1::2], strict=True))
     return Sampling(
         max_new_tokens=TOKENS,
-        batch_size=64,
+        batch_size=256,
         temperature=float(named.get("--temperature", 1)),
         repeats="once" if named.get("--repeats") == "once" else "mark",
     )
