@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from verify.calls import noted
+from verify.calls import check_alpha, noted
 from verify.data import context_counts as counting
 from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
@@ -30,9 +30,10 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
+from verify.lineage.plan import ATTRIBUTION, LineagePlan
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
-from verify.radioactivity.attribution import Attribution, attribution, read_labels
+from verify.radioactivity.attribution import Attribution, attribution, labels_digest, read_labels
 from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
     Evidence,
@@ -484,6 +485,7 @@ def attribute(
     *,
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
+    plan: PathLike | None = None,
     tokenizer: PathLike | None = None,
     columns: Columns | None = None,
     skip_bad: bool = False,
@@ -497,6 +499,8 @@ def attribute(
         outputs: what the suspect wrote: files as for `verify.read_outputs`, or what that returned.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: the chance that one wrong label or more is named, fixed before looking.
+        plan: file of the plan, from `plan_labels`; written if it is not there, else it must hold this very plan. A
+            result says whether it was there before.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
@@ -506,7 +510,9 @@ def attribute(
         StillmarkError: a file or the mark cannot be used, or the outputs are answers of a sequential run.
     """
     mark = as_mark(mark)
-    names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+    names = _labels_of(labels)
+    fixed = _plan_of_labels(mark, names, unmarked_prompts=unmarked_prompts, alpha=alpha)
+    before = plan is not None and not fixed.fix(Path(plan))
     read = outputs_of(
         mark,
         outputs,
@@ -518,8 +524,41 @@ def attribute(
     )
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
-        found = attribution(mark, names, pairs, alpha, update)
+        digest = None if plan is None else fixed.digest
+        found = attribution(mark, names, pairs, alpha, update, plan=digest, planned_before=before)
     return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
+
+
+def plan_labels(
+    mark: Mark | PathLike,
+    labels: PathLike | Sequence[str],
+    path: PathLike,
+    *,
+    unmarked_prompts: bool = False,
+    alpha: float = 1e-3,
+) -> LineagePlan:
+    """Write what `attribute` will test, before anybody looks at the suspect: mark, labels, level.
+
+    Args:
+        mark, labels, unmarked_prompts, alpha: as for `attribute`.
+        path: file of the plan; if it is there, it must hold this very plan. Date it by a service that others trust.
+
+    Raises:
+        StillmarkError: the mark or the labels cannot be used, or the file cannot be written or holds another plan.
+    """
+    check_alpha(alpha)
+    fixed = _plan_of_labels(as_mark(mark), _labels_of(labels), unmarked_prompts=unmarked_prompts, alpha=alpha)
+    fixed.fix(Path(path))
+    return fixed
+
+
+def _labels_of(labels: PathLike | Sequence[str]) -> list[str]:
+    return read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+
+
+def _plan_of_labels(mark: Mark, labels: Sequence[str], *, unmarked_prompts: bool, alpha: float) -> LineagePlan:
+    inputs = {"mark": mark.commitment, "labels": labels_digest(labels)}
+    return LineagePlan((ATTRIBUTION,), alpha, inputs, {"labels": len(labels), "unmarked_prompts": unmarked_prompts})
 
 
 def _along(
