@@ -37,7 +37,9 @@ from verify.data.shapes import added, described
 from verify.data.sources import files_of, no_records
 from verify.display import Paragraph, Part, Table
 from verify.progress import Stages, on, silent
+from verify.radioactivity.detail import tokenizer_if_there
 from verify.radioactivity.logprobs import Floats
+from verify.radioactivity.prompts import NOT_COMPARED, PromptsTest, check_unmarked, of_parts
 from verify.radioactivity.result import PairsResult
 from verify.radioactivity.text import BINOMIAL, method_words, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
@@ -266,6 +268,8 @@ def corpus_test(
                     judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
             _check_empty(folder, plan)
             counts = _count(folder, plan)
+            if unmarked and counts["prompts_test"]:
+                check_unmarked(PromptsTest(**counts["prompts_test"]), " ".join(map(str, inputs)))
             with files.writing(folder):
                 counts["discoveries"] = _write_documents(folder, mark, alpha, items)
                 files.replace(folder / "counts.json", json.dumps(counts).encode())
@@ -277,6 +281,9 @@ def corpus_test(
     read_as = described(counts.pop("shapes", {}))
     n, green, bad, coins = counts["n"], counts["green"], counts["bad"], mark.scheme.coins
     notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
+    shown = counts.pop("prompts_test")
+    if shown and not unmarked and tokenizer_if_there(mark, tokenizer) is None:
+        notes += (NOT_COMPARED,)
     return CorpusResult(
         test=method_words(mark, BINOMIAL),
         alpha=alpha,
@@ -287,6 +294,7 @@ def corpus_test(
         power_statement=rate_statement(binomial.detectable_rate(n * coins, mark.scheme.rate, alpha, POWER)),
         mark=mark,
         **counts,
+        prompts_test=None if shown is None else PromptsTest(**shown),
         unmarked=unmarked,
         sources=sources,
         source_log10_pvalues=np.array(
@@ -348,6 +356,7 @@ def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:
         "discarded": discarded | totals,
         "records": sum(records.values()),
         "prompts": sum(one["prompts"] for one in facts),
+        "prompts_test": vars(tested) if (tested := of_parts([one["prompts_test"] for one in facts])) else None,
         "bad": sum(one["bad"] for one in facts),
         "shapes": added(one["shapes"] for one in facts),
         "first_bad": next((one["first_bad"] for one in facts if one["first_bad"]), None),

@@ -41,10 +41,13 @@ from verify.data.outputs import Output, to_outputs
 from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
 from verify.data.shapes import Answers, Tally, added, tally
 from verify.data.tables import Part
+from verify.radioactivity.detail import tokenizer_if_there
+from verify.radioactivity.prompts import prompts_test, with_copies
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 from watermark.io.records import Record, RecordError
+from watermark.tokenizers import AnyTokenizer
 
 TALLY: Final = ("n", "green", PROMPT_CONTEXT, REPEATED_PAIR)
 
@@ -82,7 +85,13 @@ class Worker:
             return
         read = self._read(self.plan.items[number])
         mark, unmarked = self.mark, self.settings.unmarked
-        held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True)  # rule 2 comes later
+        tested = None
+        if any(output.start or output.prompt for output in read.outputs):
+            tested = prompts_test(mark, read.outputs, self.tokenizer)
+            if not unmarked and self.tokenizer is not None:
+                read.outputs[:] = with_copies(read.outputs, self.tokenizer)
+        # what rule 2 says of contexts comes later
+        held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True, copies=not unmarked)
         prompts = [] if unmarked else read.outputs
         shown = scorable_batch(map(_prompt, prompts), mark.width, unmarked_prompts=True)
         n, green = _each_alone(mark, held, shown)
@@ -103,6 +112,7 @@ class Worker:
             "records": np.bincount(read.sources, minlength=len(read.names)).tolist(),
             "tokens": _sums(read.sources, tokens, len(read.names)).tolist(),
             "prompts": held.prompts,
+            "prompts_test": None if tested is None else vars(tested),
             "discarded": held.discarded,
             "bad": read.bad,
             "first_bad": read.first_bad,
@@ -119,6 +129,11 @@ class Worker:
         except InputError:
             if not target.is_dir():  # else another worker was first
                 raise
+
+    @cached_property
+    def tokenizer(self) -> AnyTokenizer | None:
+        """The mark's; None where it is not at hand."""
+        return tokenizer_if_there(self.mark, self.settings.tokenizer)
 
     def reduce_part(self, part: int) -> None:
         """Judge a partition, once every item is there: rule 2 and rule 1, for the corpus and for each source."""

@@ -43,7 +43,8 @@ class Output:
     prompt_ids is None when the record names no prompt; prompt is its text, where the record has that too. ended:
     whether the model stopped by itself; None when the record does not say. marked: whether it says that it was
     generated with a mark, as `stillmark generate` does. sequential: it was collected until the evidence sufficed, as
-    `stillmark test endpoint` does, so that only a sequential test may use it.
+    `stillmark test endpoint` does, so that only a sequential test may use it. copied: bool [output], which tokens of
+    the output stand in the prompt in another spelling (`verify.data.folding`); None: nobody looked.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Output:
     marked: bool | None = None
     sequential: bool = False
     prompt: str | None = None
+    copied: npt.NDArray[np.bool_] | None = None
 
     @property
     def start(self) -> int:
@@ -229,7 +231,7 @@ def _output(record: Record, parts: Parts) -> Output:
     assert isinstance(output, np.ndarray)
     says = (fields.get("marked"), fields["mark"] is not None if "mark" in fields else None)
     marked = True if True in says else False if False in says else None
-    text = None if prompt is None else fields.get("prompt") or None
+    text = fields.get("prompt") or None
     return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True, text)
 
 

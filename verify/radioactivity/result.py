@@ -10,6 +10,7 @@ import numpy as np
 from verify.data.pairs import WeightedPairs
 from verify.display import inert
 from verify.radioactivity.detail import Detail
+from verify.radioactivity.prompts import PromptsTest
 from verify.radioactivity.tilt import Tilt
 from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
@@ -28,7 +29,9 @@ RANDOMNESS: Final = (
 ASSUMPTIONS: Final = (
     "Wrong if suspect, reference, prompts or probes depend on the secret by another way than the teacher's outputs, "
     "or if text that others published carried the mark to the suspect. Prompts and probes that may carry the mark are "
-    "allowed for by leaving positions out (rule 2), as far as the records hold all that the suspect was shown."
+    "allowed for by leaving positions out (rule 2), as far as the records hold all that the suspect was shown: those "
+    "whose context of tokens occurs there, and what was copied of a record's own prompt without regard to case, white "
+    "space, line breaks and common encodings. Copies in other disguises (a cipher, say) count."
 )
 EVASIONS: Final = "Hidden by paraphrase, by other training data in excess, or by distillation that takes the mark out."
 NO_EVIDENCE: Final = "No position could be scored: there is no evidence either way."
@@ -42,11 +45,13 @@ class MarkResult(Result):
         mark: the mark tested.
         detail: what a report shows of the evidence.
         tilt: how strongly what the suspect wrote carries the mark; None where nothing was found, or it wrote nothing.
+        prompts_test: whether the prompts carry the mark themselves; None: there were none, or nobody looked.
     """
 
     mark: Mark
     detail: Detail = field(default=Detail(), repr=False)
     tilt: Tilt | None = field(default=None, repr=False)
+    prompts_test: PromptsTest | None = field(default=None, repr=False)
     positive_verdict: str = CARRIES
     randomness: str = field(default=RANDOMNESS, repr=False)
     assumptions: str = field(default=ASSUMPTIONS, repr=False)
@@ -60,6 +65,8 @@ class MarkResult(Result):
                 "p-value holds only if this label was fixed before anybody looked at the suspect. `attribute` adjusts "
                 "over many labels."
             )
+        if self.prompts_test is not None:
+            yield from self.prompts_test.warnings()
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -75,6 +82,7 @@ class MarkResult(Result):
             },
             "detail": self.detail.to_dict(),
             "tilt": None if self.tilt is None else self.tilt.to_dict(),
+            "prompts_test": None if self.prompts_test is None else self.prompts_test.to_dict(),
         }
 
     def rows(self) -> dict[str, str]:

@@ -13,10 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from verify.calls import check_alpha, noted
 from verify.data import context_counts as counting
 from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
+from verify.data.folding import Folding
 from verify.data.logprobs import (
     TextLogprobs,
     as_output,
@@ -40,6 +43,7 @@ from verify.radioactivity.inputs import (
     PathLike,
     Recorded,
     all_sequential,
+    beside_prompts,
     beside_strings,
     is_model,
     named,
@@ -55,11 +59,13 @@ from verify.radioactivity.inputs import (
     replayed,
     spelling_notes,
     tables,
+    texts_beside_prompts,
     translations,
     unmarked_by,
     with_cost,
 )
 from verify.radioactivity.logprobs import WeightedResult, log10_if_unmarked, logprob_log10_of_first, logprob_result
+from verify.radioactivity.prompts import carry, check_unmarked, prompts_test, with_copy
 from verify.radioactivity.sequential import (
     BUDGET,
     MIN_TILT,
@@ -148,6 +154,8 @@ def text_test(
         mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
     )
     notes = spelling_notes(mark, outputs, tokenizer, progress)
+    read, prompts, more = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
+    notes += more
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -156,7 +164,7 @@ def text_test(
             )
         kept = [output for output in read if len(output.output_ids)]
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
-        found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
+        found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, prompts, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights, expected = None, None
@@ -188,9 +196,10 @@ def text_test(
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
-        cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
+        cost = () if carry(prompts) else cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read) + notes)
+    inputs, notes = _inputs(read, reference), notes_on(read) + notes
+    return replace(result, prompts_test=prompts, inputs=inputs, warnings=result.warnings + notes)
 
 
 @noted
@@ -244,7 +253,7 @@ def logprob_test(
         StillmarkError: a file, the mark or a model cannot be used, the probes are answers of a sequential run, or
             `unmarked_probes` contradicts what they say.
     """
-    mark = as_mark(mark)
+    mark, prompts = as_mark(mark), None
     counts = counting.load(Path(context_counts), mark.width) if isinstance(context_counts, PathLike) else context_counts
     if is_address(suspect):
         suspect = Endpoint(suspect, "")
@@ -264,6 +273,8 @@ def logprob_test(
         said, inputs, notes = recorded(suspect, mark, tokenizer, columns, skip_bad, progress)
         texts, few = [as_output(text) for text in said], most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+        said, prompts, more = texts_beside_prompts(mark, said, tokenizer, named(suspect), unmarked=unmarked)
+        notes += more
     weights = None if isinstance(suspect, Endpoint) or not is_model(suspect) else suspect
     beside_it = reference if reference is not None and is_model(reference) else None
     # where a suspect with another tokenizer wrote the texts itself, it matters for nothing what comes after a place
@@ -302,7 +313,7 @@ def logprob_test(
                 "these are answers of a sequential run, which have a test of their own",
                 "leave `context_counts` and `decoys` out",
             )
-        found = replayed(mark, "logprobs", alpha, said, compared, unmarked=bool(unmarked_probes))
+        found = replayed(mark, "logprobs", alpha, said, compared, prompts, unmarked=bool(unmarked_probes))
         return replace(found, inputs=inputs, warnings=found.warnings + notes_on_strings(raw[0]))
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
@@ -323,7 +334,7 @@ def logprob_test(
         result = replace(result, detail=detail)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
-        cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
+        cost = () if carry(prompts) else cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     sampled = any(text.sampled for text in said)
     if sampled and result.significant:
@@ -331,7 +342,8 @@ def logprob_test(
         along = None if compared is None else [compared[i] for i in own]
         result = replace(result, tilt=tilt_of_answers(mark, [said[i] for i in own], along, unmarked=unmarked))
     notes += how.notes + notes_on_translation(*raw, scored)
-    return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
+    result = replace(result, sampled=sampled, prompts_test=prompts, inputs=inputs)
+    return replace(result, warnings=result.warnings + notes)
 
 
 @noted
@@ -391,6 +403,13 @@ def endpoint_test(
     limit = Budget(budget, budget_usd)
     usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
     words, compared = load_transformers_for(mark, tokenizer), None
+    tested, folding = None, None
+    if prompts is not None:
+        tested = prompts_test(mark, [_as_shown(prompt) for prompt in asked], words)
+        if unmarked:
+            check_unmarked(tested, prompts if isinstance(prompts, PathLike) else "the prompts")
+        else:
+            folding = Folding(words)
     if reference is not None:
         how = translations(mark, None, reference, tokenizer, unmarked=True).reference
         compared = ReferenceLog(reference, mark, words, how, asked, usage, log)
@@ -402,7 +421,8 @@ def endpoint_test(
     along: list[TextLogprobs] = []
     with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
         for wave in chain(waves, [None]):  # None: after the last
-            pending += [answer for answer in wave or () if len(answer.ids) > answer.start]
+            came = [answer for answer in wave or () if len(answer.ids) > answer.start]
+            pending += came if folding is None else [with_copy(folding, answer) for answer in came]
             if test is None and (usage.logprobs is not None or (wave is None and usage.answers)):
                 if access == "logprobs" and not usage.logprobs:
                     why = " ".join(
@@ -430,7 +450,7 @@ def endpoint_test(
                 break
     if test is None:
         raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
-    found = test.result() if twin is None else with_cost(test.result(), twin.result())
+    found = test.result() if twin is None or carry(tested) else with_cost(test.result(), twin.result())
     fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
     if found.significant:
         read = None if compared is None else along
@@ -438,6 +458,7 @@ def endpoint_test(
     fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
     notes = _notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0)
     fields["warnings"] = (*found.warnings, *notes, *(notes_on_strings(kept) if usage.logprobs else ()))
+    fields["prompts_test"] = tested
     return EndpointResult(
         **fields,
         prompt_tokens=usage.prompt_tokens,
@@ -448,6 +469,12 @@ def endpoint_test(
         served_model=usage.served,
         log=str(log),
     )
+
+
+def _as_shown(prompt: Prompt) -> Output:
+    """A prompt as what an output follows."""
+    ids = None if prompt.ids is None else np.array(prompt.ids, np.int64)
+    return Output(prompt.id, ids, np.zeros(0, np.int64), prompt=prompt.text)
 
 
 def _why(usage: Usage) -> str:
@@ -522,11 +549,13 @@ def attribute(
         skip_bad=skip_bad,
         progress=progress,
     )
+    read, prompts, notes = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
         digest = None if plan is None else fixed.digest
         found = attribution(mark, names, pairs, alpha, update, plan=digest, planned_before=before)
-    return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
+    notes = notes_on(read) + notes
+    return replace(found, prompts_test=prompts, inputs=_inputs(read), warnings=found.warnings + notes)
 
 
 def plan_labels(
