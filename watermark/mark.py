@@ -141,6 +141,11 @@ class Mark:
         salt = prf.hkdf(self.secret, "stillmark/v1/commit", "")
         return hashlib.sha256(salt + text.encode()).hexdigest()
 
+    @property
+    def seal_key(self) -> bytes:
+        """The 32-byte key by which logs and runs vouch that nobody changed them; as secret as the secret."""
+        return prf.hkdf(self.secret, "stillmark/v1/seal", "")
+
     def coins(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs: bool [N, scheme.coins], for contexts [N, width] and tokens [N].
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 import numpy as np
 
 from verify.data.columns import Columns
-from verify.data.drift import check_spelling
+from verify.data.drift import drift_notes
 from verify.data.folding import Folding
 from verify.data.logprobs import (
     AMBIGUOUS_TOKEN,
@@ -144,21 +144,12 @@ def _shown(text: TextLogprobs) -> Output:
     return Output(text.id, text.ids[:end], text.ids[end:])
 
 
-def spelling_notes(
-    mark: Mark, outputs: Evidence | Outputs, tokenizer: PathLike | None, progress: Stages
-) -> tuple[str, ...]:
-    """What a result says of ids that spell another text than stands beside them. Raises InputError if all do."""
-    if isinstance(outputs, Outputs):
-        return ()
-    with progress("checking the ids", "records"):
-        return check_spelling(files_of(outputs), mark, tokenizer)
-
-
 def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
-    """What a result says of the records that were left out as malformed."""
-    if not outputs.bad:
-        return ()
-    return (left_out_bad(outputs.bad, outputs.first_bad),)
+    """What a result says of the records that were left out as malformed, and of ids that spell another text."""
+    notes = (left_out_bad(outputs.bad, outputs.first_bad),) if outputs.bad else ()
+    if isinstance(outputs, Outputs):
+        notes += drift_notes(outputs.compared, outputs.differing, outputs.first_differing)
+    return notes
 
 
 def all_sequential(flags: Sequence[bool]) -> bool:

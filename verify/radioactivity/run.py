@@ -57,7 +57,6 @@ from verify.radioactivity.inputs import (
     read_through,
     recorded,
     replayed,
-    spelling_notes,
     tables,
     texts_beside_prompts,
     translations,
@@ -153,7 +152,7 @@ def text_test(
     read = outputs_of(
         mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
     )
-    notes = spelling_notes(mark, outputs, tokenizer, progress)
+    notes = notes_on(read)
     read, prompts, more = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
     notes += more
     if all_sequential([output.sequential for output in read]):
@@ -165,7 +164,7 @@ def text_test(
         kept = [output for output in read if len(output.output_ids)]
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, prompts, unmarked=unmarked_prompts)
-        return replace(found, inputs=_inputs(read, reference))
+        return replace(found, inputs=_inputs(read, reference), warnings=found.warnings + notes)
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights, expected = None, None
     along = []
@@ -198,8 +197,7 @@ def text_test(
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
         cost = () if carry(prompts) else cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    inputs, notes = _inputs(read, reference), notes_on(read) + notes
-    return replace(result, prompts_test=prompts, inputs=inputs, warnings=result.warnings + notes)
+    return replace(result, prompts_test=prompts, inputs=_inputs(read, reference), warnings=result.warnings + notes)
 
 
 @noted
@@ -615,5 +613,10 @@ def _along(
 
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
     compared = None if reference is None else named(reference)
-    found = {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    found: dict[str, object] = {
+        "files": [str(path) for path in outputs.files],
+        "bad_records": outputs.bad,
+        "reference": compared,
+    }
+    found |= {"ids_differing": outputs.differing} if outputs.differing else {}
     return found | ({"read_as": outputs.read_as} if outputs.read_as else {})
