@@ -17,6 +17,7 @@ from click.testing import Result
 
 import verify
 from tests import logs, small
+from tests.servers import chat
 from verify.data.conversations import shown_in
 from verify.data.outputs import read_outputs
 from verify.data.shapes import Answers, described, tally
@@ -705,3 +706,45 @@ def test_counts_are_those_of_what_was_read() -> None:
     read = Answers(logs.FOLDER / "marked" / "vllm.jsonl")
     assert all(isinstance(one, Record) for one in read)
     assert described(tally([read, read])) == "vLLM outputs, 20 answers, log probabilities for all"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"logprob": "-0.5"}, "token 2: 'logprob' must be a number, or null"),
+        ({"logprob": True}, "token 2: 'logprob' must be a number, or null"),
+        ({"logprob": float("nan")}, "token 2: 'logprob' must be a number, or null"),
+        ({"bytes": [119, 256]}, "token 2: 'bytes' must be a list of integers from 0 to 255, or null"),
+        ({"bytes": "w"}, "token 2: 'bytes' must be a list of integers from 0 to 255, or null"),
+        ({"token": 5}, "token 2: 'token' must be a string"),
+        ({"top_logprobs": [{"token": "w6", "logprob": [1]}]}, "token 2: 'top_logprobs' must be the likely tokens"),
+        ({"top_logprobs": 5}, "token 2: 'top_logprobs' must be the likely tokens"),
+    ],
+)
+def test_a_field_of_a_token_that_is_of_another_type_is_malformed(
+    entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """F14: a token's own log probability that is no number, and bytes above 255, were passed over in silence."""
+    good = chat("w5 w6", [("w5", [("w5", -0.1), ("w7", -3.0)]), ("w6", [("w6", -0.1), ("w8", -3.0)])])
+    bad = json.loads(json.dumps(good))
+    bad["choices"][0]["logprobs"]["content"][1] |= entry
+    for answer, errors in ((good, 0), (bad, 1)):
+        path = tmp_path / "log.jsonl"
+        path.write_text(json.dumps({"prompt": "w4", "response": answer}) + "\n")
+        read = list(Answers(path))
+        assert [isinstance(one, RecordError) for one in read] == [bool(errors)]
+        assert not errors or message in str(read[0])
+
+
+def test_the_same_of_completions_and_of_dumps(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows: dict[str, list[Any]] = {"tokens": ["w5"], "token_logprobs": [-0.1], "top_logprobs": [{"w5": -0.1}]}
+    output = {"text": "w5", "token_ids": [5], "logprobs": [{"5": {"logprob": -0.1, "decoded_token": "w5"}}]}
+    for change in ({}, {"token_logprobs": ["-0.1"]}, {"tokens": [5]}, {"top_logprobs": [{"w5": "x"}]}):
+        path.write_text(json.dumps({"choices": [{"text": "w5", "logprobs": rows | change}]}) + "\n")
+        assert [isinstance(one, RecordError) for one in Answers(path)] == [bool(change)]
+    for logprobs in ([{"5": {"logprob": "x"}}], [{"5": "x"}]):
+        path.write_text(json.dumps({"prompt": "w4", "outputs": [output | {"logprobs": logprobs}]}) + "\n")
+        assert [isinstance(one, RecordError) for one in Answers(path)] == [True]
+    path.write_text(json.dumps({"prompt": "w4", "outputs": [output]}) + "\n")
+    assert [isinstance(one, RecordError) for one in Answers(path)] == [False]

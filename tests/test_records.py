@@ -19,6 +19,7 @@ from click.testing import Result
 
 from tests import small
 from tests.servers import chat, serve
+from verify.corpus.plan import with_seal
 from verify.data.logprobs import read_recorded
 from verify.data.outputs import Outputs, read_outputs
 from verify.planning.student import read_examples
@@ -485,7 +486,8 @@ def test_plans_of_wrong_types(change: dict[str, Any], mark_file: Path, tmp_path:
     body = json.loads((out / "run.json").read_text())
     for name, value in change.items():
         body[name] = body[name] | value if isinstance(value, dict) else value
-    (out / "run.json").write_text(json.dumps(body))
+    del body["seal"]
+    (out / "run.json").write_bytes(with_seal(body, Mark.load(mark_file).seal_key, "run.json"))
     result = stillmark(*run)
     assert (result.exit_code, "run.json: not the plan of a" in result.stderr) == (1, True), result.stderr
 

@@ -403,7 +403,9 @@ def test_ids_of_another_tokenizer_are_refused_in_words(place: Path, tmp_path: Pa
     with pytest.raises(StillmarkError, match=r"do not spell 'output' with the mark's tokenizer"):
         text_test(place / "m", small.jsonl(tmp_path / "wrong.jsonl", wrong))
     mixed = text_test(place / "m", small.jsonl(tmp_path / "mixed.jsonl", [*rows, wrong[0]]))
-    assert "Of 4 records that were looked at, 1 have ids that spell another text than `output`." in mixed.warnings
+    assert any(
+        note.startswith("Of 4 records with ids and text, 1 have ids that spell another") for note in mixed.warnings
+    )
     plain = [{"output": row["output"]} for row in wrong]
     text = text_test(place / "m", small.jsonl(tmp_path / "plain.jsonl", plain))
     assert text.log10_pvalue == good.log10_pvalue

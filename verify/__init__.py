@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from verify.planning.power import power
     from verify.planning.quality import quality
     from verify.planning.student import Training, TrainingReport, train_student
-    from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
+    from verify.radioactivity.run import attribute, endpoint_test, logprob_test, plan_labels, text_test
     from verify.results import Result
     from verify.suspects.endpoint import Endpoint
 
@@ -51,6 +51,7 @@ _PLACES = {
     "count_contexts": "verify.data.context_counts",
     "endpoint_test": "verify.radioactivity.run",
     "logprob_test": "verify.radioactivity.run",
+    "plan_labels": "verify.radioactivity.run",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
     "quality": "verify.planning.quality",
@@ -80,6 +81,7 @@ __all__ = [
     "count_contexts",
     "endpoint_test",
     "logprob_test",
+    "plan_labels",
     "planted_test",
     "power",
     "quality",

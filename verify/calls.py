@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
+from verify.results import MOST_ALPHA
 from watermark import InputError, Mark, ModelError
+from watermark.errors import within
 from watermark.io import files
 from watermark.models import model_digest
 
@@ -64,16 +66,22 @@ R = TypeVar("R", bound=Noting)
 
 
 def noted(function: Callable[P, R]) -> Callable[P, R]:
-    """A public test whose results say how they came about."""
+    """A public test whose results say how they came about, and which takes no absurd `alpha`."""
     signature = inspect.signature(function)
 
     @wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> R:
         given = dict(signature.bind(*arguments, **named).arguments)
+        check_alpha(given.get("alpha"))
         result = function(*arguments, **named)
         return result.noting(call_of(function, given))
 
     return call
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raises UsageError for a level that is none, or above one half; None is left alone."""
+    within("alpha", alpha, 0, MOST_ALPHA, last=True)
 
 
 def call_of(function: Callable[..., Any], given: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> Call:

@@ -13,7 +13,7 @@ from verify.words import INSUFFICIENT as INSUFFICIENT
 from verify.words import NO_VERDICT as NO_VERDICT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -25,6 +25,12 @@ LEVEL: Final = 0.95
 
 POWER: Final = 0.9
 """Of what results say could have been found."""
+
+MOST_ALPHA: Final = 0.5
+"""Above this no level is accepted."""
+
+HIGH_ALPHA: Final = 0.05
+"""A result at a higher level warns."""
 
 CHANGED: Final = "a tie that nobody hid (the test's evasions are the ways to hide one)"
 NOTHING: Final = "nothing: there was nothing to compare"
@@ -70,8 +76,18 @@ class Result:
     call: Call | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        if not 0 < self.alpha <= MOST_ALPHA:
+            raise ValueError(f"alpha must be more than 0 and at most {MOST_ALPHA}, not {self.alpha}")
+        warnings = [one for one in self.cautions() if one not in self.warnings]
+        object.__setattr__(self, "warnings", (*self.warnings, *warnings))
+
+    def cautions(self) -> Iterator[str]:
+        """Warnings that follow from what the test was asked; every result has them."""
+        if self.alpha > HIGH_ALPHA:
+            yield (
+                f"The level {self.alpha:g} is high: of 100 innocent suspects up to {100 * self.alpha:.0f} have as "
+                "small a p-value. A verdict wants 0.05 or less."
+            )
 
     @property
     def pvalue(self) -> float:

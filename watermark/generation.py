@@ -169,6 +169,7 @@ def generate(
             work,
             to_fields=lambda one: {key: _plain(getattr(one, key)) for key in fields} | {"model": name},
             from_record=_recorded,
+            key=marks.table[0].seal_key if marks and marks.table else None,
             progress=progress,
         )
     )

@@ -34,8 +34,12 @@ PARAMETERS: Final[Types] = {
     "exempt": (list_of(is_int), "a list of token ids"),
     "tokenizer": (either(is_null, is_text), "a string, or null"),
     "tokenizer_source": (either(is_null, is_text), "a string, or null"),
+    "parent": (either(is_null, is_text), "a string, or null"),
 }
 """What is stored of a mark beside its secret and its scheme, in a mark and in a card."""
+
+OPTIONAL: Final = frozenset({"parent", "tokenizer_source"})
+"""Those that only a mark file may have, and need not."""
 
 _SHARED: Final = {"format": (is_text, "a string"), "prf": (is_text, "a string"), "scheme": (is_text, "a string")}
 _CARD: Final[Types] = {**_SHARED, **PARAMETERS, "commitment": (is_text, "a string")}

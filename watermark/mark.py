@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from watermark.kernels.native import MOST_MARKS
 from watermark.keyfile import (
     CARD_FORMAT,
     FORMAT,
+    OPTIONAL,
     PARAMETERS,
     SECRET_BYTES,
     card_types,
@@ -54,6 +56,7 @@ class Mark:
         tokenizer: fingerprint of the tokenizer (`watermark.tokenizers.fingerprint`), or None.
         tokenizer_source: where that tokenizer was last seen; a convenience, no part of the identity.
         file: where the mark was loaded from, for results to name; no part of the identity.
+        parent: commitment of the mark that it was derived of, for results to name; no part of the identity.
 
     Raises:
         MarkError: a parameter is of another type, or out of its range.
@@ -68,6 +71,7 @@ class Mark:
     tokenizer: str | None = None
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
     file: str | None = field(default=None, compare=False, repr=False)
+    parent: str | None = field(default=None, compare=False, repr=False)
     _alone: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +129,7 @@ class Mark:
         """The 32-byte key of the PRF; as secret as the secret."""
         return prf.prf_key(self.secret, self.scheme.name, self.width)
 
-    @property
+    @cached_property
     def commitment(self) -> str:
         """Salted SHA-256 over the secret and every parameter, 64 hex characters.
 
@@ -136,6 +140,11 @@ class Mark:
         text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
         salt = prf.hkdf(self.secret, "stillmark/v1/commit", "")
         return hashlib.sha256(salt + text.encode()).hexdigest()
+
+    @property
+    def seal_key(self) -> bytes:
+        """The 32-byte key by which logs and runs vouch that nobody changed them; as secret as the secret."""
+        return prf.hkdf(self.secret, "stillmark/v1/seal", "")
 
     def coins(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs: bool [N, scheme.coins], for contexts [N, width] and tokens [N].
@@ -178,22 +187,34 @@ class Mark:
         """
         check_label(label)
         secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
-        return replace(self, secret=secret, label=label, file=None, scheme=self.scheme if scheme is None else scheme)
+        made = self.scheme if scheme is None else scheme
+        return replace(self, secret=secret, label=label, file=None, parent=self.commitment, scheme=made)
 
-    def decoy(self) -> Mark:
-        """The same parameters under a key drawn as the true one was, which nobody has used."""
-        return replace(self, secret=new_secret(), file=None)
+    def decoy(self, number: int = 0) -> Mark:
+        """The same parameters under a key that nobody has used, derived from the commitment: anybody can recompute it.
+
+        A suspect that does not know the commitment knows no more of this key than of one that is drawn.
+
+        Args:
+            number: which of the decoys, from 0.
+        """
+        secret = prf.hkdf(bytes.fromhex(self.commitment), "stillmark/v1/decoy", str(number))
+        return replace(self, secret=secret, file=None, parent=None)
 
     def card(self) -> dict[str, Any]:
         """What may be published: everything but the secret, with the commitment to the whole."""
-        return self._parameters() | {"format": CARD_FORMAT, "commitment": self.commitment}
+        parent = {} if self.parent is None else {"parent": self.parent}
+        return self._parameters() | parent | {"format": CARD_FORMAT, "commitment": self.commitment}
 
     def matches(self, card: dict[str, Any]) -> list[str]:
         """The names of the card's fields that differ from this mark's; empty if they belong together."""
         mine = self.card()
         types = card_types(card.get("scheme"))
         wrong = {name for name in card if wrong_field({name: card[name]}, types) is not None}
-        return sorted(wrong | {name for name in mine.keys() | card.keys() if mine.get(name) != card.get(name)})
+        named = mine.keys() | card.keys()
+        if "parent" not in mine.keys() & card.keys():  # it is no part of the identity
+            named -= {"parent"}
+        return sorted(wrong | {name for name in named if mine.get(name) != card.get(name)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mark to a new file of mode 0600.
@@ -203,8 +224,9 @@ class Mark:
             InputError: it cannot be written.
         """
         body = self._parameters() | {"format": FORMAT, "secret": self.secret.hex()}
-        if self.tokenizer_source is not None:
-            body["tokenizer_source"] = self.tokenizer_source
+        for name in OPTIONAL:
+            if (value := getattr(self, name)) is not None:
+                body[name] = value
         write_new(Path(path), body, 0o600)
 
     @classmethod
@@ -233,7 +255,7 @@ class Mark:
                 "it may come from a newer stillmark",
             )
         wanted = PARAMETERS.keys() | field_types(body["scheme"]).keys() | {"secret"}
-        if missing := wanted - body.keys() - {"tokenizer_source"}:
+        if missing := wanted - body.keys() - OPTIONAL:
             raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
             parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from verify.display import Paragraph, Part, in_words, plain
-from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT
+from verify.results import CARRIES, INSUFFICIENT, MOST_ALPHA, NO_VERDICT
 from verify.words import in_cli_words
 from watermark import Mark
 from watermark.io.records import RecordError
@@ -78,7 +78,7 @@ def allow_readable_option(command: Any) -> Any:
 
 alpha_option = click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=click.FloatRange(0, MOST_ALPHA, min_open=True),
     default=1e-3,
     show_default=True,
     help="Level of the verdict; fix it before you look.",

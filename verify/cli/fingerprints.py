@@ -18,7 +18,7 @@ from verify.cli.common import (
     show,
 )
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
-from verify.results import INSUFFICIENT, NO_VERDICT, Result, plural
+from verify.results import INSUFFICIENT, MOST_ALPHA, NO_VERDICT, Result, plural
 from watermark import Mark
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **optio
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Prompts in a forward pass.")
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=click.FloatRange(0, MOST_ALPHA, min_open=True),
     default=0.05,
     show_default=True,
     help="Level of the verdict; fix it before you look.",

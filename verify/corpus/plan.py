@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from verify.data.columns import Columns
 from verify.data.shapes import parts
@@ -28,9 +29,12 @@ from watermark.io.fields import (
     load_object,
     wrong_field,
 )
+from watermark.io.records import SEAL, sealed
+from watermark.progress import Progress, silent
 from watermark.tokenizers import Encode
 
-FORMAT: Final = "stillmark-corpus/v1"
+FORMAT: Final = "stillmark-corpus/v2"
+PLAN: Final = "run.json"
 
 ITEM_TOKENS: Final = 1 << 20
 """About how many tokens a work item has; a record is never cut."""
@@ -70,43 +74,45 @@ class CorpusPlan:
 
     Attributes:
         settings: the settings.
-        files: path, bytes and time of change (ns) of each input.
+        files: path, bytes, time of change (ns) and SHA-256 of each input.
         items: the work items, some parts each.
         partitions: number of partitions.
     """
 
     settings: Settings
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[tuple[str, int, int, str], ...]
     items: tuple[tuple[Part, ...], ...]
     partitions: int
 
-    def save(self, folder: Path) -> None:
-        """Write it into a run's folder."""
-        number = {path: i for i, (path, _, _) in enumerate(self.files)}
+    def save(self, folder: Path, key: bytes) -> None:
+        """Write it into a run's folder, with a seal by the mark's key."""
+        number = {path: i for i, (path, *_) in enumerate(self.files)}
         items = [[[number[str(p.path)], p.line, p.start, p.stop, p.group] for p in item] for item in self.items]
         body = {"settings": vars(self.settings), "files": self.files, "partitions": self.partitions, "items": items}
         with files.writing(folder):
-            files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
+            files.replace(folder / PLAN, with_seal({"format": FORMAT} | body, key, PLAN))
 
     @classmethod
-    def load(cls, folder: Path) -> CorpusPlan | None:
+    def load(cls, folder: Path, key: bytes) -> CorpusPlan | None:
         """The plan in a run's folder; None if there is none yet.
 
         Raises:
-            InputError: what is there is no plan.
+            InputError: what is there is no plan, or was changed since it was made.
         """
-        path = folder / "run.json"
+        path = folder / PLAN
         try:
             body = load_object(path)
+            if body.get("format") == FORMAT:
+                body = check_seal(body, key, path, PLAN)
             settings, partitions = body["settings"], body["partitions"]
-            inputs = tuple((name, size, changed) for name, size, changed in body["files"])
+            inputs = tuple((name, size, changed, digest) for name, size, changed, digest in body["files"])
             items = tuple(tuple(Part(Path(inputs[i][0]), *rest) for i, *rest in item) for item in body["items"])
             sound = (
                 body["format"] == FORMAT
                 and wrong_field(settings, _SETTINGS) is None
                 and is_int(partitions)
                 and 1 <= partitions <= MAX_PARTITIONS
-                and all(is_text(name) and is_int(size) and is_int(changed) for name, size, changed in inputs)
+                and all(is_text(name) and is_int(size) and is_int(changed) for name, size, changed, _ in inputs)
                 and all(_is_part(part) for item in items for part in item)
             )
             if sound:
@@ -135,6 +141,21 @@ _SETTINGS: Final[Types] = {
     "tokenizer": (either(is_null, is_text), "a string, or null"),
     "columns": (either(is_null, lambda value: isinstance(value, dict)), "an object, or null"),
 }
+
+
+def with_seal(body: Mapping[str, Any], key: bytes, name: str) -> bytes:
+    """A file of a run as JSON, with a seal over its content and its name: only who has the mark can change it."""
+    whole = {**body, SEAL: sealed(key, f"{name}\n{json.dumps(body)}".encode())}
+    return json.dumps(whole).encode()
+
+
+def check_seal(body: Mapping[str, Any], key: bytes, path: Path, name: str) -> dict[str, Any]:
+    """A file's content without the seal. Raises InputError where that does not hold."""
+    content = {field: value for field, value in body.items() if field != SEAL}
+    seal = sealed(key, f"{name}\n{json.dumps(content)}".encode())
+    if not hmac.compare_digest(str(body.get(SEAL)).encode("utf-8", "replace"), seal.encode()):
+        raise InputError(path, 0, "was changed since this run wrote it", "remove the folder, and start anew")
+    return content
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
@@ -179,34 +200,52 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def plan_of(folder: Path, paths: Iterable[Path], settings: Settings) -> CorpusPlan:
+def plan_of(
+    folder: Path, paths: Iterable[Path], settings: Settings, key: bytes, progress: Progress = silent
+) -> CorpusPlan:
     """The plan of the run in a folder, which must be this one; a new plan if the folder is empty.
 
     A run that stopped at a malformed record may go on with `skip_bad`: what it has read holds none.
     """
+    paths = list(paths)
     stamps = tuple(stamp(path) for path in paths)
-    plan = CorpusPlan.load(folder)
+    plan = CorpusPlan.load(folder, key)
     if plan is None:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(folder, 0, "is not empty, and holds no run", "choose another folder")
-        plan = _make_plan([Path(path) for path, _, _ in stamps], settings, stamps)
-        plan.save(folder)
-    elif settings.skip_bad and not plan.settings.skip_bad:
+        plan = _make_plan(paths, settings, _with_digests(stamps, progress))
+        plan.save(folder, key)
+        return plan
+    if settings.skip_bad and not plan.settings.skip_bad:
         plan = replace(plan, settings=replace(plan.settings, skip_bad=True))
         _check_same(folder, plan, settings, stamps)
-        plan.save(folder)
+        plan.save(folder, key)
     _check_same(folder, plan, settings, stamps)
+    if _with_digests(stamps, progress) != plan.files:
+        raise InputError(folder, 0, "a file has changed since this run began", "choose another folder, and start anew")
     return plan
 
 
+def _with_digests(
+    stamps: tuple[tuple[str, int, int], ...], progress: Progress
+) -> tuple[tuple[str, int, int, str], ...]:
+    """The same with SHA-256: size and time of a file can be kept while its content is changed."""
+    found = []
+    for number, (path, size, changed) in enumerate(stamps, 1):
+        found.append((path, size, changed, files.sha256(Path(path))))
+        progress(number, len(stamps))
+    return tuple(found)
+
+
 def _check_same(folder: Path, plan: CorpusPlan, settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> None:
-    ours, theirs = vars(settings) | {"files": stamps}, vars(plan.settings) | {"files": plan.files}
+    there = tuple(known for *known, _ in plan.files)
+    ours, theirs = vars(settings) | {"files": [*map(list, stamps)]}, vars(plan.settings) | {"files": [*there]}
     if differs := ", ".join(name for name in ours if ours[name] != theirs[name]):
         message = f"holds a run with other settings or files: {differs}"
         raise InputError(folder, 0, message, "choose another folder, or remove this one")
 
 
-def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[str, int, int], ...]) -> CorpusPlan:
+def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[str, int, int, str], ...]) -> CorpusPlan:
     """Cut files into work items: parts in order, up to `ITEM_TOKENS` together.
 
     Raises:

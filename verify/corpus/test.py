@@ -16,7 +16,6 @@ coins to another it says nothing, although each p-value by itself stays exact.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -28,16 +27,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.calls import noted
-from verify.corpus.plan import CorpusPlan, Job, Settings, lock, plan_of
+from verify.corpus.plan import CorpusPlan, Job, Settings, check_seal, lock, plan_of, with_seal
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
-from verify.corpus.worker import TALLY, item_path, part_path, read_facts, source_names
+from verify.corpus.worker import TALLY, item_path, part_path, read_facts, read_tally, source_names
 from verify.data.columns import Columns, check_columns
 from verify.data.outputs import none_good
 from verify.data.shapes import added, described
 from verify.data.sources import files_of, no_records
 from verify.display import Paragraph, Part, Table
 from verify.progress import Stages, on, silent
+from verify.radioactivity.detail import tokenizer_if_there
 from verify.radioactivity.logprobs import Floats
+from verify.radioactivity.prompts import NOT_COMPARED, PromptsTest, check_unmarked, of_parts
 from verify.radioactivity.result import PairsResult
 from verify.radioactivity.text import BINOMIAL, method_words, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
@@ -253,9 +254,10 @@ def corpus_test(
         None if columns is None else dict(columns),
     )
     with lock(folder):
-        plan = plan_of(folder, inputs, settings)
+        with progress(on("checking", inputs), "files") as update:
+            plan = plan_of(folder, inputs, settings, mark.seal_key, update)
         items, parts = len(plan.items), plan.partitions
-        if (folder / "counts.json").exists():
+        if (folder / COUNTS).exists():
             work = Work(items, items, parts, parts)
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
@@ -264,19 +266,24 @@ def corpus_test(
                     read = _do(job, MAP, [item_path(folder, i) for i in range(items)], workers, update)
                 with progress(on("testing", inputs), "partitions") as update:
                     judged = _do(job, REDUCE, [part_path(folder, i) for i in range(parts)], workers, update)
-            _check_empty(folder, plan)
-            counts = _count(folder, plan)
+            _check_empty(folder, plan, mark.seal_key)
+            counts = _count(folder, plan, mark.seal_key)
+            if unmarked and counts["prompts_test"]:
+                check_unmarked(PromptsTest(**counts["prompts_test"]), " ".join(map(str, inputs)))
             with files.writing(folder):
                 counts["discoveries"] = _write_documents(folder, mark, alpha, items)
-                files.replace(folder / "counts.json", json.dumps(counts).encode())
+                files.replace(folder / COUNTS, with_seal(counts, mark.seal_key, COUNTS))
             work = Work(items, read, parts, judged)
         for done_with in ("items", "parts"):
             shutil.rmtree(folder / done_with, ignore_errors=True)
-        counts = _load_counts(folder / "counts.json")
+        counts = _load_counts(folder / COUNTS, mark.seal_key)
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     read_as = described(counts.pop("shapes", {}))
     n, green, bad, coins = counts["n"], counts["green"], counts["bad"], mark.scheme.coins
     notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
+    shown = counts.pop("prompts_test")
+    if shown and not unmarked and tokenizer_if_there(mark, tokenizer) is None:
+        notes += (NOT_COMPARED,)
     return CorpusResult(
         test=method_words(mark, BINOMIAL),
         alpha=alpha,
@@ -287,6 +294,7 @@ def corpus_test(
         power_statement=rate_statement(binomial.detectable_rate(n * coins, mark.scheme.rate, alpha, POWER)),
         mark=mark,
         **counts,
+        prompts_test=None if shown is None else PromptsTest(**shown),
         unmarked=unmarked,
         sources=sources,
         source_log10_pvalues=np.array(
@@ -298,9 +306,12 @@ def corpus_test(
     )
 
 
-def _load_counts(path: Path) -> dict[str, Any]:
+COUNTS: Final = "counts.json"
+
+
+def _load_counts(path: Path, key: bytes) -> dict[str, Any]:
     try:
-        return load_object(path)
+        return check_seal(load_object(path), key, path, COUNTS)
     except (OSError, JsonError) as error:
         raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
 
@@ -313,25 +324,25 @@ def _do(job: Job, step: str, results: list[Path], workers: int, update: Progress
     return there
 
 
-def _check_empty(folder: Path, plan: CorpusPlan) -> None:
-    facts = list(read_facts(folder, len(plan.items)))
+def _check_empty(folder: Path, plan: CorpusPlan, key: bytes) -> None:
+    facts = list(read_facts(folder, len(plan.items), key))
     read = {path for one in facts for path in one["files"]}
-    for path, _, _ in plan.files:
+    for path, *_ in plan.files:
         if path not in read:
             raise no_records(Path(path))
     bad = sum(one["bad"] for one in facts)
     if bad and not any(sum(one["records"]) for one in facts):
         first = next(one["first_bad"] for one in facts if one["bad"])
-        raise none_good([Path(path) for path, _, _ in plan.files], bad, first)
+        raise none_good([Path(path) for path, *_ in plan.files], bad, first)
 
 
-def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:
+def _count(folder: Path, plan: CorpusPlan, key: bytes) -> dict[str, Any]:
     """Add up what was read, and what partitions counted: whole numbers, so that the order is no matter."""
-    facts = list(read_facts(folder, len(plan.items)))
+    facts = list(read_facts(folder, len(plan.items), key))
     names = source_names(facts)
     tally = np.zeros((1 + len(names), len(TALLY)), np.int64)
     for part in range(plan.partitions):
-        tally += np.load(part_path(folder, part))
+        tally += read_tally(folder, part, key)
     totals = dict(zip(TALLY, tally[0].tolist(), strict=True))
     records, tokens = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     discarded: dict[str, int] = {}
@@ -348,6 +359,7 @@ def _count(folder: Path, plan: CorpusPlan) -> dict[str, Any]:
         "discarded": discarded | totals,
         "records": sum(records.values()),
         "prompts": sum(one["prompts"] for one in facts),
+        "prompts_test": vars(tested) if (tested := of_parts([one["prompts_test"] for one in facts])) else None,
         "bad": sum(one["bad"] for one in facts),
         "shapes": added(one["shapes"] for one in facts),
         "first_bad": next((one["first_bad"] for one in facts if one["first_bad"]), None),

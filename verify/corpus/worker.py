@@ -18,13 +18,14 @@ the files are not synced to disk.)
                        ends.npy    int64 [2, partitions]: where each partition ends, in rows and in shown
                        facts.json  the sources' names, and what was read
                        documents.parquet    each record with its own n and green
-    parts/000003.npy   int64 [1 + sources, 4]: n, green, prompt_context, repeated_pair; of all, and of each source
+    parts/000003.json  int64 [1 + sources, 4]: n, green, prompt_context, repeated_pair; of all, and of each source
+
+Each JSON file carries a seal by the mark's key, and facts.json the digests of the files beside it: what was changed in
+the folder is refused, and not believed.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,16 +36,22 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.corpus.plan import CorpusPlan, Job, stamp
+from verify.corpus.plan import CorpusPlan, Job, check_seal, stamp, with_seal
 from verify.data.dedup import distinct_rows, partition
 from verify.data.outputs import Output, to_outputs
 from verify.data.pairs import PROMPT_CONTEXT, REPEATED_PAIR, Positions, scorable_batch, was_shown
 from verify.data.shapes import Answers, Tally, added, tally
 from verify.data.tables import Part
+from verify.radioactivity.detail import tokenizer_if_there
+from verify.radioactivity.prompts import prompts_test, with_copies
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 from watermark.io.records import Record, RecordError
+from watermark.tokenizers import AnyTokenizer
+
+ARRAYS: Final = ("rows.npy", "shown.npy", "ends.npy", "documents.parquet")
+"""Files of a work item whose digests stand in its facts."""
 
 TALLY: Final = ("n", "green", PROMPT_CONTEXT, REPEATED_PAIR)
 
@@ -61,14 +68,15 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.folder = job.folder
-        plan = CorpusPlan.load(job.folder)
+        self.mark = Mark.load(job.mark_path, allow_readable=job.allow_readable)
+        self.key = self.mark.seal_key
+        plan = CorpusPlan.load(job.folder, self.key)
         assert plan is not None
         self.plan, self.settings = plan, plan.settings
-        self.mark = Mark.load(job.mark_path, allow_readable=job.allow_readable)
         if self.mark.commitment != self.settings.commitment:
             raise MarkError(f"{job.mark_path}: is not the mark that this run began with", "was it replaced?")
         self.encode = job.encoder(self.mark, Path(self.settings.tokenizer) if self.settings.tokenizer else None)
-        self.stamps = {path: (path, size, changed) for path, size, changed in plan.files}
+        self.stamps = {path: (path, size, changed) for path, size, changed, _ in plan.files}
 
     def map_item(self, number: int) -> None:
         """Read a work item and write down its documents, pairs and prompt contexts.
@@ -82,7 +90,13 @@ class Worker:
             return
         read = self._read(self.plan.items[number])
         mark, unmarked = self.mark, self.settings.unmarked
-        held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True)  # rule 2 comes later
+        tested = None
+        if any(output.start or output.prompt for output in read.outputs):
+            tested = prompts_test(mark, read.outputs, self.tokenizer)
+            if not unmarked and self.tokenizer is not None:
+                read.outputs[:] = with_copies(read.outputs, self.tokenizer)
+        # what rule 2 says of contexts comes later
+        held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True, copies=not unmarked)
         prompts = [] if unmarked else read.outputs
         shown = scorable_batch(map(_prompt, prompts), mark.width, unmarked_prompts=True)
         n, green = _each_alone(mark, held, shown)
@@ -103,6 +117,7 @@ class Worker:
             "records": np.bincount(read.sources, minlength=len(read.names)).tolist(),
             "tokens": _sums(read.sources, tokens, len(read.names)).tolist(),
             "prompts": held.prompts,
+            "prompts_test": None if tested is None else vars(tested),
             "discarded": held.discarded,
             "bad": read.bad,
             "first_bad": read.first_bad,
@@ -114,11 +129,17 @@ class Worker:
                 np.save(scratch / "rows.npy", rows)
                 np.save(scratch / "shown.npy", shown_rows)
                 np.save(scratch / "ends.npy", np.array([ends, shown_ends], np.int64))
-                (scratch / "facts.json").write_text(json.dumps(facts))
                 _write_documents(scratch / "documents.parquet", read, tokens, n, green)
+                facts["digests"] = {name: files.sha256(scratch / name) for name in ARRAYS}
+                (scratch / "facts.json").write_bytes(with_seal(facts, self.key, f"items/{target.name}"))
         except InputError:
             if not target.is_dir():  # else another worker was first
                 raise
+
+    @cached_property
+    def tokenizer(self) -> AnyTokenizer | None:
+        """The mark's; None where it is not at hand."""
+        return tokenizer_if_there(self.mark, self.settings.tokenizer)
 
     def reduce_part(self, part: int) -> None:
         """Judge a partition, once every item is there: rule 2 and rule 1, for the corpus and for each source."""
@@ -143,15 +164,21 @@ class Worker:
         tally[1:, 1] = _sums(source[first], hits, len(names))
         tally[1:, 2] = _sums(source[here], counts[here], len(names))
         tally[1:, 3] = _sums(source[own], counts[own], len(names)) - tally[1:, 0]
-        buffer = io.BytesIO()
-        np.save(buffer, tally)
         with files.writing(self.folder):
             target.parent.mkdir(exist_ok=True)
-            files.replace(target, buffer.getvalue())
+            files.replace(target, with_seal({"tally": tally.tolist()}, self.key, f"parts/{target.name}"))
 
     @cached_property
     def _facts(self) -> list[dict[str, Any]]:
-        return list(read_facts(self.folder, len(self.plan.items)))
+        found = list(read_facts(self.folder, len(self.plan.items), self.key))
+        for number, facts in enumerate(found):
+            for name in ARRAYS:
+                path = item_path(self.folder, number) / name
+                if files.sha256(path) != facts["digests"][name]:
+                    raise InputError(
+                        path, 0, "was changed since this run wrote it", "remove the folder, and start anew"
+                    )
+        return found
 
     @cached_property
     def _sources(self) -> tuple[list[str], list[U32]]:
@@ -237,17 +264,27 @@ def item_path(folder: Path, number: int) -> Path:
 
 def part_path(folder: Path, part: int) -> Path:
     """Where a partition's counts lie."""
-    return folder / "parts" / f"{part:06}.npy"
+    return folder / "parts" / f"{part:06}.json"
 
 
-def read_facts(folder: Path, items: int) -> Iterator[dict[str, Any]]:
-    """What was read, by work item."""
+def read_tally(folder: Path, part: int, key: bytes) -> I64:
+    """A partition's counts. Raises InputError."""
+    path = part_path(folder, part)
+    return np.array(_read_sealed(path, key, f"parts/{path.name}")["tally"], np.int64)
+
+
+def read_facts(folder: Path, items: int, key: bytes) -> Iterator[dict[str, Any]]:
+    """What was read, by work item. Raises InputError."""
     for number in range(items):
-        path = item_path(folder, number) / "facts.json"
-        try:
-            yield load_object(path)
-        except (OSError, JsonError) as error:
-            raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
+        path = item_path(folder, number)
+        yield _read_sealed(path / "facts.json", key, f"items/{path.name}")
+
+
+def _read_sealed(path: Path, key: bytes, name: str) -> dict[str, Any]:
+    try:
+        return check_seal(load_object(path), key, path, name)
+    except (OSError, JsonError) as error:
+        raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
 
 
 def source_names(facts: Iterable[dict[str, Any]]) -> list[str]:

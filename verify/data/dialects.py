@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from watermark.io.fields import JsonError, is_int, load_json
+from watermark.io.fields import (
+    JsonError,
+    Types,
+    either,
+    is_int,
+    is_null,
+    is_number,
+    is_text,
+    list_of,
+    load_json,
+    wrong_field,
+)
 
 SMALLEST: Final = -9999.0
 """Log probabilities below this, minus infinity among them, are taken for it."""
@@ -105,6 +116,70 @@ def said(answer: Any, choice: int = 0) -> Said:
     text, inline = _without_thoughts(text)
     stop = _first(one, "finish_reason", "done_reason", "stop_type", "stop_reason")
     return Said(text, thought or inline, _steps(one, answer), stop if isinstance(stop, str) else None)
+
+
+def _is_byte(value: Any) -> bool:
+    return is_int(value) and 0 <= value < 256
+
+
+def _is_p(value: Any) -> bool:
+    return is_number(value) and not math.isnan(value)
+
+
+def _is_top(value: Any) -> bool:
+    """Likely tokens: a list of objects, or an object of names with a number, or an object that holds one."""
+    if isinstance(value, Mapping):
+        return all(
+            either(is_null, _is_p)(dig(one, "logprob") if isinstance(one, Mapping) else one) for one in value.values()
+        )
+    return isinstance(value, list) and all(
+        isinstance(one, Mapping) and wrong_field(one, TOKEN) is None for one in value
+    )
+
+
+TOKEN: Final[Types] = {
+    "token": (either(is_null, is_text), "a string"),
+    "bytes": (either(is_null, list_of(_is_byte)), "a list of integers from 0 to 255, or null"),
+    "id": (either(is_null, is_int), "an integer, or null"),
+    "logprob": (either(is_null, _is_p), "a number, or null"),
+    "prob": (either(is_null, _is_p), "a number, or null"),
+    "decoded_token": (either(is_null, is_text), "a string, or null"),
+    "top_logprobs": (either(is_null, _is_top), "the likely tokens, each with a log probability"),
+    "top_probs": (either(is_null, _is_top), "the likely tokens, each with a probability"),
+}
+"""What the fields of a token in a log must be. What is there and of another type is malformed."""
+
+TOKENS: Final[Types] = {
+    "tokens": (either(is_null, list_of(either(is_null, is_text))), "a list of strings"),
+    "token_logprobs": (either(is_null, list_of(either(is_null, _is_p))), "a list of numbers"),
+    "top_logprobs": (either(is_null, list_of(either(is_null, _is_top))), "a list of likely tokens at each place"),
+}
+"""The same of the tokens of a plain completion."""
+
+
+def wrong_tokens(answer: Any, choice: int = 0) -> str | None:
+    """What is wrong with the log probabilities in one of an answer's choices, never quoting it; None: nothing is.
+
+    >>> wrong_tokens({"choices": [{"logprobs": {"content": [{"token": "a", "bytes": [97, 300]}]}}]})
+    "token 1: 'bytes' must be a list of integers from 0 to 255, or null"
+    """
+    answer = whole(answer)
+    one = dig(answer, "choices", choice)
+    given = dig(answer if one is None else one, "logprobs")
+    parts = [part for item in _listed(dig(answer, "output")) for part in _listed(dig(item, "content"))]
+    of_parts = [entry for part in parts for entry in _listed(dig(part, "logprobs"))]
+    if isinstance(given, Mapping) and (wrong := wrong_field(given, TOKENS)) is not None:
+        return wrong
+    for entries in (dig(given, "content"), given, dig(answer, "completion_probabilities"), of_parts):
+        for number, entry in enumerate(_listed(entries), 1):
+            wrong = wrong_field(entry, TOKEN) if isinstance(entry, Mapping) else "it must be an object"
+            if wrong is not None:
+                return f"token {number}: {wrong}"
+    return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def choices(answer: Any) -> int:

@@ -2,68 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
-from verify.data.sources import read_records
 from watermark import InputError, Mark, TokenizerError
-from watermark.io.fields import is_int, is_text, list_of
+from watermark.io.fields import is_text
 from watermark.io.records import Record
 from watermark.tokenizers import Tokenizer, load_for
 
-_LOOKED_AT: Final = 32  # records of a file
 
+@dataclass
+class Drift:
+    """Holds records that have both `output` and `output_ids` against each other; one by one, as they are read.
 
-def check_spelling(files: Sequence[Path], mark: Mark, tokenizer: str | Path | None) -> tuple[str, ...]:
-    """Notes on records that have both `output` and `output_ids`, where the ids spell another text.
+    Where the mark's tokenizer is not at hand, nothing is compared.
 
-    Looks at the first records of each file; at none where the mark's tokenizer is not at hand.
-
-    Raises:
-        InputError: the ids of all records that were looked at spell another text: they are another tokenizer's.
+    Attributes:
+        mark: whose tokenizer spells the ids.
+        tokenizer: its folder, if not where the mark says.
+        compared: records with both.
+        differing: those of them whose ids spell another text.
+        first: the first of these.
     """
-    known: Tokenizer | None = None
-    looked, wrong = 0, list[tuple[Path, Record]]()
-    for path in files:
-        for record in islice(read_records(path), _LOOKED_AT):
-            if isinstance(record, InputError) or not _has_both(record):
-                continue
-            if known is None:
-                try:
-                    known = load_for(mark, tokenizer)
-                except TokenizerError:
-                    return ()
-            looked += 1
-            if not _spells(known, record):
-                wrong.append((path, record))
-    if not wrong:
-        return ()
-    path, first = wrong[0]
-    if len(wrong) == looked:
-        raise InputError(
-            path,
-            first.line,
-            "'output_ids' do not spell 'output' with the mark's tokenizer",
-            "ids of another tokenizer are other tokens: leave the ids out, and the text is tokenized anew",
-        )
-    return (f"Of {looked} records that were looked at, {len(wrong)} have ids that spell another text than `output`.",)
+
+    mark: Mark
+    tokenizer: str | Path | None = None
+    compared: int = 0
+    differing: int = 0
+    first: Record | None = None
+    _known: Tokenizer | None = None
+    _missing: bool = False
+
+    def look(self, record: Record, ids: list[int]) -> None:
+        """Compare one record, whose output has these ids."""
+        text = record.fields.get("output")
+        # where a token's name told no id, another stands for it in the answers of a sequential run
+        if record.fields.get("output_ids") is None or record.fields.get("sequential") is True or self._missing:
+            return
+        if not ids or not is_text(text) or not text.strip():
+            return
+        try:
+            self._known = self._known or load_for(self.mark, self.tokenizer)
+        except TokenizerError:
+            self._missing = True
+            return
+        self.compared += 1
+        if not _spells(self._known, ids, text):
+            self.differing += 1
+            self.first = self.first or record
 
 
-def _has_both(record: Record) -> bool:
-    fields = record.fields
-    if fields.get("sequential") is True:  # where a token's name told no id, another stands for it
-        return False
-    text: Any = fields.get("output")
-    ids: Any = fields.get("output_ids")
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    return is_text(text) and bool(text.strip()) and list_of(is_int)(ids) and bool(ids)
-
-
-def _spells(tokenizer: Tokenizer, record: Record) -> bool:
-    ids, text = [int(i) for i in record.fields["output_ids"]], str(record.fields["output"])
+def _spells(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     try:
         return any(tokenizer.decode(ids, skip).strip() == text.strip() for skip in (True, False))
     except TokenizerError:
         return True  # ids that are none are an error elsewhere
+
+
+def drift_notes(compared: int, differing: int, first: tuple[Path, int] | None) -> tuple[str, ...]:
+    """What a result says of records whose ids spell another text. Raises InputError if all of them do.
+
+    first: file and line of the first of them.
+    """
+    if not differing or first is None:
+        return ()
+    if differing == compared:
+        raise InputError(
+            *first,
+            "'output_ids' do not spell 'output' with the mark's tokenizer",
+            "ids of another tokenizer are other tokens: leave the ids out, and the text is tokenized anew",
+        )
+    where = f"{first[0]}:{first[1]}"
+    return (
+        f"Of {compared} records with ids and text, {differing} have ids that spell another text than `output`, the "
+        f"first at {where}: the ids were tested.",
+    )

@@ -19,9 +19,20 @@ from verify.data.conversations import (
     shown_in,
     turns_of,
 )
-from verify.data.dialects import Said, Step, Token, dig, error_in, is_logprob, said, whole
+from verify.data.dialects import (
+    TOKEN,
+    Said,
+    Step,
+    Token,
+    dig,
+    error_in,
+    is_logprob,
+    said,
+    whole,
+    wrong_tokens,
+)
 from verify.data.streams import is_chunk, joined
-from watermark.io.fields import is_int, is_number
+from watermark.io.fields import is_int, is_number, wrong_field
 
 Fields = Mapping[str, Any]
 
@@ -174,7 +185,10 @@ def _of_server(name: str) -> Shape:
 def of_choices(fields: Fields, answer: Fields) -> list[Answer]:
     """The answers in a server's answer, one for each choice; fields: the record, which may hold the request."""
     choices = answer.get("choices")
-    found = [said(answer, i) for i in range(len(choices) if isinstance(choices, list) else 1)]
+    numbers = range(len(choices) if isinstance(choices, list) else 1)
+    if wrong := next((wrong for i in numbers if (wrong := wrong_tokens(answer, i)) is not None), None):
+        raise ShapeError(wrong)
+    found = [said(answer, i) for i in numbers]
     ids = _ids_shown(fields)
     return [
         Answer(_written(one), None if ids else prompt_of(fields, one.text), None, ids, one.steps, one.stop)
@@ -203,7 +217,11 @@ def _of_request_output(fields: Fields) -> list[Answer]:
         text, tokens = dig(one, "text"), dig(one, "token_ids")
         if not isinstance(text, str) and tokens is None:
             raise ShapeError("an output needs 'text' or 'token_ids'")
-        steps = _vllm_steps(tokens, dig(one, "logprobs"))
+        rows = dig(one, "logprobs")
+        for number, row in enumerate(rows if isinstance(rows, list) else (), 1):
+            if (wrong := wrong_field({"top_logprobs": row}, TOKEN)) is not None:
+                raise ShapeError(f"token {number}: {wrong.replace('top_logprobs', 'logprobs')}")
+        steps = _vllm_steps(tokens, rows)
         stop = dig(one, "finish_reason")
         found.append(Answer(text if isinstance(text, str) else None, shown, tokens, ids, steps, stop))
     return found

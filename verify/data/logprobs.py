@@ -94,6 +94,7 @@ class TextLogprobs:
         sequential: it was collected until the evidence sufficed, so that only a sequential test may use it.
         marked: whether the text says that it carries a mark; None: it does not say.
         translated: the model has another tokenizer; None: it has the mark's.
+        copied: bool [output], as for `verify.data.outputs.Output`.
     """
 
     id: str
@@ -106,16 +107,17 @@ class TextLogprobs:
     sequential: bool = False
     marked: bool | None = None
     translated: Translated | None = None
+    copied: npt.NDArray[np.bool_] | None = None
 
 
 def as_output(text: TextLogprobs) -> Output:
     """The text alone."""
-    return Output(text.id, text.ids[: text.start], text.ids[text.start :])
+    return Output(text.id, text.ids[: text.start], text.ids[text.start :], copied=text.copied)
 
 
 def as_text(output: Output) -> TextLogprobs:
     """A text that the suspect wrote, and of which nothing more is known."""
-    return TextLogprobs(output.id, output.ids, output.start, *_NOWHERE, sampled=True)
+    return TextLogprobs(output.id, output.ids, output.start, *_NOWHERE, sampled=True, copied=output.copied)
 
 
 def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
@@ -144,7 +146,7 @@ def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bo
     seen: set[bytes] = set()
     for text in texts:
         kept, left_out = scorable_in_order(
-            text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen
+            text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen, copied=text.copied
         )
         if text.translated is not None and not (unmarked or text.translated.cut or text.sampled):
             raise StillmarkError(

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verify.data.columns import Columns
+from verify.data.drift import Drift
 from verify.data.shapes import Answers, described, tally
 from verify.data.sources import files_of
 from watermark import InputError, Mark, TokenizerError
@@ -43,7 +44,8 @@ class Output:
     prompt_ids is None when the record names no prompt; prompt is its text, where the record has that too. ended:
     whether the model stopped by itself; None when the record does not say. marked: whether it says that it was
     generated with a mark, as `stillmark generate` does. sequential: it was collected until the evidence sufficed, as
-    `stillmark test endpoint` does, so that only a sequential test may use it.
+    `stillmark test endpoint` does, so that only a sequential test may use it. copied: bool [output], which tokens of
+    the output stand in the prompt in another spelling (`verify.data.folding`); None: nobody looked.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Output:
     marked: bool | None = None
     sequential: bool = False
     prompt: str | None = None
+    copied: npt.NDArray[np.bool_] | None = None
 
     @property
     def start(self) -> int:
@@ -75,6 +78,9 @@ class Outputs(Sequence[Output]):
         bad: malformed records that were left out.
         first_bad: what was wrong with the first of them.
         read_as: the shape of logs that are no records of our own, and how many answers they held; else empty.
+        compared: outputs of which both text and ids were given, and compared.
+        differing: those of them whose ids spell another text.
+        first_differing: file and line of the first of these.
     """
 
     outputs: tuple[Output, ...] = field(repr=False)
@@ -82,6 +88,9 @@ class Outputs(Sequence[Output]):
     bad: int = 0
     first_bad: InputError | None = None
     read_as: str = ""
+    compared: int = 0
+    differing: int = 0
+    first_differing: tuple[Path, int] | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -140,12 +149,13 @@ def read_outputs(
     files = files_of(paths if isinstance(paths, str | Path) else list(paths))
     encode = encoder(mark, None if tokenizer is None else Path(tokenizer))
     outputs: list[Output] = []
-    bad, first_bad = 0, None
+    bad, first_bad, drift = 0, None, Drift(mark, tokenizer)
     read = [Answers(path, columns) for path in files]
     stream = (record for one in read for record in one)
     for number, found in enumerate(to_outputs(stream, encode, mark.vocabulary_size, need_prompts), 1):
         if isinstance(found, tuple):
             outputs.append(found[1])
+            drift.look(found[0], found[1].output_ids.tolist())
         elif skip_bad:
             bad, first_bad = bad + 1, first_bad or found
         else:
@@ -154,7 +164,10 @@ def read_outputs(
             progress(number, None)
     if first_bad is not None and not outputs:
         raise none_good(files, bad, str(first_bad))
-    return Outputs(tuple(outputs), files, bad, first_bad, described(tally(read)))
+    first = None if drift.first is None else (drift.first.path, drift.first.line)
+    return Outputs(
+        tuple(outputs), files, bad, first_bad, described(tally(read)), drift.compared, drift.differing, first
+    )
 
 
 def none_good(files: Iterable[Path], bad: int, first: str) -> InputError:
@@ -229,7 +242,7 @@ def _output(record: Record, parts: Parts) -> Output:
     assert isinstance(output, np.ndarray)
     says = (fields.get("marked"), fields["mark"] is not None if "mark" in fields else None)
     marked = True if True in says else False if False in says else None
-    text = None if prompt is None else fields.get("prompt") or None
+    text = fields.get("prompt") or None
     return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True, text)
 
 

@@ -4,6 +4,8 @@
 2. No leaks from the context: a position is skipped if its context occurred, with a successor, in any prompt of
    the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
    records whose prompts show each other's contexts tie the coins of the one to the choices in the other.)
+   So is a position whose token, or whose whole context, was copied from the record's own prompt in another
+   spelling (`verify.data.folding`).
 3. Predictable selection: what is skipped depends on contexts and on which tokens are special, never on the
    key. Nothing in this module knows a key.
 """
@@ -26,6 +28,7 @@ SEEN_CONTEXT: Final = "seen_context"
 SHORT_CONTEXT: Final = "short_context"
 SPECIAL_TOKEN: Final = "special_token"
 PROMPT_CONTEXT: Final = "prompt_context"
+PROMPT_TEXT: Final = "prompt_text"
 REPEATED_PAIR: Final = "repeated_pair"
 
 U32 = npt.NDArray[np.uint32]
@@ -43,7 +46,7 @@ class Pairs:
         counts: int64 [n], how often each occurred at a position that may be scored.
         positions: output tokens looked at; n plus everything discarded.
         discarded: positions left out, by reason: `short_context` (fewer than width tokens before it),
-            `special_token`, `prompt_context` (rule 2), `repeated_pair` (rule 1).
+            `special_token`, `prompt_context` and, if there are any, `prompt_text` (rule 2), `repeated_pair` (rule 1).
         prompts: records that had a prompt.
         records: records in all.
         unmarked: the prompts cannot depend on the key.
@@ -98,7 +101,12 @@ class Positions:
 
 
 def scorable_batch(
-    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, unmarked_prompts: bool = False
+    outputs: Iterable[Output],
+    width: int,
+    exempt: Iterable[int] = (),
+    *,
+    unmarked_prompts: bool = False,
+    copies: bool | None = None,
 ) -> Positions:
     """The positions of some outputs that may be scored (rules 2 and 3).
 
@@ -107,12 +115,14 @@ def scorable_batch(
         width: number of context tokens.
         exempt: token ids never scored (they do serve as context).
         unmarked_prompts: the prompts cannot depend on the key, so contexts that occur in them are kept.
+        copies: leave out what was copied in another spelling; None: unless the prompts are unmarked.
 
     Raises:
         StillmarkError: some are answers of a sequential run: how many there are depends on the coins, so that only a
             sequential test may judge them.
     """
     parts: list[npt.NDArray[np.int64]] = []
+    copied: list[Bools | None] = []
     lengths: list[tuple[int, int]] = []  # of each record's prompt, and of prompt + output
     prompts = 0
     for output in outputs:
@@ -121,12 +131,12 @@ def scorable_batch(
                 f"output '{output.id}' was collected until the evidence sufficed",
                 "answers of a sequential run have a test of their own, and no other holds for them",
             )
-        prompt = 0
+        prompt = output.start
         if output.prompt_ids is not None:
             prompts += 1
-            prompt = len(output.prompt_ids)
             parts.append(output.prompt_ids)
         parts.append(output.output_ids)
+        copied.append(output.copied)
         lengths.append((prompt, prompt + len(output.output_ids)))
 
     ids = np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.uint32)
@@ -146,6 +156,13 @@ def scorable_batch(
 
     discard(SHORT_CONTEXT, place < width)
     discard(SPECIAL_TOKEN, np.isin(ids, np.fromiter(exempt, np.uint32)))
+    if copies or (copies is None and not unmarked_prompts):
+        here = np.zeros(len(ids), np.bool_)
+        for one, (prompt, size), end in zip(copied, lengths, np.cumsum(length).tolist(), strict=True):
+            if one is not None:
+                here[end - size + prompt : end] = one
+        if here.any():
+            discard(PROMPT_TEXT, was_copied(here, width))
     where = np.flatnonzero(scored)
     contexts = contexts_before(ids, where, width)
     discarded[PROMPT_CONTEXT] = 0
@@ -222,6 +239,7 @@ def scorable_in_order(
     sampled: bool = False,
     seen: set[bytes] | None = None,
     once: bool = True,
+    copied: Bools | None = None,
 ) -> tuple[npt.NDArray[np.int64], Counter[str]]:
     """The positions of one text, from `start` on, whose prediction may be scored (rule 2).
 
@@ -238,6 +256,7 @@ def scorable_in_order(
         sampled: the suspect wrote what follows `start` itself, and was shown only the part before it.
         seen: the contexts that were shown before, over several texts; they are added to.
         once: score a context once only, so that a coin's weight never comes from two moments.
+        copied: bool [length - start], what the suspect copied of its prompt in another spelling; None: nobody looked.
 
     Returns:
         indices into `ids`, and how many were left out, by reason.
@@ -245,6 +264,10 @@ def scorable_in_order(
     seen = set() if seen is None else seen
     kept: list[int] = []
     discarded: Counter[str] = Counter({SHORT_CONTEXT: 0, SEEN_CONTEXT: 0})
+    left_out = np.zeros(len(ids), np.bool_)
+    if copied is not None and not unmarked:
+        left_out[start:] = copied
+        left_out = was_copied(left_out, width)
     raw = ids.astype(np.uint32).tobytes()
     for i in range(len(ids)):
         if i < max(width, 1):
@@ -253,10 +276,12 @@ def scorable_in_order(
             continue
         context = raw[4 * (i - width) : 4 * i]
         if i >= max(start, 1):
-            if unmarked or context not in seen:
-                kept.append(i)
-            else:
+            if not unmarked and context in seen:
                 discarded[SEEN_CONTEXT] += 1
+            elif left_out[i]:
+                discarded[PROMPT_TEXT] += 1
+            else:
+                kept.append(i)
         if i < start or not sampled or (once and i > 0):
             seen.add(context)
     return np.array(kept, np.int64), discarded
@@ -268,6 +293,15 @@ def contexts_before(ids: npt.NDArray[np.integer], where: npt.NDArray[np.int64], 
     for column in range(width):
         contexts[:, column] = ids[where - (width - column)]
     return contexts
+
+
+def was_copied(copied: Bools, width: int) -> Bools:
+    """Rule 2 in other spellings: at which places the token, or all of its context, was copied: bool [length]."""
+    before = np.full(len(copied), width > 0)
+    for back in range(1, min(width, len(copied)) + 1):
+        before[back:] &= copied[:-back]
+        before[:back] = False
+    return copied | before
 
 
 def was_shown(contexts: U32, shown: U32) -> Bools:

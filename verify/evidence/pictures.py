@@ -117,9 +117,10 @@ def _decoys(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:
         ax.set_ylabel("decoy keys")
         ax.legend()
 
+    whence = f"drawn on {inert(str(found['drawn']), 10)}" if "drawn" in found else "derived from its commitment"
     reading = (
-        f"{len(z)} decoy keys, drawn on {inert(str(found['drawn']), 10)} as the mark's own was and never used, "
-        "were held against the same evidence. A mark that the suspect does not carry looks like one of them."
+        f"{len(z)} decoy keys, {whence} and never used, were held against the same evidence. "
+        "A mark that the suspect does not carry looks like one of them."
     )
     yield _picture(
         draw,

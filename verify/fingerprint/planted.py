@@ -247,7 +247,7 @@ def ask_endpoint(
     """
     asked = questions(mark, number)
     how = replace(endpoint, api=CHAT, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, top_logprobs=0)
-    said = ask_all(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
+    said = ask_all(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress, mark.seal_key)
     texts = [None if one is None else one.text for one in said]
     return _judged(f"{endpoint.model} at an endpoint", mark, asked, texts, alpha)
 

@@ -20,6 +20,9 @@ AGREEMENT: Final = "agreement"
 LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
 """Every test of a verdict, in the order in which they are made."""
 
+ATTRIBUTION: Final = "attribution"
+"""The only line of the plan of an attribution, which is no verdict."""
+
 FORMAT: Final = "stillmark-plan/v1"
 
 

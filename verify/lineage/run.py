@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from verify.calls import call_of
+from verify.calls import call_of, check_alpha
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
 from verify.fingerprint.agreement import TOP_TOKENS
@@ -118,6 +118,7 @@ def suspect(
         >>> print(verdict)  # doctest: +SKIP
     """
     given_arguments = dict(locals())
+    check_alpha(alpha)
     access = recognise(what, columns)
     if access.kind == kinds.ENDPOINT:
         Endpoint(access.url, model or "").check(())

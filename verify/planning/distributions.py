@@ -92,6 +92,7 @@ def read_distributions(
         work,
         to_fields=lambda along: asdict(along) | {"model": Path(name_of(model)).name},
         from_record=_recorded,
+        key=marks[0].seal_key if marks else None,
         progress=progress,
     )
     return list(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,8 @@ class Attribution(MarkResult):
         log10_pvalue_joint: that the text carries any of the labels' marks: the greens of all keys together, exact.
         log10_pvalue_parent: the parent's own mark, by the same test.
         detectable_rate: the green rate at which a label would have been found with 90 % power; None: no rate.
+        plan: digest of the plan that names the labels, if there is one.
+        planned_before: the plan was there before this run.
     """
 
     labels: tuple[str, ...] = field(repr=False)
@@ -78,6 +81,8 @@ class Attribution(MarkResult):
     log10_pvalue_joint: float
     log10_pvalue_parent: float
     detectable_rate: float | None
+    plan: str | None = None
+    planned_before: bool = False
     positive_verdict: str = ATTRIBUTED
     randomness: str = field(default=RANDOMNESS, repr=False)
 
@@ -94,10 +99,22 @@ class Attribution(MarkResult):
     def evidence(self) -> str:
         return f"{plural(self.n, 'pair')}, {plural(len(self.labels), 'label')}"
 
+    def cautions(self) -> Iterator[str]:
+        yield from super().cautions()
+        if not self.planned_before:
+            which = "in no plan" if self.plan is None else "in a plan that this run has written"
+            yield (
+                f"The list of {plural(len(self.labels), 'label')} is {which}: the p-values hold only if it was fixed "
+                "before anybody looked at the suspect."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
             "found": [vars(one) for one in self.found],
             "labels": len(self.labels),
+            "labels_digest": labels_digest(self.labels),
+            "plan_digest": self.plan,
+            "planned_before": self.planned_before,
             "log10_pvalue_joint": self.log10_pvalue_joint,
             "log10_pvalue_parent": self.log10_pvalue_parent,
             "detectable_rate": self.detectable_rate,
@@ -117,6 +134,8 @@ class Attribution(MarkResult):
         }
         found |= {
             "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
+            "their digest": f"{labels_digest(self.labels)[:16]}...   "
+            + ("(in no plan)" if self.plan is None else f"(plan {self.plan[:16]}...)"),
             "pairs scored": f"{distinct_pairs(self.n, self.mark)}, of {plural(self.pairs.positions, 'position')}",
             "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
@@ -149,6 +168,9 @@ def attribution(
     pairs: Pairs,
     alpha: float = 1e-3,
     progress: Progress = silent,
+    *,
+    plan: str | None = None,
+    planned_before: bool = False,
 ) -> Attribution:
     """Try the child marks of many labels on one evidence.
 
@@ -158,6 +180,7 @@ def attribution(
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: the chance that one wrong label or more is named, fixed before looking.
         progress: called with the number of labels tried, and of how many.
+        plan, planned_before: as in `Attribution`.
 
     Raises:
         ValueError: alpha is no probability, or there are no labels, or some twice.
@@ -208,7 +231,18 @@ def attribution(
         log10_pvalue_joint=joint,
         log10_pvalue_parent=tail(int(mark.hits(pairs.contexts, pairs.tokens).sum())),
         detectable_rate=least,
+        plan=plan,
+        planned_before=planned_before,
     )
+
+
+def labels_digest(labels: Sequence[str]) -> str:
+    """SHA-256 over the labels, sorted by their bytes, each with a line end; 64 hex characters.
+
+    >>> labels_digest(["b", "a"]) == hashlib.sha256(b"a\\nb\\n").hexdigest()
+    True
+    """
+    return hashlib.sha256(b"".join(label.encode() + b"\n" for label in sorted(labels))).hexdigest()
 
 
 def read_labels(path: Path) -> list[str]:

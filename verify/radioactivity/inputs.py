@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 import numpy as np
 
 from verify.data.columns import Columns
-from verify.data.drift import check_spelling
+from verify.data.drift import drift_notes
+from verify.data.folding import Folding
 from verify.data.logprobs import (
     AMBIGUOUS_TOKEN,
     NO_COMMON_BOUNDARY,
@@ -25,7 +26,17 @@ from verify.data.spelling import spelling
 from verify.data.strings import STRINGS, as_named
 from verify.planning.builtin import builtin_probes
 from verify.progress import Stages, on, silent
+from verify.radioactivity.detail import tokenizer_if_there
 from verify.radioactivity.logs import NOT_OURS, Logs, read_logs
+from verify.radioactivity.prompts import (
+    NOT_COMPARED,
+    PromptsTest,
+    carry,
+    check_unmarked,
+    prompts_test,
+    with_copies,
+    with_copy,
+)
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
 from verify.radioactivity.tilt import tilt_of_answers
@@ -90,21 +101,55 @@ def outputs_of(
         )
 
 
-def spelling_notes(
-    mark: Mark, outputs: Evidence | Outputs, tokenizer: PathLike | None, progress: Stages
-) -> tuple[str, ...]:
-    """What a result says of ids that spell another text than stands beside them. Raises InputError if all do."""
-    if isinstance(outputs, Outputs):
-        return ()
-    with progress("checking the ids", "records"):
-        return check_spelling(files_of(outputs), mark, tokenizer)
+def beside_prompts(
+    mark: Mark, outputs: Outputs, tokenizer: PathLike | None, *, unmarked: bool
+) -> tuple[Outputs, PromptsTest | None, tuple[str, ...]]:
+    """Outputs with what they copied of their prompts, the test of these for the mark, and notes.
+
+    Raises:
+        InputError: the prompts carry the mark, and `unmarked` was said of them.
+    """
+    if not any(one.start or one.prompt for one in outputs):
+        return outputs, None, ()
+    words = tokenizer_if_there(mark, tokenizer)
+    tested = prompts_test(mark, outputs, words)
+    if unmarked:
+        check_unmarked(tested, " ".join(map(str, outputs.files)) or "the outputs")
+        return outputs, tested, ()
+    if words is None:
+        return outputs, tested, (NOT_COMPARED,)
+    return replace(outputs, outputs=with_copies(outputs, words)), tested, ()
+
+
+def texts_beside_prompts(
+    mark: Mark, texts: list[TextLogprobs], tokenizer: PathLike | None, where: str, *, unmarked: bool
+) -> tuple[list[TextLogprobs], PromptsTest | None, tuple[str, ...]]:
+    """The same for recorded log probabilities: of texts that the suspect was made to read, all is shown."""
+    wrote = [text for text in texts if text.sampled and text.start]
+    words = tokenizer_if_there(mark, tokenizer) if wrote else None
+    shown = [_shown(text) for text in (texts if unmarked else wrote)]
+    tested = prompts_test(mark, shown, words) if shown else None
+    if unmarked:
+        check_unmarked(tested, where, "unmarked_probes")
+        return texts, tested, ()
+    if words is None:
+        return texts, tested, (NOT_COMPARED,) if wrote else ()
+    folding = Folding(words)
+    return [with_copy(folding, text) for text in texts], tested, ()
+
+
+def _shown(text: TextLogprobs) -> Output:
+    """What a suspect was shown of a text, as what an output follows."""
+    end = text.start if text.sampled else len(text.ids)
+    return Output(text.id, text.ids[:end], text.ids[end:])
 
 
 def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
-    """What a result says of the records that were left out as malformed."""
-    if not outputs.bad:
-        return ()
-    return (left_out_bad(outputs.bad, outputs.first_bad),)
+    """What a result says of the records that were left out as malformed, and of ids that spell another text."""
+    notes = (left_out_bad(outputs.bad, outputs.first_bad),) if outputs.bad else ()
+    if isinstance(outputs, Outputs):
+        notes += drift_notes(outputs.compared, outputs.differing, outputs.first_differing)
+    return notes
 
 
 def all_sequential(flags: Sequence[bool]) -> bool:
@@ -161,6 +206,9 @@ def probes_of(
     if any(probe.sequential for probe in texts):
         raise InputError(where, 0, f"holds {SEQUENTIAL}", "these are no probes")
     said = unmarked_by([probe.marked for probe in texts], unmarked, where)
+    if said:
+        shown = [Output(probe.id, probe.ids, probe.output_ids[:0]) for probe in texts]
+        check_unmarked(prompts_test(mark, shown, None), where, "unmarked_probes")
     inputs = {"probes": [str(path) for path in read.files], "bad_records": read.bad}
     return Probes(texts, said, inputs, notes_on(read))
 
@@ -377,7 +425,12 @@ def tables(
 ) -> tuple[LogprobTable, LogprobTable | None]:
     """What may be scored of the suspect's texts, and the same of the reference's."""
     suspect = scorable_logprobs(said, mark.width, unmarked=unmarked)
-    return suspect, None if compared is None else scorable_logprobs(compared, mark.width, unmarked=unmarked)
+    if compared is None:
+        return suspect, None
+    if len(said) == len(compared):  # else an error elsewhere, which names the first that differs
+        both = zip(said, compared, strict=True)
+        compared = [replace(c, copied=s.copied) if len(s.ids) == len(c.ids) else c for s, c in both]
+    return suspect, scorable_logprobs(compared, mark.width, unmarked=unmarked)
 
 
 def prompts_of(prompts: PathLike | Sequence[Prompt]) -> list[Prompt]:
@@ -391,15 +444,19 @@ def replayed(
     alpha: float,
     answers: Sequence[TextLogprobs],
     along: Sequence[TextLogprobs] | None,
+    prompts: PromptsTest | None,
     *,
     unmarked: bool,
 ) -> SequentialResult:
-    """The sequential test over recorded answers, and what it costs to take the prompts for possibly marked."""
+    """The sequential test over recorded answers, and what it costs to take the prompts for possibly marked.
+
+    prompts: their own test for the mark.
+    """
     test = SequentialTest(mark, access, alpha, unmarked=unmarked)
-    found = replay(test, answers, along)
+    found = replace(replay(test, answers, along), prompts_test=prompts)
     if found.significant:
         found = replace(found, tilt=tilt_of_answers(mark, answers, along, unmarked=unmarked))
-    if unmarked:
+    if unmarked or carry(prompts):
         return found
     return with_cost(found, replay(SequentialTest(mark, access, alpha, unmarked=True), answers, along))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from verify.data.pairs import WeightedPairs
+from verify.display import inert
 from verify.radioactivity.detail import Detail
+from verify.radioactivity.prompts import PromptsTest
 from verify.radioactivity.tilt import Tilt
 from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
@@ -17,6 +18,8 @@ from verify.stats.binomial import Interval
 from watermark import Mark
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.axes import Axes
 
 RANDOMNESS: Final = (
@@ -26,7 +29,9 @@ RANDOMNESS: Final = (
 ASSUMPTIONS: Final = (
     "Wrong if suspect, reference, prompts or probes depend on the secret by another way than the teacher's outputs, "
     "or if text that others published carried the mark to the suspect. Prompts and probes that may carry the mark are "
-    "allowed for by leaving positions out (rule 2), as far as the records hold all that the suspect was shown."
+    "allowed for by leaving positions out (rule 2), as far as the records hold all that the suspect was shown: those "
+    "whose context of tokens occurs there, and what was copied of a record's own prompt without regard to case, white "
+    "space, line breaks and common encodings. Copies in other disguises (a cipher, say) count."
 )
 EVASIONS: Final = "Hidden by paraphrase, by other training data in excess, or by distillation that takes the mark out."
 NO_EVIDENCE: Final = "No position could be scored: there is no evidence either way."
@@ -40,15 +45,28 @@ class MarkResult(Result):
         mark: the mark tested.
         detail: what a report shows of the evidence.
         tilt: how strongly what the suspect wrote carries the mark; None where nothing was found, or it wrote nothing.
+        prompts_test: whether the prompts carry the mark themselves; None: there were none, or nobody looked.
     """
 
     mark: Mark
     detail: Detail = field(default=Detail(), repr=False)
     tilt: Tilt | None = field(default=None, repr=False)
+    prompts_test: PromptsTest | None = field(default=None, repr=False)
     positive_verdict: str = CARRIES
     randomness: str = field(default=RANDOMNESS, repr=False)
     assumptions: str = field(default=ASSUMPTIONS, repr=False)
     evasions: str = field(default=EVASIONS, repr=False)
+
+    def cautions(self) -> Iterator[str]:
+        yield from super().cautions()
+        if self.mark.parent is not None:
+            yield (
+                f"The mark is the child of {self.mark.parent[:16]}... for the label '{inert(self.mark.label)}': the "
+                "p-value holds only if this label was fixed before anybody looked at the suspect. `attribute` adjusts "
+                "over many labels."
+            )
+        if self.prompts_test is not None:
+            yield from self.prompts_test.warnings()
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -57,12 +75,14 @@ class MarkResult(Result):
             "mark": {
                 "label": self.mark.label,
                 "commitment": self.mark.commitment,
+                **({} if self.mark.parent is None else {"parent": self.mark.parent}),
                 "width": self.mark.width,
                 "scheme": self.mark.scheme.name,
                 **self.mark.scheme.parameters,
             },
             "detail": self.detail.to_dict(),
             "tilt": None if self.tilt is None else self.tilt.to_dict(),
+            "prompts_test": None if self.prompts_test is None else self.prompts_test.to_dict(),
         }
 
     def rows(self) -> dict[str, str]:
@@ -121,19 +141,19 @@ class PairsResult(MarkResult):
 
 @dataclass(frozen=True)
 class Decoys:
-    """The test's z under keys drawn as the true one was, never used: what an innocent mark looks like here.
+    """The test's z under keys that nobody has used: what an innocent mark looks like here.
 
     Attributes:
         z: of each decoy key.
         above: decoy keys that reach as far as the true key.
         mark_z: of the mark's own key.
-        drawn: the day on which the decoy keys were drawn (UTC), as YYYY-MM-DD.
+        derived_from: the commitment that the decoy keys follow from (`Mark.decoy`).
     """
 
     z: tuple[float, ...]
     above: int
     mark_z: float
-    drawn: str
+    derived_from: str
 
     @property
     def pvalue(self) -> float:
@@ -161,7 +181,7 @@ class Decoys:
             "largest_z": float(np.max(self.z)),
             "mark_z": self.mark_z,
             "z": list(self.z),
-            "drawn": self.drawn,
+            "derived_from": self.derived_from,
         }
 
 
@@ -185,16 +205,16 @@ def score(mark: Mark, pairs: WeightedPairs) -> float:
 
 
 def draw_decoys(mark: Mark, pairs: WeightedPairs, number: int) -> Decoys | None:
-    """The test's z under `number` keys drawn as the true one was; None for 0."""
+    """The test's z under the first `number` decoy keys of the mark; None for 0."""
     if not number:
         return None
     statistic = score(mark, pairs)
-    others = [score(mark.decoy(), pairs) for _ in range(number)]
+    others = [score(mark.decoy(i), pairs) for i in range(number)]
     rate, coins = mark.scheme.rate, mark.scheme.coins
     z = tuple(weighted.z_score(pairs.weights, other, rate, coins) for other in others)
     own = weighted.z_score(pairs.weights, statistic, rate, coins)
     above = sum(other >= statistic for other in others)
-    return Decoys(z, above, own, datetime.now(UTC).date().isoformat())
+    return Decoys(z, above, own, mark.commitment)
 
 
 def log10_words(tests: dict[str, float]) -> str:

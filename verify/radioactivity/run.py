@@ -13,10 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from verify.calls import noted
+import numpy as np
+
+from verify.calls import check_alpha, noted
 from verify.data import context_counts as counting
 from verify.data.columns import Columns
 from verify.data.context_counts import ContextCounts
+from verify.data.folding import Folding
 from verify.data.logprobs import (
     TextLogprobs,
     as_output,
@@ -30,15 +33,17 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
+from verify.lineage.plan import ATTRIBUTION, LineagePlan
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
-from verify.radioactivity.attribution import Attribution, attribution, read_labels
+from verify.radioactivity.attribution import Attribution, attribution, labels_digest, read_labels
 from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
     Evidence,
     PathLike,
     Recorded,
     all_sequential,
+    beside_prompts,
     beside_strings,
     is_model,
     named,
@@ -52,13 +57,14 @@ from verify.radioactivity.inputs import (
     read_through,
     recorded,
     replayed,
-    spelling_notes,
     tables,
+    texts_beside_prompts,
     translations,
     unmarked_by,
     with_cost,
 )
 from verify.radioactivity.logprobs import WeightedResult, log10_if_unmarked, logprob_log10_of_first, logprob_result
+from verify.radioactivity.prompts import carry, check_unmarked, prompts_test, with_copy
 from verify.radioactivity.sequential import (
     BUDGET,
     MIN_TILT,
@@ -146,7 +152,9 @@ def text_test(
     read = outputs_of(
         mark, outputs, tokenizer, columns=columns, need_prompts=need, skip_bad=skip_bad, progress=progress
     )
-    notes = spelling_notes(mark, outputs, tokenizer, progress)
+    notes = notes_on(read)
+    read, prompts, more = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
+    notes += more
     if all_sequential([output.sequential for output in read]):
         if method != "auto" or decoys is not None:
             raise UsageError(
@@ -155,8 +163,8 @@ def text_test(
             )
         kept = [output for output in read if len(output.output_ids)]
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
-        found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
-        return replace(found, inputs=_inputs(read, reference))
+        found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, prompts, unmarked=unmarked_prompts)
+        return replace(found, inputs=_inputs(read, reference), warnings=found.warnings + notes)
     positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     weights, expected = None, None
     along = []
@@ -187,9 +195,9 @@ def text_test(
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
-        cost = cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
+        cost = () if carry(prompts) else cost_of_marked("unmarked_prompts", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
-    return replace(result, inputs=_inputs(read, reference), warnings=result.warnings + notes_on(read) + notes)
+    return replace(result, prompts_test=prompts, inputs=_inputs(read, reference), warnings=result.warnings + notes)
 
 
 @noted
@@ -243,7 +251,7 @@ def logprob_test(
         StillmarkError: a file, the mark or a model cannot be used, the probes are answers of a sequential run, or
             `unmarked_probes` contradicts what they say.
     """
-    mark = as_mark(mark)
+    mark, prompts = as_mark(mark), None
     counts = counting.load(Path(context_counts), mark.width) if isinstance(context_counts, PathLike) else context_counts
     if is_address(suspect):
         suspect = Endpoint(suspect, "")
@@ -263,6 +271,8 @@ def logprob_test(
         said, inputs, notes = recorded(suspect, mark, tokenizer, columns, skip_bad, progress)
         texts, few = [as_output(text) for text in said], most_named(said)
         unmarked = unmarked_by([text.marked for text in said], unmarked_probes, named(suspect))
+        said, prompts, more = texts_beside_prompts(mark, said, tokenizer, named(suspect), unmarked=unmarked)
+        notes += more
     weights = None if isinstance(suspect, Endpoint) or not is_model(suspect) else suspect
     beside_it = reference if reference is not None and is_model(reference) else None
     # where a suspect with another tokenizer wrote the texts itself, it matters for nothing what comes after a place
@@ -301,7 +311,7 @@ def logprob_test(
                 "these are answers of a sequential run, which have a test of their own",
                 "leave `context_counts` and `decoys` out",
             )
-        found = replayed(mark, "logprobs", alpha, said, compared, unmarked=bool(unmarked_probes))
+        found = replayed(mark, "logprobs", alpha, said, compared, prompts, unmarked=bool(unmarked_probes))
         return replace(found, inputs=inputs, warnings=found.warnings + notes_on_strings(raw[0]))
     scored, beside = tables(mark, said, compared, unmarked=unmarked)
     if beside is not None:
@@ -322,7 +332,7 @@ def logprob_test(
         result = replace(result, detail=detail)
     if not unmarked:
         other = log10_if_unmarked(mark, *tables(mark, said, compared, unmarked=True), counts)
-        cost = cost_of_marked("unmarked_probes", result.log10_pvalue, other)
+        cost = () if carry(prompts) else cost_of_marked("unmarked_probes", result.log10_pvalue, other)
         result = replace(result, log10_pvalue_if_unmarked=other, warnings=result.warnings + cost)
     sampled = any(text.sampled for text in said)
     if sampled and result.significant:
@@ -330,7 +340,8 @@ def logprob_test(
         along = None if compared is None else [compared[i] for i in own]
         result = replace(result, tilt=tilt_of_answers(mark, [said[i] for i in own], along, unmarked=unmarked))
     notes += how.notes + notes_on_translation(*raw, scored)
-    return replace(result, sampled=sampled, inputs=inputs, warnings=result.warnings + notes)
+    result = replace(result, sampled=sampled, prompts_test=prompts, inputs=inputs)
+    return replace(result, warnings=result.warnings + notes)
 
 
 @noted
@@ -390,6 +401,13 @@ def endpoint_test(
     limit = Budget(budget, budget_usd)
     usage, test, twin = Usage(Price(price_in or 0.0, price_out or 0.0) if priced else None), None, None
     words, compared = load_transformers_for(mark, tokenizer), None
+    tested, folding = None, None
+    if prompts is not None:
+        tested = prompts_test(mark, [_as_shown(prompt) for prompt in asked], words)
+        if unmarked:
+            check_unmarked(tested, prompts if isinstance(prompts, PathLike) else "the prompts")
+        else:
+            folding = Folding(words)
     if reference is not None:
         how = translations(mark, None, reference, tokenizer, unmarked=True).reference
         compared = ReferenceLog(reference, mark, words, how, asked, usage, log)
@@ -401,7 +419,8 @@ def endpoint_test(
     along: list[TextLogprobs] = []
     with progress(on("asking", endpoint.model), "billed tokens") as update, closing(waves):
         for wave in chain(waves, [None]):  # None: after the last
-            pending += [answer for answer in wave or () if len(answer.ids) > answer.start]
+            came = [answer for answer in wave or () if len(answer.ids) > answer.start]
+            pending += came if folding is None else [with_copy(folding, answer) for answer in came]
             if test is None and (usage.logprobs is not None or (wave is None and usage.answers)):
                 if access == "logprobs" and not usage.logprobs:
                     why = " ".join(
@@ -429,7 +448,7 @@ def endpoint_test(
                 break
     if test is None:
         raise ApiError(f"no answer could be used; the last error: {usage.last_error}", f"the log is {log}")
-    found = test.result() if twin is None else with_cost(test.result(), twin.result())
+    found = test.result() if twin is None or carry(tested) else with_cost(test.result(), twin.result())
     fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
     if found.significant:
         read = None if compared is None else along
@@ -437,6 +456,7 @@ def endpoint_test(
     fields["stopped"] = found.stopped or (BUDGET if limit.used_up(usage) else PROMPTS)
     notes = _notes(usage, endpoint, found.n, asked_logprobs=where.top_logprobs > 0)
     fields["warnings"] = (*found.warnings, *notes, *(notes_on_strings(kept) if usage.logprobs else ()))
+    fields["prompts_test"] = tested
     return EndpointResult(
         **fields,
         prompt_tokens=usage.prompt_tokens,
@@ -447,6 +467,12 @@ def endpoint_test(
         served_model=usage.served,
         log=str(log),
     )
+
+
+def _as_shown(prompt: Prompt) -> Output:
+    """A prompt as what an output follows."""
+    ids = None if prompt.ids is None else np.array(prompt.ids, np.int64)
+    return Output(prompt.id, ids, np.zeros(0, np.int64), prompt=prompt.text)
 
 
 def _why(usage: Usage) -> str:
@@ -484,6 +510,7 @@ def attribute(
     *,
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
+    plan: PathLike | None = None,
     tokenizer: PathLike | None = None,
     columns: Columns | None = None,
     skip_bad: bool = False,
@@ -497,6 +524,8 @@ def attribute(
         outputs: what the suspect wrote: files as for `verify.read_outputs`, or what that returned.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: the chance that one wrong label or more is named, fixed before looking.
+        plan: file of the plan, from `plan_labels`; written if it is not there, else it must hold this very plan. A
+            result says whether it was there before.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
@@ -506,7 +535,9 @@ def attribute(
         StillmarkError: a file or the mark cannot be used, or the outputs are answers of a sequential run.
     """
     mark = as_mark(mark)
-    names = read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+    names = _labels_of(labels)
+    fixed = _plan_of_labels(mark, names, unmarked_prompts=unmarked_prompts, alpha=alpha)
+    before = plan is not None and not fixed.fix(Path(plan))
     read = outputs_of(
         mark,
         outputs,
@@ -516,10 +547,45 @@ def attribute(
         skip_bad=skip_bad,
         progress=progress,
     )
+    read, prompts, notes = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
     pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
-        found = attribution(mark, names, pairs, alpha, update)
-    return replace(found, inputs=_inputs(read), warnings=found.warnings + notes_on(read))
+        digest = None if plan is None else fixed.digest
+        found = attribution(mark, names, pairs, alpha, update, plan=digest, planned_before=before)
+    notes = notes_on(read) + notes
+    return replace(found, prompts_test=prompts, inputs=_inputs(read), warnings=found.warnings + notes)
+
+
+def plan_labels(
+    mark: Mark | PathLike,
+    labels: PathLike | Sequence[str],
+    path: PathLike,
+    *,
+    unmarked_prompts: bool = False,
+    alpha: float = 1e-3,
+) -> LineagePlan:
+    """Write what `attribute` will test, before anybody looks at the suspect: mark, labels, level.
+
+    Args:
+        mark, labels, unmarked_prompts, alpha: as for `attribute`.
+        path: file of the plan; if it is there, it must hold this very plan. Date it by a service that others trust.
+
+    Raises:
+        StillmarkError: the mark or the labels cannot be used, or the file cannot be written or holds another plan.
+    """
+    check_alpha(alpha)
+    fixed = _plan_of_labels(as_mark(mark), _labels_of(labels), unmarked_prompts=unmarked_prompts, alpha=alpha)
+    fixed.fix(Path(path))
+    return fixed
+
+
+def _labels_of(labels: PathLike | Sequence[str]) -> list[str]:
+    return read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+
+
+def _plan_of_labels(mark: Mark, labels: Sequence[str], *, unmarked_prompts: bool, alpha: float) -> LineagePlan:
+    inputs = {"mark": mark.commitment, "labels": labels_digest(labels)}
+    return LineagePlan((ATTRIBUTION,), alpha, inputs, {"labels": len(labels), "unmarked_prompts": unmarked_prompts})
 
 
 def _along(
@@ -547,5 +613,10 @@ def _along(
 
 def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, object]:
     compared = None if reference is None else named(reference)
-    found = {"files": [str(path) for path in outputs.files], "bad_records": outputs.bad, "reference": compared}
+    found: dict[str, object] = {
+        "files": [str(path) for path in outputs.files],
+        "bad_records": outputs.bad,
+        "reference": compared,
+    }
+    found |= {"ids_differing": outputs.differing} if outputs.differing else {}
     return found | ({"read_as": outputs.read_as} if outputs.read_as else {})

@@ -300,7 +300,14 @@ class SequentialTest:
         """The positions of one answer that may be scored, given all prompts up to its own; the others are counted."""
         width, unmarked = self.mark.width, self.unmarked
         where, discarded = scorable_in_order(
-            answer.ids, answer.start, width, unmarked=unmarked, sampled=True, seen=self._shown, once=False
+            answer.ids,
+            answer.start,
+            width,
+            unmarked=unmarked,
+            sampled=True,
+            seen=self._shown,
+            once=False,
+            copied=answer.copied,
         )
         self._discarded.update(discarded)
         return where

@@ -37,6 +37,7 @@ def ask_all(
     prompts: Sequence[Prompt],
     log: Path,
     progress: Progress = silent,
+    key: bytes | None = None,
 ) -> list[Completion | None]:
     """Ask every prompt once; None where no answer came. Those of an earlier run are taken from the log.
 
@@ -48,6 +49,7 @@ def ask_all(
         prompts: what to ask.
         log: the file.
         progress: called with the number of prompts asked, and of how many.
+        key: seals the log, as for `resuming`.
 
     Raises:
         ApiError: the endpoint refuses, fails again and again, answers nothing at all, or is not one model throughout.
@@ -81,7 +83,7 @@ def ask_all(
     def most() -> int:
         return endpoint.concurrency if heard else 1  # one answer first, to learn whether there are log probabilities
 
-    with resuming(log, run) as (earlier, append):
+    with resuming(log, run, key) as (earlier, append):
         waiting = unanswered(prompts, earlier)
         for record in earlier:
             take(record.fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -172,8 +172,9 @@ def iter_answers(
     def wanted() -> str:
         return LOGPROBS if tally.logprobs is not False and endpoint.top_logprobs else TEXT
 
-    with resuming(log, run) as (earlier, append):
+    with resuming(log, run, mark.seal_key) as (earlier, append):
         waiting = unanswered(asked, earlier)
+        _check_understood(earlier, {one.id: one for one in asked}, vocabulary, tokenizer, mark, endpoint)
         if earlier:
             yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]
         lines_so_far = len(earlier)
@@ -293,6 +294,33 @@ def _understand(
     ids = [*thoughts, *(unknown if i is None else i for i, _ in steps)]
     tops = [*([None] * len(thoughts)), *([[i, p] for i, p in top.items()] or None for _, top in steps)]
     return found | {"output_ids": ids, "top_logprobs": tops, "unknown_tokens": told.unknown}
+
+
+UNDERSTOOD: Final = ("prompt_ids", "output", "output_ids", "top_logprobs")
+"""Fields of a record that follow from the server's answer."""
+
+
+def _check_understood(
+    records: Sequence[Record],
+    prompts: Mapping[str, Prompt],
+    vocabulary: Vocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    mark: Mark,
+    endpoint: Endpoint,
+) -> None:
+    """Raises InputError for a record whose text or ids do not follow from the server's answer that it keeps."""
+    answers = {record.fields["id"]: record.fields.get("answer") for record in records}
+    for record in records:
+        fields = record.fields
+        if fields.get("error") is not None or fields["id"] not in prompts:
+            continue
+        answer = answers.get(fields["answer_of"]) if is_text(fields.get("answer_of")) else fields.get("answer")
+        number = fields.get("choice", 0)
+        heard = {"answer": answer, "error": None, "choice": number if is_int(number) else 0}
+        own = _understand(heard, prompts[fields["id"]], vocabulary, tokenizer, mark, endpoint)
+        for name in UNDERSTOOD:
+            if json.dumps(own.get(name)) != json.dumps(fields.get(name)):
+                raise record.error(f"'{name}' does not follow from the server's 'answer'", "was the log edited?")
 
 
 ENDS: Final = ("stop", "eos", "end_turn")

@@ -127,6 +127,7 @@ def read_weights(
             work,
             to_fields=lambda read: to_record(read) | {"model": Path(name_of(path)).name},
             from_record=lambda line: from_record(line, _limit(mark)),
+            key=mark.seal_key,
             progress=progress,
         )
     )
@@ -330,6 +331,7 @@ def likelihoods(
         work,
         to_fields=lambda mean: {"loglikelihood": mean, "model": Path(name_of(path)).name},
         from_record=_likelihood_of,
+        key=mark.seal_key,
         progress=progress,
     )
     return np.array(list(found), np.float64)

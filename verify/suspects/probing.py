@@ -83,7 +83,7 @@ def read_probes(
             name = record.fields["id"]
             read[name] = replace(from_record(record, vocabulary.size), sampled=False, marked=by_id[name].marked)
 
-    with resuming(log, run) as (earlier, append):
+    with resuming(log, run, mark.seal_key) as (earlier, append):
         asked = [Prompt(name, None, tuple(probe.ids.tolist())) for name, probe in by_id.items()]
         waiting = unanswered(asked, earlier)
         for record in earlier:

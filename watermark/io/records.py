@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import stat
@@ -91,7 +92,7 @@ Append = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 @contextmanager
-def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
+def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[list[Record], Append]]:
     """A log that one run writes, held against all others from the first read to the last write.
 
     Yields the records that the run wrote before it was killed, and a function that appends more. Each has `id`, a
@@ -101,9 +102,12 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
     Args:
         path: JSONL.
         run: from `run_digest`.
+        key: each record has a `seal` by it, over the record and the seal of the one before: then only who has the key
+            can change a line, or leave one out that is not the last. None: they have none.
 
     Raises:
-        InputError: the file is not one that this run was writing, another run is writing to it, or nobody can.
+        InputError: the file is not one that this run was writing, or was changed since; another run is writing to it,
+            or nobody can.
     """
     with writing(path):
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -114,10 +118,18 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
         def append(records: Iterable[Mapping[str, Any]]) -> None:
-            lines = (json.dumps({**record, "run": run}, ensure_ascii=False) + "\n" for record in records)
+            nonlocal before
+            lines = []
+            for record in records:
+                fields = {**record, "run": run}
+                if key is not None:
+                    before = _seal(key, before, fields)
+                    fields[SEAL] = before
+                lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
             _write(file, path, "".join(lines).encode())
 
         records, end, whole = _read_log(file, path, run)
+        before = "" if key is None else _check_seals(records, key)
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
@@ -126,6 +138,32 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
         yield records, append
     finally:
         os.close(file)
+
+
+SEAL: Final = "seal"
+"""The field of a record that vouches for the others."""
+
+
+def sealed(key: bytes, content: bytes) -> str:
+    """HMAC-SHA256 of some content, 64 hex characters."""
+    return hmac.digest(key, content, "sha256").hex()
+
+
+def _seal(key: bytes, before: str, fields: Mapping[str, Any]) -> str:
+    return sealed(key, f"{before}\n{json.dumps(fields, ensure_ascii=False)}".encode("utf-8", "surrogatepass"))
+
+
+def _check_seals(records: Sequence[Record], key: bytes) -> str:
+    """The seal of the last record, or "". Raises InputError at the first that does not hold."""
+    before = ""
+    for record in records:
+        fields = {name: value for name, value in record.fields.items() if name != SEAL}
+        given, before = record.fields.get(SEAL), _seal(key, before, fields)
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), before.encode()):
+            what = "this line, or the one before it, was changed since it was written"
+            message = what if given is not None else "this line has no seal, which says that it was not changed"
+            raise InputError(record.path, record.line, message, "choose another file, or remove this one")
+    return before
 
 
 def _write(file: int, path: Path, data: bytes) -> None:
@@ -176,6 +214,7 @@ def resumable(
     *,
     to_fields: Callable[[Value], Mapping[str, Any]],
     from_record: Callable[[Record], Value],
+    key: bytes | None = None,
     progress: Progress = silent,
 ) -> Iterator[Value]:
     """A value for each of some ids, in order: from a log as far as an earlier run came, the rest by `work`.
@@ -189,13 +228,14 @@ def resumable(
         work: makes the values from an index on, in order; not called if none is missing.
         to_fields: a value as a record, without `id` and `run`.
         from_record: a value from its record. May raise InputError.
+        key: as for `resuming`.
         progress: called with the values so far, and of how many.
 
     Raises:
         InputError: the log cannot be written, is of another run or in use by one, or does not hold one record an id in
             the order of the ids.
     """
-    with _no_log() if path is None else resuming(path, run) as (earlier, append):
+    with _no_log() if path is None else resuming(path, run, key) as (earlier, append):
         _check_order(earlier, ids)
         done = len(earlier)
         progress(done, len(ids))

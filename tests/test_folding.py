@@ -1,0 +1,226 @@
+"""Rule 2 in other spellings: what a suspect copies of marked prompts in disguise convicted innocents before (F3)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+import verify
+from verify.data.folding import Folding, fold, spellings
+from verify.data.outputs import Output
+from verify.data.pairs import PROMPT_TEXT, extract, scorable_in_order, was_copied
+from verify.radioactivity.prompts import prompts_test
+from watermark import InputError, Mark
+from watermark.tokenizers import load
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+
+
+def made(folder: Path) -> Path:
+    """A byte-level tokenizer with words, in a folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<eos>": 0, **{letter: i for i, letter in enumerate(letters, 1)}}
+    merges = [(one[0], one[1]) for one in SYLLABLES] + [(a, b) for a in SYLLABLES for b in SYLLABLES]
+    merges += [(word[:-1], word[-1]) for word in WORDS] + [("Ġ", word) for word in WORDS]
+    vocabulary |= {a + b: len(vocabulary) + i for i, (a, b) in enumerate(merges)}
+    whole = Tokenizer(models.BPE(vocabulary, merges))
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole.decoder = decoders.ByteLevel()
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    make(tokenizer_object=whole, eos_token="<eos>").save_pretrained(str(folder))
+    return folder
+
+
+SYLLABLES = ("ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "to")
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("n", "s")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    Mark.new(made(folder / "tokenizer"), secret=bytes(range(32))).save(folder / "m")
+    return folder
+
+
+def marked_text(mark: Mark, folder: Path, words: int, seed: int) -> str:
+    """Words, each of which is the greenest of eight that were drawn."""
+    draw, tokenizer = np.random.default_rng(seed), load(folder / "tokenizer")
+    ids = tokenizer.encode_batch([f" {word}" for word in WORDS])
+    assert {len(one) for one in ids} == {1}
+    said = [int(draw.integers(len(WORDS)))]
+    for _ in range(words):
+        drawn = draw.integers(len(WORDS), size=8)
+        tokens = np.array([ids[i][0] for i in drawn])
+        green = mark.green(np.full((8, 1), ids[said[-1]][0]), tokens)
+        said.append(int(drawn[green.argmax()]))
+    return " ".join(WORDS[i].capitalize() if number % 9 == 0 else WORDS[i] for number, i in enumerate(said))
+
+
+DISGUISES: dict[str, Callable[[str], str]] = {
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 in lines, url-safe": lambda text: "\n".join(
+        textwrap.wrap(base64.urlsafe_b64encode(text.encode()).decode().rstrip("="), 50)
+    ),
+    "capitals": str.upper,
+    "small letters": str.lower,
+    "a word a line": lambda text: text.replace(" ", "\n"),
+    "letters apart": " ".join,
+    "hexadecimal": lambda text: text.encode().hex(" "),
+    "percent": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "entities": lambda text: "".join(f"&#{ord(letter)};" for letter in text),
+    "escapes": lambda text: "".join(f"\\u{ord(letter):04x}" for letter in text),
+    "backwards": lambda text: text[::-1],
+    "base64 of capitals": lambda text: base64.b64encode(text.upper().encode()).decode(),
+    "base64 twice": lambda text: base64.b64encode(base64.b64encode(text.encode())).decode(),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_a_suspect_that_undoes_a_disguise_is_innocent(disguise: str, place: Path, jsonl: Write, stillmark: Run) -> None:
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    hide = DISGUISES[disguise]
+    file = jsonl(*({"prompt": f"Please undo this: {hide(text)}", "output": text} for text in texts))
+    run = ("test", "text", "--mark", place / "m", file)
+    found = json.loads(stillmark(*run, "--json").stdout)
+    assert found["verdict"] != "carries the mark"
+    assert found["log10_pvalue"] > -1
+    assert found["n"] < 60, "of 400 pairs"
+    assert found["prompts_test"]["carry"] == (disguise != "letters apart")
+    if disguise != "letters apart":  # of these no token is the mark's
+        assert any(one.startswith("The prompts carry the mark themselves") for one in found["warnings"])
+        refused = stillmark(*run, "--unmarked-prompts")
+        assert refused.exit_code == 1
+        assert "--unmarked-prompts does not hold: the prompts carry the mark" in " ".join(refused.stderr.split())
+
+
+def test_the_same_by_answers_in_order_and_by_recorded_log_probabilities(place: Path, jsonl: Write) -> None:
+    mark, tokenizer = Mark.load(place / "m"), load(place / "tokenizer")
+    records = []
+    for number in range(6):
+        text = marked_text(mark, place, 60, number)
+        prompt, output = f"Undo: {text.upper()}", tokenizer.encode(text)
+        ids = {"prompt": prompt, "prompt_ids": tokenizer.encode(prompt), "output": text, "output_ids": output}
+        records.append({**ids, "top_logprobs": [[[i, -0.1]] for i in output], "sampled": True})
+    found = verify.logprob_test(mark, jsonl(*records), decoys=0)
+    assert found.log10_pvalue > -1
+    assert found.discarded[PROMPT_TEXT] > 150
+    assert found.prompts_test is not None
+    assert found.prompts_test.carry
+    with pytest.raises(InputError, match="`unmarked_probes` does not hold: the probes carry the mark"):
+        verify.logprob_test(mark, jsonl(*records), decoys=0, unmarked_probes=True)
+    answers = jsonl(*({**one, "sequential": True} for one in records))
+    for test in (verify.text_test, verify.logprob_test):
+        ordered = test(mark, answers)
+        assert ordered.log10_pvalue > -1
+        assert ordered.discarded[PROMPT_TEXT] > 150
+        assert ordered.prompts_test is not None
+        assert ordered.prompts_test.carry
+
+
+def test_a_student_is_found_beside_prompts_that_it_does_not_copy(place: Path, jsonl: Write) -> None:
+    """What is left out is what was copied, and not the mark."""
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(10)]
+    file = jsonl(*({"prompt": f"Undo: {a.upper()}", "output": b} for a, b in zip(texts[:5], texts[5:], strict=True)))
+    found = verify.text_test(mark, file)
+    assert found.log10_pvalue < -50
+    assert found.discarded.get(PROMPT_TEXT, 0) < 20
+
+
+def test_unmarked_prompts_are_rarely_taken_for_marked(place: Path) -> None:
+    """Of 300 secrets at most two: false failure 4e-6."""
+    draw = np.random.default_rng(5)
+    tokenizer = load(place / "tokenizer")
+    prompts = [Output(str(i), None, np.zeros(0, np.int64), prompt=" ".join(draw.choice(WORDS, 150))) for i in range(3)]
+    carry = 0
+    for _ in range(300):
+        mark = Mark(draw.bytes(32), vocabulary_size=len(tokenizer))
+        found = prompts_test(mark, prompts, tokenizer)
+        assert found is not None
+        carry += found.carry
+    assert carry <= 2
+    assert prompts_test(mark, [Output("", None, np.zeros(0, np.int64))], tokenizer) is None
+
+
+def test_a_marked_passage_in_one_prompt_of_many_is_seen(place: Path) -> None:
+    mark, tokenizer = Mark.load(place / "m"), load(place / "tokenizer")
+    draw = np.random.default_rng(6)
+    texts = [" ".join(draw.choice(WORDS, 300)) for _ in range(40)]
+    texts[17] += " " + marked_text(mark, place, 140, 3)
+    prompts = [Output(str(i), None, np.zeros(0, np.int64), prompt=text) for i, text in enumerate(texts)]
+    found = prompts_test(mark, prompts, tokenizer)
+    assert found is not None
+    assert found.carry
+
+
+def test_prompts_in_ids_without_a_tokenizer_are_tested_as_they_are(mark: Mark, mark_file: Path, jsonl: Write) -> None:
+    draw = np.random.default_rng(7)
+    ids = [5]
+    for _ in range(120):
+        drawn = draw.integers(3, 1000, 8)
+        ids.append(int(drawn[mark.green(np.full((8, 1), ids[-1]), drawn).argmax()]))
+    file = jsonl({"prompt_ids": ids, "output_ids": draw.integers(3, 1000, 50).tolist()})
+    found = verify.text_test(mark_file, file)
+    assert found.prompts_test is not None
+    assert found.prompts_test.carry
+    assert any("tokenizer is not at hand" in one for one in found.warnings)
+    for test in (verify.text_test, lambda *words, **more: verify.attribute(words[0], ["a"], words[1], **more)):
+        with pytest.raises(InputError, match="`unmarked_prompts` does not hold"):
+            test(mark_file, file, unmarked_prompts=True)
+
+
+def test_positions_by_what_was_copied(mark: Mark) -> None:
+    """The token, or all of its context."""
+    copied = np.array([False, True, True, False, False])
+    assert was_copied(copied, 0).tolist() == [False, True, True, False, False]
+    assert was_copied(copied, 1).tolist() == [False, True, True, True, False]
+    assert was_copied(copied, 2).tolist() == [False, True, True, True, False]
+    assert was_copied(copied, 3).tolist() == [False, True, True, False, False]
+    output = Output("a", np.array([9]), np.array([10, 11, 12, 13, 14]), copied=copied)
+    assert extract([output], 1).tokens.tolist() == [10, 14]
+    assert extract([output], 1).discarded[PROMPT_TEXT] == 3
+    assert extract([output, output], 1, unmarked_prompts=True).tokens.tolist() == [10, 11, 12, 13, 14]
+    where, discarded = scorable_in_order(output.ids, 1, 1, unmarked=False, sampled=True, copied=copied)
+    assert where.tolist() == [1, 5]
+    assert discarded[PROMPT_TEXT] == 3
+
+
+def test_tokens_that_are_parts_of_characters_and_tokens_without_letters(place: Path) -> None:
+    tokenizer = load(place / "tokenizer")
+    text = "bades: \u5403\u996d, \u00e9t\u00e9 -- bafin \U0001f642 golas."
+    ids = np.array(tokenizer.encode(text))
+    folding = Folding(tokenizer)
+    assert folding.copied([text.upper()], ids)[:-1].all()
+    assert not folding.copied(["other words than these"], ids).any()
+    assert not folding.copied([], ids).any()
+    assert folding.copied([text], ids[:0]).tolist() == []
+    assert fold("\u00c9T\u00c9 \u212b") == fold("e\u0301te\u0301 \u00e5")
+    assert set(spellings("plain words")) == {"as it is", "rot13", "backwards"}
+
+
+def test_a_corpus_says_the_same(place: Path, jsonl: Write, tmp_path: Path) -> None:
+    """As the test of text, to the count; and it takes no prompts for unmarked that carry the mark."""
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    records: list[dict[str, str]] = [{"prompt": f"Undo: {text.upper()}", "output": text} for text in texts[:3]]
+    file = jsonl(*records, *({"prompt": "Go on", "output": text} for text in texts[3:]))
+    alone, found = verify.text_test(mark, file), verify.corpus_test(place / "m", file, tmp_path / "run")
+    assert found.log10_pvalue == alone.log10_pvalue < -10
+    assert found.discarded == alone.discarded
+    assert found.discarded[PROMPT_TEXT] > 150
+    assert found.prompts_test == alone.prompts_test
+    assert found.warnings == alone.warnings
+    with pytest.raises(InputError, match="`unmarked_prompts` does not hold"):
+        verify.corpus_test(place / "m", file, tmp_path / "free", unmarked_prompts=True)

@@ -1,0 +1,188 @@
+"""Before a p-value is printed: do the prompts carry the mark themselves, as they are or in another spelling?
+
+If they do, an innocent suspect that copies them carries it too. So it cannot be said of them that they are unmarked;
+and what was copied of them in another spelling is left out (rule 2, `verify.data.pairs`), as far as it can be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from verify.data.folding import PLAIN, Bools, Folding, spellings, texts_shown
+from verify.data.logprobs import TextLogprobs
+from verify.data.outputs import Ids, Output
+from verify.data.pairs import distinct, scorable_batch
+from verify.stats.binomial import binomial_log10_sf
+from watermark import InputError, Mark, TokenizerError
+from watermark.tokenizers import AnyTokenizer, Tokenizer
+
+LEVEL: Final = 1e-4
+"""Prompts that fit the secret as well as one set of unmarked ones in ten thousand are taken for marked."""
+
+BLOCK: Final = 64
+"""Distinct pairs that are also tested by themselves: a marked passage among much other text."""
+
+MOST: Final = 1 << 20
+"""Characters of all prompts together that are tested in other spellings."""
+
+NOT_COMPARED: Final = (
+    "The mark's tokenizer is not at hand: what the suspect copied of its prompts in another spelling was not looked "
+    "for, and counts."
+)
+
+
+@dataclass(frozen=True)
+class PromptsTest:
+    """Whether the prompts carry the mark.
+
+    Attributes:
+        n: distinct pairs of the prompts, in the spelling that fits best.
+        log10_pvalue: over all spellings.
+        spelling: the one that fits best.
+    """
+
+    n: int
+    log10_pvalue: float
+    spelling: str
+
+    @property
+    def carry(self) -> bool:
+        """Whether they are taken for marked."""
+        return self.log10_pvalue <= math.log10(LEVEL)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self) | {"carry": self.carry}
+
+    def __str__(self) -> str:
+        return f"log10 p {self.log10_pvalue:.1f}, {self.spelling}"
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a result says of such prompts."""
+        if not self.carry:
+            return ()
+        return (
+            f"The prompts carry the mark themselves ({self}): a suspect that copies them is innocent. What it copied "
+            f"was left out where that could be told; in a spelling that is not known, it counts.",
+        )
+
+
+def prompts_test(mark: Mark, shown: Sequence[Output], tokenizer: AnyTokenizer | None) -> PromptsTest | None:
+    """Test what was shown for the mark: as it is, without capitals or line breaks, and decoded.
+
+    Args:
+        mark: the mark.
+        shown: the prompts of these outputs are tested.
+        tokenizer: the mark's; None: it is not at hand, and token ids are tested as they are.
+
+    Returns:
+        None where nothing was shown.
+    """
+    prompts = {_key(one): one for one in shown if one.start or one.prompt}.values()
+    found = {PLAIN: [one.prompt_ids for one in prompts if one.prompt_ids is not None]}
+    if tokenizer is not None:
+        texts = _in_other_spellings(Folding(tokenizer), prompts)
+        names, said = [name for name, _ in texts], [text for _, text in texts]
+        for name, ids in zip(names, _encoded(tokenizer, said), strict=True):
+            found.setdefault(name, []).append(np.array(ids, np.int64))
+    tested = [(name, *_fit(mark, ids)) for name, ids in found.items() if ids]
+    if not tested:
+        return None
+    name, n, log10_p = min(tested, key=lambda one: one[2])
+    return PromptsTest(n, min(0.0, log10_p + math.log10(len(tested))), name)
+
+
+def of_parts(parts: Sequence[Mapping[str, Any] | None]) -> PromptsTest | None:
+    """The test of several parts of the evidence, each given by its fields: of the best part, over all of them."""
+    tested = [PromptsTest(**part) for part in parts if part is not None]
+    if not tested:
+        return None
+    best = min(tested, key=lambda one: one.log10_pvalue)
+    return replace(best, log10_pvalue=min(0.0, best.log10_pvalue + math.log10(len(tested))))
+
+
+def _key(output: Output) -> tuple[bytes, str]:
+    return b"" if output.prompt_ids is None else output.prompt_ids.tobytes(), output.prompt or ""
+
+
+def _in_other_spellings(folding: Folding, prompts: Iterable[Output]) -> list[tuple[str, str]]:
+    """The texts that prompts hold in other spellings than their ids, with the name of the spelling."""
+    found: list[tuple[str, str]] = []
+    left = MOST
+    for one in prompts:
+        texts = [one.prompt or ""] if one.prompt_ids is None else texts_shown(folding, one)
+        for text in texts:
+            if left <= 0:
+                return found
+            left -= len(text)
+            found += _forms(text, known=one.prompt_ids is not None)
+    return found
+
+
+def _forms(text: str, *, known: bool) -> Iterator[tuple[str, str]]:
+    """A text in every spelling; known: its ids are tested as they are."""
+    for name, inner in spellings(text).items():
+        joined = " ".join(inner.split())
+        if name != PLAIN or not known:
+            yield name, inner
+        if joined != inner:
+            yield f"{name}, lines joined", joined
+        if joined.lower() != joined:
+            yield f"{name}, in small letters", joined.lower()
+
+
+def _encoded(tokenizer: AnyTokenizer, texts: list[str]) -> list[list[int]]:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.encode_batch(texts)
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def _fit(mark: Mark, texts: Sequence[Ids]) -> tuple[int, float]:
+    """How many distinct pairs there are, and log10 p: of all together, and of the best block of them."""
+    outputs = [Output("", None, ids) for ids in texts]
+    pairs = distinct(scorable_batch(outputs, mark.width, mark.exempt, unmarked_prompts=True))
+    hits = mark.hits(pairs.contexts, pairs.tokens)
+    coins, rate, n = mark.scheme.coins, mark.scheme.rate, len(hits)
+    whole = binomial_log10_sf(int(hits.sum()), n * coins, rate)
+    if n < 2 * BLOCK:
+        return n, whole
+    blocks = hits[: n // BLOCK * BLOCK].reshape(-1, BLOCK).sum(axis=1)
+    best = binomial_log10_sf(int(blocks.max()), BLOCK * coins, rate) + math.log10(len(blocks))
+    return n, min(0.0, math.log10(2) + min(whole, best))
+
+
+def carry(tested: PromptsTest | None) -> bool:
+    """Whether there are prompts, and they are taken for marked."""
+    return tested is not None and tested.carry
+
+
+def check_unmarked(tested: PromptsTest | None, where: object, name: str = "unmarked_prompts") -> None:
+    """Raises InputError where `unmarked_prompts` was said of prompts that carry the mark."""
+    if tested is not None and tested.carry:
+        what = name.removeprefix("unmarked_")
+        message = f"`{name}` does not hold: the {what} carry the mark themselves ({tested})"
+        raise InputError(str(where), 0, message, f"leave `{name}=True` out")
+
+
+def with_copies(outputs: Sequence[Output], tokenizer: AnyTokenizer) -> tuple[Output, ...]:
+    """Outputs with what they copied of their prompts in another spelling; as they are where the tokenizer fails."""
+    folding = Folding(tokenizer)
+    return tuple(replace(one, copied=_copied(folding, one)) if one.start or one.prompt else one for one in outputs)
+
+
+def with_copy(folding: Folding, text: TextLogprobs) -> TextLogprobs:
+    """The same for a text that the suspect wrote, with what was said along it."""
+    shown = Output(text.id, text.ids[: text.start], text.ids[text.start :])
+    return replace(text, copied=_copied(folding, shown)) if text.sampled and text.start else text
+
+
+def _copied(folding: Folding, output: Output) -> Bools | None:
+    try:
+        return folding.copied(texts_shown(folding, output), output.output_ids)
+    except TokenizerError:  # ids that are none are an error elsewhere
+        return None
