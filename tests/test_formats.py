@@ -53,6 +53,7 @@ SECTIONS: Final = {
     "protect plant": "protect-plant",
     "protect canaries": "protect-canaries",
     "demo": "demo",
+    "evidence plan": "evidence-plan",
     "mark check": "mark-check",
     "mark": "the-card",
 }
@@ -72,6 +73,7 @@ MORE: Final = {
     "--max-new-tokens 8 --out W/quality",
     "student": "student --base W/parent --outputs W/written.jsonl --out W/student",
     "protect-order": "protect order --mark MARK --teacher W/units --out W/units-again",
+    "evidence-plan": "evidence plan E/outputs.jsonl --mark MARK --out W/early.json",
     "model-record": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0 --record W/kept",
 }
 """Commands that tests/test_golden.py does not have."""
@@ -92,6 +94,7 @@ RECORDS: Final = {
     "layers.mark": "the-mark-file",
     "layers.card": "the-card",
     "endpoint/plan.json": "the-plan",
+    "early.json": "the-plan",
     "endpoint/result.json": "verdict",
 }
 """Files that the commands leave in W."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from verify.data.outputs import Output, Outputs, read_outputs
     from verify.fingerprint.order import release_in_order
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
-    from verify.lineage.run import suspect
+    from verify.lineage.run import make_plan, suspect
     from verify.lineage.verdict import Verdict
     from verify.planning.demo import teacher_model
     from verify.planning.power import power
@@ -51,6 +51,7 @@ _PLACES = {
     "count_contexts": "verify.data.context_counts",
     "endpoint_test": "verify.radioactivity.run",
     "logprob_test": "verify.radioactivity.run",
+    "make_plan": "verify.lineage.run",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
     "quality": "verify.planning.quality",
@@ -80,6 +81,7 @@ __all__ = [
     "count_contexts",
     "endpoint_test",
     "logprob_test",
+    "make_plan",
     "planted_test",
     "power",
     "quality",

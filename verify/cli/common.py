@@ -88,7 +88,7 @@ alpha_option = click.option(
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
     """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
     least, hint = click.FloatRange(0, min_open=not greedy), "0: greedy." if greedy else None
-    return _together(
+    return together(
         click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
         click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
         click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
@@ -101,7 +101,7 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
     )
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in the order in which `--help` shows them."""
 
     def decorate(command: Any) -> Any:
@@ -112,7 +112,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-price_options = _together(
+price_options = together(
     click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."),
     click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
     click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
