@@ -45,7 +45,7 @@ def command(name: str | None = None, *, example: str) -> Callable[[Callable[...,
     return click.command(name, cls=Command, example=example)
 
 
-def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
+def mark_option(*, required: bool = True, name: str = "--mark", help: str = "The mark file.") -> Callable[[Any], Any]:
     """Adds `--mark FILE` and `--allow-readable-mark`, and gives the command the loaded `mark`; None: not named."""
 
     def decorate(command: Any) -> Any:
@@ -54,16 +54,18 @@ def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
             mark = None if mark_path is None else Mark.load(mark_path, allow_readable=allow_readable)
             return command(*arguments, mark=mark, **options)
 
-        return mark_file_option(required=required)(run)
+        return mark_file_option(required=required, name=name, help=help)(run)
 
     return decorate
 
 
-def mark_file_option(*, required: bool = True) -> Callable[[Any], Any]:
+def mark_file_option(
+    *, required: bool = True, name: str = "--mark", help: str = "The mark file."
+) -> Callable[[Any], Any]:
     """Adds `--mark FILE` as `mark_path` and `--allow-readable-mark` as `allow_readable`."""
 
     def decorate(command: Any) -> Any:
-        option = click.option("--mark", "mark_path", type=FILE, required=required, help="The mark file.")
+        option = click.option(name, "mark_path", type=FILE, required=required, help=help)
         return option(allow_readable_option(command))
 
     return decorate

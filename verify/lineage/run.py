@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from verify.calls import call_of
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
+from verify.evidence.scored import scored_of
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
@@ -46,7 +47,13 @@ T = TypeVar("T")
 
 PLAN: Final = "plan.json"
 PROMISED: Final = "promised.json"
-"""Files in the folder of `out`: the plan of this very run, and a copy of the one that was named."""
+STAMP: Final = "promised.tsr"
+CARD: Final = "mark.card"
+PAIRS: Final = "pairs.json"
+"""Files in the folder of `out`: the plan of this very run, copies of the one that was named and of its timestamp (the
+plan's file with `.tsr` behind its name), the card, the pairs."""
+
+PAIRS_FORMAT: Final = "stillmark-pairs/v1"
 
 
 def suspect(
@@ -140,6 +147,9 @@ def suspect(
         promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
         if folder is not None:
             promised.fix(folder / PROMISED)
+            if (stamp := Path(f"{plan}.tsr")).exists():
+                with files.writing(folder / STAMP):
+                    files.replace(folder / STAMP, stamp.read_bytes())
     lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
@@ -167,7 +177,19 @@ def suspect(
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
         found.save_html(folder / "report.html")
+        _keep(folder, given, lines)
     return found
+
+
+def _keep(folder: Path, given: Given, lines: Sequence[PlannedTest]) -> None:
+    """Keep what a bundle of the evidence holds besides: the mark's card, and the pairs of each test that has some."""
+    scored = {line.name: scored_of(line.result) for line in lines if line.result is not None}
+    pairs = {name: one.to_dict() for name, one in scored.items() if one is not None}
+    kept = {PAIRS: json.dumps({"format": PAIRS_FORMAT, "tests": pairs}) + "\n"}
+    kept |= {} if given.mark is None else {CARD: json.dumps(given.mark.card(), indent=1) + "\n"}
+    for name, text in kept.items():
+        with files.writing(folder / name):
+            files.replace(folder / name, text.encode(), 0o600 if name == PAIRS else 0o644)
 
 
 def make_plan(what: Any, **arguments: Any) -> LineagePlan:

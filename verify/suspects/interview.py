@@ -172,7 +172,7 @@ def iter_answers(
     def wanted() -> str:
         return LOGPROBS if tally.logprobs is not False and endpoint.top_logprobs else TEXT
 
-    with resuming(log, run) as (earlier, append):
+    with resuming(log, run, chained=True) as (earlier, append):
         waiting = unanswered(asked, earlier)
         if earlier:
             yield [_count(record, tally, vocabulary.size, endpoint) for record in earlier]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from watermark.errors import InputError
+from watermark.io.chain import link, read_link
 from watermark.io.fields import (
     JsonError,
     Types,
@@ -91,7 +92,7 @@ Append = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 @contextmanager
-def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
+def resuming(path: Path, run: str, *, chained: bool = False) -> Iterator[tuple[list[Record], Append]]:
     """A log that one run writes, held against all others from the first read to the last write.
 
     Yields the records that the run wrote before it was killed, and a function that appends more. Each has `id`, a
@@ -101,9 +102,11 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
     Args:
         path: JSONL.
         run: from `run_digest`.
+        chained: each record gets a `chain` (`watermark.io.chain`), unless the file was begun without.
 
     Raises:
-        InputError: the file is not one that this run was writing, another run is writing to it, or nobody can.
+        InputError: the file is not one that this run was writing, its chain is broken, another run is writing to it, or
+            nobody can.
     """
     with writing(path):
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -114,10 +117,17 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
         def append(records: Iterable[Mapping[str, Any]]) -> None:
-            lines = (json.dumps({**record, "run": run}, ensure_ascii=False) + "\n" for record in records)
+            nonlocal head
+            lines = []
+            for record in records:
+                line = json.dumps({**record, "run": run}, ensure_ascii=False)
+                if chained:
+                    line, head = link(line, head)
+                lines.append(line + "\n")
             _write(file, path, "".join(lines).encode())
 
-        records, end, whole = _read_log(file, path, run)
+        records, end, whole, head = _read_log(file, path, run)
+        chained = chained and (not records or head != "")
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
@@ -135,10 +145,10 @@ def _write(file: int, path: Path, data: bytes) -> None:
             rest = rest[os.write(file, rest) :]
 
 
-def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]:
-    """A log's records, where the last of them ends, and whether a line end stands there."""
+def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool, str]:
+    """A log's records, where the last of them ends, whether a line end stands there, and the head of its chain."""
     records: list[Record] = []
-    end, whole = 0, True
+    end, whole, head = 0, True, ""
     with os.fdopen(file, "rb", closefd=False) as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -160,9 +170,15 @@ def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]
             record = checked(Record(path, number, fields))
             if isinstance(record, InputError):
                 raise record
+            if "chain" in fields or head:
+                known, head = head, read_link(line, head)
+                if not head:
+                    what = "the first record is" if not known else "this record, or the one before it, is"
+                    message = f"{what} not the one that was written here: the chain is broken"
+                    raise InputError(path, number, message, "restore the file from a copy")
             records.append(record)
             end, whole = end + len(line), line.endswith(b"\n")
-    return records, end, whole
+    return records, end, whole, head
 
 
 Value = TypeVar("Value")
