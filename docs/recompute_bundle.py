@@ -2,10 +2,10 @@
 
     python recompute_bundle.py BUNDLE MARK
 
-BUNDLE is the file of `stillmark evidence bundle`, MARK the mark file with the secret. Prints whether the mark is the one of
-the card, and for each test with pairs how many there are, log10 p as it was claimed, and log10 p from the pairs and the
-secret; then Holm's adjustment over all tests. recompute.py and recompute_logprobs.py must lie beside this file. The
-signature is not checked here: `openssl pkeyutl -verify` does (recompute.md).
+BUNDLE is the file of `stillmark evidence bundle`, MARK the mark file with the secret. Prints whether the mark is the
+one of the card, and for each test how many pairs there are, log10 p as it was claimed, and log10 p from the pairs and
+the secret; then Holm's adjustment. recompute.py and recompute_logprobs.py must lie beside this file. The signature is
+not checked here: `openssl pkeyutl -verify` does (recompute.md).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Pairs:
         def raised(s: float) -> list[float]:
             return [1 / (1 + math.exp(min(700.0, -odds - s * a))) for a in each]
 
-        low, high = -50.0, 50.0
+        low, high = -30.0, 30.0
         for _ in range(60):
             middle = (low + high) / 2
             below = math.fsum(a * p for a, p in zip(each, raised(middle), strict=True)) < reached

@@ -169,9 +169,11 @@ def _sequential(
     parts = [test.fresh(answer, beside) for answer, beside in zip(answers, references, strict=True)]
     pairs = joined(parts, mark.width, promised.pairs.weights.shape[1])
     numbers = np.repeat(np.arange(1, len(parts) + 1), [len(one.tokens) for one in parts])
-    look = None
+    look, shared = None, compared and access == "text"
     if promised.after:
+        if not shared or promised.after > len(answers):
+            raise StillmarkError(f"no look back at {promised.after} answers could be made: there are {len(answers)}")
         first = [one for one in references[: promised.after] if one is not None]
         back = weighed_anew(mark, answers[: promised.after], first, unmarked=unmarked)
         look = WeightedPairs(back.contexts, back.tokens, back.weights[:, None])
-    return Scored(SEQUENTIAL, pairs, numbers, promised.shared, look, promised.after)
+    return Scored(SEQUENTIAL, pairs, numbers, shared, look, promised.after)

@@ -6,6 +6,7 @@ so, and counts neither for the bundle nor against it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ def check_bundle(
     secret = None if reveal is None else as_mark(reveal)
     shown = None if opening is None else _json(Path(opening))
     published = None if card is None else read_json(Path(card), "card")
+    spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
     planned = None if plan is None else read_plan(Path(plan))
     given = [Path(one) for one in outputs]
     read = {one: input_of(one, str(one)) for one in given}
@@ -97,7 +99,7 @@ def check_bundle(
         signature,
         _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
         _time(said, tsa),
-        _commitment(said, secret, published, card),
+        _commitment(said, secret, published, card, spelled),
         _inputs(said, read),
         _pairs(said, read, wrong, tokenizer),
         _numbers(said, secret, numbers),
@@ -211,14 +213,15 @@ def _commitment(
     secret: Mark | None,
     published: Mapping[str, Any] | None,
     card: PathLike | None,
+    spelled: bool,
 ) -> Checked:
     if said.card is None:
         return Checked("commitment", HOLDS, "no mark was tested")
-    wrong = []
+    wrong = [] if spelled else ["the file of the card is not written as `stillmark mark publish` writes it"]
     if published is not None:
         for name in sorted(published.keys() | said.card.keys()):
-            there, promised = said.card.get(name), published.get(name)
-            if there != promised or type(there) is not type(promised):
+            promised, there = (json.dumps(one[name]) if name in one else "missing" for one in (published, said.card))
+            if there != promised:
                 wrong.append(f"'{name}' of the card was published as {promised}, and is {there} in the bundle")
     if secret is not None:
         own = secret.card()

@@ -246,6 +246,8 @@ def differences(promised: Scored, there: Scored) -> Iterator[str]:
     if promised.rule != there.rule:
         yield f"the pairs were promised for the rule '{promised.rule}', and the files give those of '{there.rule}'"
         return
+    if promised.shared != there.shared:
+        yield f"'shared' was promised to be {promised.shared}, and is {there.shared} by the files"
     yield from _differences(promised.pairs, there.pairs, "")
     if not np.array_equal(promised.answers, there.answers) and len(promised) == len(there):
         place = int(np.flatnonzero(promised.answers != there.answers)[0])
