@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -38,13 +39,13 @@ def stamp_plan(plan: str | Path, tsa: str, out: str | Path | None = None) -> dat
         MissingExtraError: rfc3161-client is not installed.
     """
     require("rfc3161_client")
-    from rfc3161_client import TimestampRequestBuilder
+    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
 
     if not tsa.startswith(("http://", "https://")):
         raise UsageError("the address of an authority begins with http:// or https://")
     plan = Path(plan)
     message = read_plan(plan).text().encode() + b"\n"
-    request = TimestampRequestBuilder().data(message).build()
+    request = TimestampRequestBuilder().data(message).hash_algorithm(HashAlgorithm.SHA256).build()
     asked = urllib.request.Request(
         tsa, data=request.as_bytes(), headers={"Content-Type": "application/timestamp-query"}, method="POST"
     )
@@ -84,16 +85,18 @@ def _response(data: bytes) -> Any:
 
 def _time(found: Any, message: bytes) -> datetime:
     """The time of a response, if it is of this message."""
-    import hashlib
-
-    imprint = found.tst_info.message_imprint
-    if imprint.hash_algorithm.dotted_string != SHA256:
+    try:
+        info = found.tst_info
+        algorithm, imprint = info.message_imprint.hash_algorithm.dotted_string, info.message_imprint.message.hex()
+        time: datetime = info.gen_time
+    except ValueError:
+        raise StillmarkError("no timestamp of RFC 3161") from None
+    if algorithm != SHA256:
         raise StillmarkError("the timestamp is of a hash other than SHA-256")
     digest = hashlib.sha256(message).hexdigest()
-    if imprint.message.hex() != digest:
-        said = f"SHA-256 {digest[:16]}... was wanted, and it is of {imprint.message.hex()[:16]}..."
+    if imprint != digest:
+        said = f"SHA-256 {digest[:16]}... was wanted, and it is of {imprint[:16]}..."
         raise StillmarkError(f"the timestamp is of another plan: {said}")
-    time: datetime = found.tst_info.gen_time
     return time.astimezone(UTC)
 
 
