@@ -38,12 +38,14 @@ ELSEWHERE: Final = {
     "make": "it makes an environment of its own; .ci/run runs it",
     "python": "it measures for minutes, or writes into the repository, or tests/test_recompute.py runs it",
     "echo": "it writes into the home folder",
+    "openssl": "tests/test_evidence_bundle.py runs it",
     "_STILLMARK_COMPLETE=bash_source": "it writes into the home folder; test_help runs the completion itself",
 }
 """First words of commands that are not ours, and why they do not run here."""
 
 SLOW: Final = {
     "stillmark demo": "it trains two students of the real teacher",
+    "stillmark evidence timestamp": "it asks an authority; tests/test_evidence_timestamp.py has one",
     "stillmark protect plant": "the small tokenizer knows none of the answers",
     "stillmark test planted": "the small tokenizer knows none of the answers",
     "stillmark verify --planted": "the small tokenizer knows none of the answers",

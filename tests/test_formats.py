@@ -7,6 +7,7 @@ adds those of another section. A key in capitals stands for any, and a link for 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+import verify
 from tests.golden.make_evidence import EVIDENCE
 from tests.test_golden import COMMANDS, Workspace, rows, workspace
 from tests.test_prf import VECTORS
@@ -53,6 +55,10 @@ SECTIONS: Final = {
     "protect plant": "protect-plant",
     "protect canaries": "protect-canaries",
     "demo": "demo",
+    "evidence plan": "evidence-plan",
+    "evidence key": "evidence-key",
+    "evidence bundle": "evidence-bundle",
+    "evidence check": "evidence-check",
     "mark check": "mark-check",
     "mark": "the-card",
 }
@@ -72,6 +78,12 @@ MORE: Final = {
     "--max-new-tokens 8 --out W/quality",
     "student": "student --base W/parent --outputs W/written.jsonl --out W/student",
     "protect-order": "protect order --mark MARK --teacher W/units --out W/units-again",
+    "evidence-plan": "evidence plan E/outputs.jsonl --mark MARK --out W/early.json",
+    "evidence-case": "verify E/outputs.jsonl --skip-bad --mark MARK --plan W/case.plan --out W/case",
+    "evidence-key": "evidence key --out W/signing.key",
+    "evidence-bundle": "evidence bundle W/case --key W/signing.key --out W/bundle.json",
+    "evidence-check": "evidence check W/bundle.json --public-key W/signing.key.pub --reveal MARK",
+    "evidence-endpoint": "evidence bundle W/endpoint --key W/signing.key --out W/endpoint.bundle",
     "model-record": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0 --record W/kept",
 }
 """Commands that tests/test_golden.py does not have."""
@@ -92,7 +104,10 @@ RECORDS: Final = {
     "layers.mark": "the-mark-file",
     "layers.card": "the-card",
     "endpoint/plan.json": "the-plan",
+    "early.json": "the-plan",
     "endpoint/result.json": "verdict",
+    "bundle.json": "the-bundle",
+    "case/mark.card": "the-card",
 }
 """Files that the commands leave in W."""
 
@@ -366,6 +381,40 @@ def test_the_files_of_a_verdict(made: Made) -> None:
     assert json.dumps(json.loads(line), sort_keys=True).encode() == line[:-1]
     assert json.loads(line) == printed["plan"] | {"format": "stillmark-plan/v1"}
     assert json.loads((folder / "result.json").read_text()) == printed
+
+
+@pytest.mark.slow
+def test_what_a_bundle_holds_is_documented(made: Made) -> None:
+    """The predicate, and the pairs of each test; of text, and of an endpoint's answers."""
+    seen: Seen = set()
+    for name in ("bundle.json", "endpoint.bundle"):
+        payload = base64.b64decode(json.loads((made.here.folder / name).read_text())["payload"])
+        predicate = json.loads(payload)["predicate"]
+        assert not problems(predicate, "the-predicate", seen)
+        for pairs in predicate["pairs"].values():
+            assert not problems(pairs, "scored-pairs", seen)
+    missing = {(one, key) for one in ("the-predicate", "scored-pairs") for key in PAGES[one].keys} - seen
+    assert missing <= {("the-predicate", "promised.KEY"), ("the-predicate", "card.KEY")}
+    kept = json.loads((made.here.folder / "case" / "pairs.json").read_text())
+    assert kept["format"] == "stillmark-pairs/v1"
+    assert (made.here.folder / "case" / "pairs.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+def test_the_log_of_an_endpoint_is_held_against_its_bundle(made: Made, tmp_path: Path) -> None:
+    """The pairs are found again in the log, and whatever is done to the log is named."""
+    here = made.here.folder
+    log = here / "endpoint" / "readings" / "mark.jsonl"
+    whole = verify.check_bundle(here / "endpoint.bundle", reveal=here / "small.mark", outputs=[log])
+    assert whole.differences == ()
+    assert "found again in the files" in str(whole)
+    lines = log.read_bytes().splitlines(True)
+    for changed in (lines[:-1], lines[1:], [*lines, lines[-1]], [lines[1], lines[0], *lines[2:]]):
+        (tmp_path / "mark.jsonl").write_bytes(b"".join(changed))
+        found = verify.check_bundle(here / "endpoint.bundle", outputs=[tmp_path / "mark.jsonl"])
+        said = " ".join(found.differences)
+        assert "record" in said
+        assert "chain" in said
 
 
 def test_the_digest_of_a_model_folder(tmp_path: Path) -> None:

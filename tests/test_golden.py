@@ -148,7 +148,7 @@ VALUES: Final = {"excess": "surprise"}
 
 DROPPED: Final = frozenset({
     "decoys",  # drawn at random
-    "version", "plan_digest", "work",  # of this machine or this release
+    "version", "plan_digest", "work", "started",  # of this machine or this release
     "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
     "evasions", "rule", "shows_not", "summary",  # prose
     "call", "detail", "tilt",  # tests/test_report.py, tests/test_tilt.py

@@ -265,7 +265,8 @@ COMMANDS = [
     "mark new", "mark show", "mark publish", "mark derive", "mark check", "generate", "student", "verify", "test text",
     "test logprobs", "test model", "test endpoint", "test corpus", "test weights", "test agreement", "test planted",
     "test canaries", "protect order", "protect plant", "protect canaries", "attribute", "count-contexts", "probes",
-    "power", "quality", "report", "demo",
+    "power", "quality", "report", "evidence plan", "evidence timestamp",
+    "evidence key", "evidence bundle", "evidence check", "demo",
 ]  # fmt: skip
 
 

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from verify.corpus.test import CorpusResult, corpus_test
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
+    from verify.evidence.bundle import make_bundle
+    from verify.evidence.check import check_bundle
+    from verify.evidence.checked import CheckResult
     from verify.fingerprint.order import release_in_order
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
-    from verify.lineage.run import suspect
+    from verify.lineage.run import make_plan, suspect
     from verify.lineage.verdict import Verdict
     from verify.planning.demo import teacher_model
     from verify.planning.power import power
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from verify.suspects.endpoint import Endpoint
 
 _PLACES = {
+    "CheckResult": "verify.evidence.checked",
     "CorpusResult": "verify.corpus.test",
     "ContextCounts": "verify.data.context_counts",
     "Endpoint": "verify.suspects.endpoint",
@@ -47,10 +51,13 @@ _PLACES = {
     "agreement_test": "verify.fingerprint.run",
     "attribute": "verify.radioactivity.run",
     "canary_test": "verify.fingerprint.run",
+    "check_bundle": "verify.evidence.check",
     "corpus_test": "verify.corpus.test",
     "count_contexts": "verify.data.context_counts",
     "endpoint_test": "verify.radioactivity.run",
     "logprob_test": "verify.radioactivity.run",
+    "make_bundle": "verify.evidence.bundle",
+    "make_plan": "verify.lineage.run",
     "plan_labels": "verify.radioactivity.run",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
@@ -65,6 +72,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "CheckResult",
     "ContextCounts",
     "CorpusResult",
     "Endpoint",
@@ -77,10 +85,13 @@ __all__ = [
     "agreement_test",
     "attribute",
     "canary_test",
+    "check_bundle",
     "corpus_test",
     "count_contexts",
     "endpoint_test",
     "logprob_test",
+    "make_bundle",
+    "make_plan",
     "plan_labels",
     "planted_test",
     "power",

@@ -24,6 +24,7 @@ OPTIONS: Final = {
     "controls": "--control",
     "decoys": "--decoys",
     "delta": "--delta",
+    "deviate": "--deviate",
     "effect": "--effect",
     "labels": "--labels",
     "layers": "--layers",

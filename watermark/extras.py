@@ -17,6 +17,8 @@ EXTRAS: Final = {
     "ray": "ray",
     "matplotlib": "plot",
     "gguf": "demo",
+    "rfc3161_client": "evidence",
+    "securesystemslib": "evidence",
 }
 """Which extra brings a package."""
 

@@ -14,6 +14,7 @@ from verify.cli import (
     corpus,
     count_contexts,
     demo,
+    evidence,
     fingerprints,
     generate,
     mark,
@@ -85,6 +86,7 @@ main.add_command(mark.mark)
 main.add_command(generate.generate)
 main.add_command(verify.verify)
 main.add_command(report.report)
+main.add_command(evidence.evidence)
 main.add_command(attribute.attribute)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)

@@ -45,7 +45,7 @@ def command(name: str | None = None, *, example: str) -> Callable[[Callable[...,
     return click.command(name, cls=Command, example=example)
 
 
-def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
+def mark_option(*, required: bool = True, name: str = "--mark", help: str = "The mark file.") -> Callable[[Any], Any]:
     """Adds `--mark FILE` and `--allow-readable-mark`, and gives the command the loaded `mark`; None: not named."""
 
     def decorate(command: Any) -> Any:
@@ -54,16 +54,18 @@ def mark_option(*, required: bool = True) -> Callable[[Any], Any]:
             mark = None if mark_path is None else Mark.load(mark_path, allow_readable=allow_readable)
             return command(*arguments, mark=mark, **options)
 
-        return mark_file_option(required=required)(run)
+        return mark_file_option(required=required, name=name, help=help)(run)
 
     return decorate
 
 
-def mark_file_option(*, required: bool = True) -> Callable[[Any], Any]:
+def mark_file_option(
+    *, required: bool = True, name: str = "--mark", help: str = "The mark file."
+) -> Callable[[Any], Any]:
     """Adds `--mark FILE` as `mark_path` and `--allow-readable-mark` as `allow_readable`."""
 
     def decorate(command: Any) -> Any:
-        option = click.option("--mark", "mark_path", type=FILE, required=required, help="The mark file.")
+        option = click.option(name, "mark_path", type=FILE, required=required, help=help)
         return option(allow_readable_option(command))
 
     return decorate
@@ -88,7 +90,7 @@ alpha_option = click.option(
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
     """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
     least, hint = click.FloatRange(0, min_open=not greedy), "0: greedy." if greedy else None
-    return _together(
+    return together(
         click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
         click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
         click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
@@ -108,7 +110,7 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
     )
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in the order in which `--help` shows them."""
 
     def decorate(command: Any) -> Any:
@@ -119,7 +121,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-price_options = _together(
+price_options = together(
     click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."),
     click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
     click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),

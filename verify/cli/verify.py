@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from verify.cli.common import (
     reference_option,
     result_options,
     skip_bad_option,
+    together,
     tokenizer_option,
     unmarked_probes_option,
     unmarked_prompts_option,
@@ -37,24 +40,66 @@ VERDICTS = (
 )
 
 
+def planned_options(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds SUSPECT and the options from which the plan follows, with the suspect and its probes as they were named."""
+
+    @wraps(run)
+    def ready(
+        what: tuple[str, ...],
+        probes: tuple[Path, ...],
+        unmarked_probes: bool,
+        unmarked_prompts: bool,
+        **options: Any,
+    ) -> Any:
+        return run(
+            what[0] if len(what) == 1 else what,
+            probes=probes or None,
+            unmarked_probes=unmarked_probes or None,
+            unmarked_prompts=unmarked_prompts or None,
+            **options,
+        )
+
+    return _planned(ready)
+
+
+_planned = together(
+    click.argument("what", metavar="SUSPECT...", nargs=-1, required=True),
+    mark_option(required=False),
+    click.option("--teacher", type=FILE, help="Folder of the teacher's weights, to compare the suspect's with."),
+    reference_option,
+    click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an unrelated model; repeat."),
+    click.option("--base", type=FILE, help="Folder of the suspect's own base, for agreement."),
+    click.option("--probes", type=FILE, multiple=True, help="Texts to read along [default: those of the package]."),
+    unmarked_probes_option,
+    click.option("--prompts", type=FILE, help="What to ask an endpoint [default: those of the package]."),
+    unmarked_prompts_option,
+    click.option(
+        "--planted", type=click.IntRange(1), help="Number of planted answers that the teacher carries: ask them."
+    ),
+    click.option("--canaries", type=FILE, help="All candidates of `stillmark protect canaries`."),
+    click.option(
+        "--ordered", is_flag=True, help="The teacher was released in the mark's order; --teacher is from before."
+    ),
+    click.option("--model", help="The name that an endpoint knows the suspect by [default: the one that it serves]."),
+    click.option(
+        "--budget-tokens",
+        "budget",
+        type=click.IntRange(1),
+        default=50_000,
+        show_default=True,
+        help="To be billed at an endpoint, for the mark.",
+    ),
+    price_options,
+    tokenizer_option,
+    columns_option,
+    click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed."),
+    alpha_option,
+    skip_bad_option,
+)
+
+
 @command("verify", example="verify demo/marked_student --mark demo/demo.mark")
-@click.argument("what", metavar="SUSPECT...", nargs=-1, required=True)
-@mark_option(required=False)
-@click.option("--teacher", type=FILE, help="Folder of the teacher's weights, to compare the suspect's with.")
-@reference_option
-@click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an unrelated model; repeat.")
-@click.option("--base", type=FILE, help="Folder of the suspect's own base, for agreement.")
-@click.option("--probes", type=FILE, multiple=True, help="Texts to read along [default: those of the package].")
-@unmarked_probes_option
-@click.option("--prompts", type=FILE, help="What to ask an endpoint [default: those of the package].")
-@unmarked_prompts_option
-@click.option("--planted", type=click.IntRange(1), help="Number of planted answers that the teacher carries: ask them.")
-@click.option("--canaries", type=FILE, help="All candidates of `stillmark protect canaries`.")
-@click.option("--ordered", is_flag=True, help="The teacher was released in the mark's order; --teacher is from before.")
-@click.option("--model", help="The name that an endpoint knows the suspect by [default: the one that it serves].")
-@click.option("--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True,
-              help="To be billed at an endpoint, for the mark.")  # fmt: skip
-@price_options
+@planned_options
 @click.option(
     "--out", type=FILE, help="Folder to keep the plan, what was read (to resume from), result.json and report.html in."
 )
@@ -62,19 +107,9 @@ VERDICTS = (
     "--confidential", is_flag=True, help="Leave passages of the suspect's text and single pairs out of these."
 )
 @click.option("--plan", type=FILE, help="File of the plan: written if not there, else it must be this one.")
-@tokenizer_option
-@columns_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed.")
-@alpha_option
-@skip_bad_option
+@click.option("--deviate", is_flag=True, help="The --plan may be another one: say where this run deviates from it.")
 @result_options(*VERDICTS)
-def verify(
-    what: tuple[str, ...],
-    probes: tuple[Path, ...],
-    unmarked_probes: bool,
-    unmarked_prompts: bool,
-    **options: Any,
-) -> Verdict:
+def verify(what: Any, **options: Any) -> Verdict:
     """Say what happened: was the teacher copied, distilled, both, or neither as far as seen?
 
     SUSPECT is a folder of weights, the http(s):// address of an endpoint, or files of what it wrote or of its log
@@ -83,11 +118,4 @@ def verify(
     """
     from verify import suspect
 
-    return suspect(
-        what[0] if len(what) == 1 else what,
-        probes=probes or None,
-        unmarked_probes=unmarked_probes or None,
-        unmarked_prompts=unmarked_prompts or None,
-        progress=progress,
-        **options,
-    )
+    return suspect(what, progress=progress, **options)

@@ -168,6 +168,8 @@ class Document:
         rule: how several tests make one verdict.
         inputs: SHA-256 (or commitment) of what went in, by name.
         plan: digest of the plan; empty where there was none.
+        promised: digest of the plan that was promised; empty where none was.
+        deviations: where the plan differs from that one, a sentence each.
         versions: of the packages.
         date: the day of the test; empty if it is not known.
         command: how to repeat it; empty if it is not known, needs Python, or is too long to show.
@@ -189,6 +191,8 @@ class Document:
     versions: dict[str, str]
     date: str
     command: str
+    promised: str = ""
+    deviations: tuple[str, ...] = ()
 
 
 WANTED: Final = "name a result.json that `stillmark verify --out` wrote, or what a test printed with --json"
@@ -281,6 +285,8 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
         versions=_versions(call),
         date=_text(call, "date", ""),
         command=_command(found, call),
+        promised=_text(found, "promised_digest", "") if found.get("promised_digest") is not None else "",
+        deviations=tuple(_texts(found, "deviations")),
     )
 
 

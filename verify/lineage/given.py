@@ -16,6 +16,10 @@ from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds
 from verify.lineage.access import Access
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.planning import builtin
+from verify.radioactivity.run import DECOYS
+from verify.radioactivity.sequential import LOOKS, MAX_FUTILE, MIN_TILT
+from verify.radioactivity.text import BINOMIAL, EXCESS
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError
@@ -138,6 +142,11 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     if given.mark is not None:
         inputs["mark"] = given.mark.commitment
     inputs["calibration"] = files.sha256(Path(independence.__file__).with_name("independent.json"))
+    package = Path(builtin.__file__)
+    if given.probes is None and given.access.kind == kinds.WEIGHTS and MARK in lines:
+        inputs["probes of the package"] = files.sha256(package.with_name("answers.json"))
+    if given.prompts is None and given.access.kind == kinds.ENDPOINT and MARK in lines:
+        inputs["prompts of the package"] = files.sha256(package.with_name("questions.py"))
     settings: dict[str, Any] = {
         "version": importlib.metadata.version("stillmark"),
         "access": given.access.kind,
@@ -148,11 +157,16 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
         "planted": given.planted,
         "top": TOP_TOKENS,
         "top_without_logprobs": 1,
+        "adjustment": "Holm, over the tests with a result",
+        "decoys": DECOYS,
     }
+    if given.access.kind in (kinds.TEXT, kinds.LOGPROBS):
+        settings["method"] = BINOMIAL if given.reference is None else EXCESS
     if given.access.kind == kinds.ENDPOINT:
         how = "chat completions" if given.probes is None else "completions along probes, or else chat completions"
         settings |= {"budget_tokens": given.budget, "endpoint": how, "model": given.model}
         settings |= {"budget_usd": given.budget_usd, "price_in": given.price_in, "price_out": given.price_out}
+        settings["stopping"] = {"futility": MAX_FUTILE, "least": MIN_TILT, "looks": len(LOOKS)}
     if given.columns is not None:
         settings["columns"] = dict(given.columns)
     return LineagePlan(tuple(lines), alpha, inputs, settings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from watermark import InputError
+from watermark import InputError, StillmarkError
 from watermark.io import files
+from watermark.io.fields import JsonError, Types, is_number, is_text, list_of, load_object, wrong_field
 
 WEIGHTS: Final = "weights"
 SHUFFLED: Final = "weights, units shuffled"
@@ -24,6 +26,17 @@ ATTRIBUTION: Final = "attribution"
 """The only line of the plan of an attribution, which is no verdict."""
 
 FORMAT: Final = "stillmark-plan/v1"
+
+MAX_BYTES: Final = 16 << 20
+"""Of a plan that is read from a file."""
+
+_TYPES: Final[Types] = {
+    "format": (lambda value: value == FORMAT, f"'{FORMAT}'"),
+    "lines": (list_of(lambda value: value in LINES), "a list of the names of tests"),
+    "alpha": (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1"),
+    "inputs": (lambda value: isinstance(value, dict) and all(map(is_text, value.values())), "an object of digests"),
+    "settings": (lambda value: isinstance(value, dict), "an object"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class LineagePlan:
     @property
     def digest(self) -> str:
         """SHA-256 of the plan, 64 hex characters."""
-        return hashlib.sha256(self._json().encode()).hexdigest()
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,29 +69,105 @@ class LineagePlan:
             "settings": self.settings,
         }
 
-    def fix(self, path: Path) -> bool:
+    def fix(self, path: str | Path) -> bool:
         """Write the plan, if the file is not there; else see that it is the same. Returns whether it was written.
 
         Raises:
-            InputError: the file holds another plan, or cannot be read or written.
+            InputError: the file holds another plan (the message says where they differ), or cannot be read or written.
         """
-        text = self._json() + "\n"
+        return not self.held_to(Path(path))[1]
+
+    def held_to(self, path: Path, *, deviate: bool = False) -> tuple[LineagePlan, bool, list[str]]:
+        """The plan that a file promises, which is this one and is written if there is no such file.
+
+        Args:
+            path: the file.
+            deviate: the file may hold another plan.
+
+        Returns:
+            the plan that the file holds, whether it was there before, and the deviations from it.
+
+        Raises:
+            InputError: the file holds another plan and `deviate` is False, or cannot be read or written.
+        """
         with files.writing(path):
             try:
-                files.create(path, text.encode())
+                files.create(path, (self.text() + "\n").encode())
             except FileExistsError:
                 pass
             else:
-                return True
-        try:
-            same = path.read_text() == text
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(path, 0, f"cannot read the plan: {error}") from None
-        if not same:
+                return self, False, []
+        promised = read_plan(path)
+        found = list(self.deviations(promised))
+        if found and not deviate:
             raise InputError(
-                path, 0, "holds another plan than this one", "a plan is made once, before the suspect is read"
+                path,
+                0,
+                f"holds another plan than this one: {'; '.join(found)}",
+                "a plan is made once, before the suspect is read; `deviate=True` goes on, and says so in the result",
             )
-        return False
+        return promised, True, found
 
-    def _json(self) -> str:
+    def deviations(self, promised: LineagePlan) -> Iterator[str]:
+        """Where this plan differs from the one that was promised, a sentence each.
+
+        >>> plan = LineagePlan(("mark",), 1e-3, {}, {"seed": 0})
+        >>> list(LineagePlan(("mark",), 1e-2, {}, {"seed": 0}).deviations(plan))
+        ['alpha: 0.001 was planned, and 0.01 was done']
+        """
+        theirs, ours = _flat(promised.to_dict()), _flat(self.to_dict())
+        for name in sorted(theirs.keys() | ours.keys()):
+            planned, done = theirs.get(name, "nothing"), ours.get(name, "nothing")
+            if planned != done:
+                yield f"{name}: {planned} was planned, and {done} was done"
+
+    def text(self) -> str:
+        """The one line of JSON that a plan's file holds, without its end; its SHA-256 is the digest."""
         return json.dumps({"format": FORMAT} | self.to_dict(), sort_keys=True)
+
+
+def plan_of_fields(fields: Mapping[str, Any]) -> LineagePlan:
+    """A plan as it stands in JSON.
+
+    Raises:
+        StillmarkError: it is none, or has another key than a plan has.
+    """
+    if wrong := wrong_field(fields, _TYPES):
+        raise StillmarkError(f"no plan: {wrong}")
+    for name in sorted(_TYPES.keys() ^ fields.keys()):
+        raise StillmarkError(f"no plan: it has {'no' if name in _TYPES else 'a'} '{name[:40]}'")
+    inputs, settings = dict(fields["inputs"]), dict(fields["settings"])
+    return LineagePlan(tuple(fields["lines"]), fields["alpha"], inputs, settings)
+
+
+def read_plan(path: Path) -> LineagePlan:
+    """The plan in a file, which must be written as plans are: the digest of a plan is that of its file.
+
+    Raises:
+        InputError: the file cannot be read, or holds no plan.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no plan")
+        data = path.read_bytes()
+        plan = plan_of_fields(load_object(data))
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read the plan: {error.strerror}") from None
+    except JsonError as error:
+        raise InputError(path, 0, f"no plan: {error}") from None
+    except InputError:
+        raise
+    except StillmarkError as error:
+        raise InputError(path, 0, str(error)) from None
+    if data != (plan.text() + "\n").encode():
+        raise InputError(path, 0, "a plan is one line of JSON with its keys in order", "restore it from a copy")
+    return plan
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a plan as JSON, those of `inputs` and `settings` by their own names."""
+    found: dict[str, str] = {}
+    for name, value in fields.items():
+        several = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        found |= {key: json.dumps(one, sort_keys=True) for key, one in several.items()}
+    return found

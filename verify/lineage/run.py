@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from verify.calls import call_of, check_alpha
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
+from verify.evidence.scored import scored_of
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
@@ -42,6 +45,16 @@ from watermark.models import model_digest
 PathLike = str | Path
 T = TypeVar("T")
 
+PLAN: Final = "plan.json"
+PROMISED: Final = "promised.json"
+STAMP: Final = "promised.tsr"
+CARD: Final = "mark.card"
+PAIRS: Final = "pairs.json"
+"""Files in the folder of `out`: the plan of this very run, copies of the one that was named and of its timestamp (the
+plan's file with `.tsr` behind its name), the card, the pairs."""
+
+PAIRS_FORMAT: Final = "stillmark-pairs/v1"
+
 
 def suspect(
     what: Any,
@@ -69,6 +82,7 @@ def suspect(
     columns: Columns | None = None,
     skip_bad: bool = False,
     plan: PathLike | None = None,
+    deviate: bool = False,
     out: PathLike | None = None,
     confidential: bool = False,
     progress: Stages = silent,
@@ -104,6 +118,7 @@ def suspect(
         columns: where the fields are in recorded outputs of no known shape: `{"prompt": "question", "output": "text"}`.
         skip_bad: count malformed records instead of stopping at the first.
         plan: file of the plan: written if not there, else it must hold this very plan.
+        deviate: the plan in that file may be another one: the result names every deviation from it.
         out: folder to keep the plan, what was read (a killed run goes on from there), `result.json` and `report.html`
             in. For an endpoint None means a folder named after the host: answers cost money.
         confidential: leave passages of the suspect's text and single pairs out of the result and the report.
@@ -118,51 +133,23 @@ def suspect(
         >>> print(verdict)  # doctest: +SKIP
     """
     given_arguments = dict(locals())
-    check_alpha(alpha)
-    access = recognise(what, columns)
-    if access.kind == kinds.ENDPOINT:
-        Endpoint(access.url, model or "").check(())
-        check_prices(budget_usd, price_in, price_out)
-        out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
-    elif (budget_usd, price_in, price_out) != (None, None, None):
-        raise UsageError("`budget_usd` and prices are for an endpoint", "leave them out")
-    folder = None if out is None else Path(out)
-    given = Given(
-        access=access,
-        mark=None if mark is None else as_mark(mark),
-        teacher=None if teacher is None else Path(teacher),
-        reference=reference,
-        controls=tuple(map(Path, controls)),
-        base=None if base is None else Path(base),
-        probes=probes,
-        prompts=prompts,
-        unmarked_probes=unmarked_probes,
-        unmarked_prompts=unmarked_prompts,
-        planted=planted,
-        canaries=canaries,
-        ordered=ordered,
-        model=model,
-        budget=budget,
-        budget_usd=budget_usd,
-        price_in=price_in,
-        price_out=price_out,
-        seed=seed,
-        tokenizer=tokenizer,
-        skip_bad=skip_bad,
-        readings=None if folder is None else folder / "readings",
-        columns=columns,
-    )
-    check_usage(given)
-    unplanned = unplanned_of(given)
-    if len(unplanned) == len(LINES):
-        raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
-    fixed = plan_of(given, [name for name in LINES if name not in unplanned], alpha)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    given, fixed, unplanned, folder = _prepared(given_arguments)
+    access = given.access
+    if deviate and plan is None:
+        raise UsageError("`deviate` is from a `plan`", "name its file")
     if folder is not None:
         with files.writing(folder):
             (folder / "readings").mkdir(parents=True, exist_ok=True)
-        fixed.fix(folder / "plan.json")
+        fixed.fix(folder / PLAN)
+    promised, deviations = None, list[str]()
     if plan is not None:
-        fixed.fix(Path(plan))
+        promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
+        if folder is not None:
+            promised.fix(folder / PROMISED)
+            if (stamp := Path(f"{plan}.tsr")).exists():
+                with files.writing(folder / STAMP):
+                    files.replace(folder / STAMP, stamp.read_bytes())
     lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
@@ -173,6 +160,9 @@ def suspect(
         access=access.kind,
         teacher=None if given.teacher is None else str(given.teacher),
         plan=fixed,
+        promised=promised,
+        deviations=tuple(deviations),
+        started=started,
         lines=lines,
         keyed=ordered,
         own_writing=_own_writing(access.kind, made),
@@ -187,7 +177,70 @@ def suspect(
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
         found.save_html(folder / "report.html")
+        _keep(folder, given, lines)
     return found
+
+
+def _keep(folder: Path, given: Given, lines: Sequence[PlannedTest]) -> None:
+    """Keep what a bundle of the evidence holds besides: the mark's card, and the pairs of each test that has some."""
+    scored = {line.name: scored_of(line.result) for line in lines if line.result is not None}
+    pairs = {name: one.to_dict() for name, one in scored.items() if one is not None}
+    kept = {PAIRS: json.dumps({"format": PAIRS_FORMAT, "tests": pairs}) + "\n"}
+    kept |= {} if given.mark is None else {CARD: json.dumps(given.mark.card(), indent=1) + "\n"}
+    for name, text in kept.items():
+        with files.writing(folder / name):
+            files.replace(folder / name, text.encode(), 0o600 if name == PAIRS else 0o644)
+
+
+def make_plan(what: Any, **arguments: Any) -> LineagePlan:
+    """What `suspect` would test with these arguments, and at which level; the suspect is recognised, and not read.
+
+    Publish the digest of the plan, with a date that others can confirm, before you look at the suspect.
+
+    Args:
+        what: the suspect.
+        arguments: those of `suspect`.
+
+    Raises:
+        StillmarkError: something that was named cannot be read, or nothing can be tested with it.
+
+    Example:
+        >>> import verify
+        >>> plan = verify.make_plan("suspect/", mark="teacher.mark")  # doctest: +SKIP
+        >>> plan.fix("plan.json"), plan.digest  # doctest: +SKIP
+    """
+    bound = inspect.signature(suspect).bind(what, **arguments)
+    bound.apply_defaults()
+    return _prepared(bound.arguments)[1]
+
+
+def _prepared(arguments: Mapping[str, Any]) -> tuple[Given, LineagePlan, dict[str, str], Path | None]:
+    """The arguments of `suspect` made ready, the plan, the tests that are not planned, and the folder of `out`."""
+    named = dict(arguments)
+    access = recognise(named.pop("what"), named["columns"])
+    model, out = named["model"], named.pop("out")
+    money = tuple(named[name] for name in ("budget_usd", "price_in", "price_out"))
+    if access.kind == kinds.ENDPOINT:
+        Endpoint(access.url, model or "").check(())
+        check_prices(*money)
+        out = out or f"stillmark-{access.shown.partition('://')[2].partition('/')[0].replace(':', '-')}"
+    elif money != (None, None, None):
+        raise UsageError("`budget_usd` and prices are for an endpoint", "leave them out")
+    folder = None if out is None else Path(out)
+    alpha = named.pop("alpha")
+    check_alpha(alpha)
+    for name in ("plan", "deviate", "confidential", "progress"):
+        named.pop(name)
+    for name in ("teacher", "base"):
+        named[name] = None if named[name] is None else Path(named[name])
+    named["mark"] = None if named["mark"] is None else as_mark(named["mark"])
+    named["controls"] = tuple(map(Path, named["controls"]))
+    given = Given(access=access, readings=None if folder is None else folder / "readings", **named)
+    check_usage(given)
+    unplanned = unplanned_of(given)
+    if len(unplanned) == len(LINES):
+        raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
+    return given, plan_of(given, [name for name in LINES if name not in unplanned], alpha), unplanned, folder
 
 
 def _digests(given: Given) -> dict[str, str]:

@@ -133,6 +133,9 @@ class Verdict:
         access: what could be had of it: `weights`, `endpoint`, `text` or `log probabilities`.
         teacher: the teacher's folder, if one was named.
         plan: what was fixed beforehand.
+        promised: the plan in the file that was named; None: none was.
+        deviations: where the two differ, a sentence each.
+        started: when the suspect began to be read, UTC in ISO 8601; empty: not known.
         lines: every planned test.
         keyed: the teacher was released in the order of its mark.
         own_writing: what was scored for the mark is what the suspect wrote itself, so that it may be a relay's.
@@ -149,6 +152,9 @@ class Verdict:
     teacher: str | None
     plan: LineagePlan
     lines: tuple[PlannedTest, ...] = field(repr=False)
+    promised: LineagePlan | None = field(default=None, repr=False)
+    deviations: tuple[str, ...] = ()
+    started: str = ""
     keyed: bool = False
     own_writing: bool = False
     unplanned: dict[str, str] = field(default_factory=dict, repr=False)
@@ -269,6 +275,9 @@ class Verdict:
             "alpha": self.plan.alpha,
             "plan": self.plan.to_dict(),
             "plan_digest": self.plan.digest,
+            "promised_digest": None if self.promised is None else self.promised.digest,
+            "deviations": list(self.deviations),
+            "started": self.started,
             "notes": list(self.notes),
             "out": self.out,
             "call": None if self.call is None else self.call.to_dict(),
@@ -294,7 +303,10 @@ class Verdict:
         wide = [max(len(row[i]) for row in (heads, *table)) for i in range(len(heads))]
         form = f"  {{:{wide[0]}}}   {{:{wide[1]}}}   {{:>{wide[2]}}}   {{:>{wide[3]}}}   {{}}"
         level = f"alpha {self.plan.alpha:g} over all tests (Holm); plan {self.plan.digest[:16]}..."
+        if self.promised is not None:
+            level += f"; {'DEVIATES from' if self.deviations else 'is'} the one that was promised"
         missing = [f"not tested: {one['test']}: {one['why']}" for one in self.not_tested]
+        missing += [f"Deviation from the plan: {one}" for one in self.deviations]
         kept = (
             f"Kept in {self.out}: report.html, the result, the plan, and what was read (the same command goes on from "
             "there)."
@@ -324,7 +336,8 @@ class Verdict:
         }
         rows |= {one["test"]: f"not tested: {one['why']}" for one in self.not_tested}
         steps = [f"Next: {step}" for step in self.next]
-        return html_table(self.verdict, rows, [*self.reasons, *steps, RANDOMNESS], self.notes)
+        broken = [f"Deviation from the plan: {one}" for one in self.deviations]
+        return html_table(self.verdict, rows, [*self.reasons, *broken, *steps, RANDOMNESS], self.notes)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the evidence of every test, and alpha; returns the axes. Needs matplotlib (the extra `plot`)."""

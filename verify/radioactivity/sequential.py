@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
@@ -82,6 +82,25 @@ STOPPED: Final = {
 """Why a run ended, in words."""
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What a sequential test counted, in order; nothing in it depends on the key but which look is kept.
+
+    Attributes:
+        pairs: the pairs, each once, with weights float64 [n, weightings].
+        answers: int64 [n], the number of the answer that each was counted with, from 1.
+        shared: the e-process has half of alpha, since all text is looked at anew after some answers.
+        look: all text after `after` answers, weighed as a fixed sample; of all looks the one that found most.
+        after: answers before that look; 0: there was none.
+    """
+
+    pairs: WeightedPairs
+    answers: npt.NDArray[np.int64]
+    shared: bool = False
+    look: WeightedPairs | None = None
+    after: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequentialResult(MarkResult):
     """A test that was looked at after every record.
@@ -98,6 +117,7 @@ class SequentialResult(MarkResult):
         log10_e: the evidence after each record, as log10 of the same.
         stopped: why it could stop, `evidence` or `futility`; None: neither yet.
         least: the smallest tilt of interest, in log odds of green for a unit of weight.
+        counted: the pairs, as they were counted.
     """
 
     access: str
@@ -107,6 +127,7 @@ class SequentialResult(MarkResult):
     log10_e: tuple[float, ...] = field(repr=False)
     stopped: str | None
     least: float
+    counted: Counted = field(repr=False)
 
     @property
     def evidence(self) -> str:
@@ -196,6 +217,14 @@ def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
     return -log10_p - math.log10(2 * len(LOOKS))
 
 
+def weighed_anew(
+    mark: Mark, answers: Sequence[TextLogprobs], references: Sequence[TextLogprobs], *, unmarked: bool
+) -> WeightedPairs:
+    """The coins of some answers, weighed as those of a fixed sample; the weights do not depend on the key."""
+    positions = scorable_batch(map(as_output, answers), mark.width, mark.exempt, unmarked_prompts=unmarked)
+    return excess(positions, logprobs_at_positions(references, positions), mark.exempt)
+
+
 class SequentialTest:
     """Takes a suspect's answers one by one, and knows at every moment what they show.
 
@@ -220,16 +249,22 @@ class SequentialTest:
         self._weights = ""
         self._discarded: Counter[str] = Counter()
         self._read: list[tuple[TextLogprobs, TextLogprobs]] = []
+        self._fresh: list[WeightedPairs] = []
+        self._look: WeightedPairs | None = None
+        self._look_after = 0
         self._looked = self._most = 0.0
 
     def add(self, answer: TextLogprobs, reference: TextLogprobs | None = None) -> None:
         """Count one answer. reference: what a reference model says along it."""
         fresh = self.fresh(answer, reference)
+        self._fresh.append(fresh)
         self._process.add(fresh.weights, self.mark.coins(fresh.contexts, fresh.tokens))
         if self.access == "text" and reference is not None:
             self._read.append((answer, reference))
-            if len(self._read) in LOOKS:
-                self._looked = max(self._looked, evidence_of_look(self.mark, self.look_back()))
+            if len(self._read) in LOOKS and (found := evidence_of_look(self.mark, back := self.look_back())) > (
+                self._looked
+            ):
+                self._looked, self._look, self._look_after = found, back, len(self._read)
         shared = math.log10(2) if self._read else 0.0
         self._path.append(max(self._looked, self._process.log10_e - shared))
         self._most = max(self._most, self._path[-1])
@@ -252,10 +287,7 @@ class SequentialTest:
     def look_back(self) -> WeightedPairs:
         """The coins of all text so far, weighed as those of a fixed sample; the weights do not depend on the key."""
         answers, references = zip(*self._read, strict=True)
-        positions = scorable_batch(
-            map(as_output, answers), self.mark.width, self.mark.exempt, unmarked_prompts=self.unmarked
-        )
-        return excess(positions, logprobs_at_positions(references, positions), self.mark.exempt)
+        return weighed_anew(self.mark, answers, references, unmarked=self.unmarked)
 
     @property
     def stopped(self) -> str | None:
@@ -294,6 +326,13 @@ class SequentialTest:
             log10_e=tuple(self._path),
             stopped=stopped,
             least=least,
+            counted=Counted(
+                joined(self._fresh, self.mark.width, self._process.weightings),
+                np.repeat(np.arange(1, records + 1), [len(one.tokens) for one in self._fresh]),
+                bool(self._read),
+                self._look,
+                self._look_after,
+            ),
         )
 
     def _where(self, answer: TextLogprobs) -> npt.NDArray[np.int64]:
@@ -336,6 +375,17 @@ class SequentialTest:
         compared = None if reference is None else logprobs_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)
         return name, pairs
+
+
+def joined(parts: Sequence[WeightedPairs], width: int, weightings: int) -> WeightedPairs:
+    """Pairs that were counted one after the other, with weights [n, weightings]."""
+    none = WeightedPairs(np.zeros((0, width), np.uint32), np.zeros(0, np.uint32), np.zeros((0, weightings)))
+    whole = [none, *parts]
+    return WeightedPairs(
+        np.concatenate([one.contexts for one in whole]),
+        np.concatenate([one.tokens for one in whole]),
+        np.concatenate([one.weights.reshape(len(one.tokens), weightings) for one in whole]),
+    )
 
 
 def replay(

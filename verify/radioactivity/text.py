@@ -54,6 +54,7 @@ class TextResult(PairsResult):
     Attributes:
         pairs: the evidence: distinct pairs, how often each occurred, and what was discarded.
         method: the test that gives the p-value, one of `tests`.
+        scored: what the p-value is of: pairs and their weights (by `counts` as often as written, by `binomial` 1).
         tests: log10 p-values of every test that was made on this evidence.
         detectable_rate: the green rate that this many coins would have found with 90 % power; None: no rate.
         decoys: the test under decoy keys; None if none were asked for.
@@ -63,6 +64,7 @@ class TextResult(PairsResult):
 
     pairs: Pairs = field(repr=False)
     method: str
+    scored: WeightedPairs = field(repr=False)
     tests: dict[str, float]
     detectable_rate: float | None
     decoys: Decoys | None = field(default=None, repr=False)
@@ -202,6 +204,7 @@ def text_result(
         pairs=pairs,
         green=number,
         method=method,
+        scored=scored,
         tests=tests,
         detectable_rate=least,
         decoys=draw_decoys(mark, scored, decoys),

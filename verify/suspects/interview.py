@@ -172,7 +172,7 @@ def iter_answers(
     def wanted() -> str:
         return LOGPROBS if tally.logprobs is not False and endpoint.top_logprobs else TEXT
 
-    with resuming(log, run, mark.seal_key) as (earlier, append):
+    with resuming(log, run, mark.seal_key, chained=True) as (earlier, append):
         waiting = unanswered(asked, earlier)
         _check_understood(earlier, {one.id: one for one in asked}, vocabulary, tokenizer, mark, endpoint)
         if earlier:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from watermark.errors import InputError
+from watermark.io.chain import CHAIN, link, read_link
 from watermark.io.fields import (
     JsonError,
     Types,
@@ -92,7 +93,9 @@ Append = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 @contextmanager
-def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[list[Record], Append]]:
+def resuming(
+    path: Path, run: str, key: bytes | None = None, *, chained: bool = False
+) -> Iterator[tuple[list[Record], Append]]:
     """A log that one run writes, held against all others from the first read to the last write.
 
     Yields the records that the run wrote before it was killed, and a function that appends more. Each has `id`, a
@@ -104,6 +107,8 @@ def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[l
         run: from `run_digest`.
         key: each record has a `seal` by it, over the record and the seal of the one before: then only who has the key
             can change a line, or leave one out that is not the last. None: they have none.
+        chained: each record gets a `chain` (`watermark.io.chain`) that anybody can check, unless the file was begun
+            without.
 
     Raises:
         InputError: the file is not one that this run was writing, or was changed since; another run is writing to it,
@@ -118,18 +123,22 @@ def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[l
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
         def append(records: Iterable[Mapping[str, Any]]) -> None:
-            nonlocal before
+            nonlocal before, head
             lines = []
             for record in records:
                 fields = {**record, "run": run}
                 if key is not None:
                     before = _seal(key, before, fields)
                     fields[SEAL] = before
-                lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+                line = json.dumps(fields, ensure_ascii=False)
+                if chained:
+                    line, head = link(line, head)
+                lines.append(line + "\n")
             _write(file, path, "".join(lines).encode())
 
-        records, end, whole = _read_log(file, path, run)
+        records, end, whole, head = _read_log(file, path, run)
         before = "" if key is None else _check_seals(records, key)
+        chained = chained and (not records or head != "")
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
@@ -157,7 +166,7 @@ def _check_seals(records: Sequence[Record], key: bytes) -> str:
     """The seal of the last record, or "". Raises InputError at the first that does not hold."""
     before = ""
     for record in records:
-        fields = {name: value for name, value in record.fields.items() if name != SEAL}
+        fields = {name: value for name, value in record.fields.items() if name not in (SEAL, CHAIN)}
         given, before = record.fields.get(SEAL), _seal(key, before, fields)
         if not isinstance(given, str) or not hmac.compare_digest(given.encode(), before.encode()):
             what = "this line, or the one before it, was changed since it was written"
@@ -173,10 +182,10 @@ def _write(file: int, path: Path, data: bytes) -> None:
             rest = rest[os.write(file, rest) :]
 
 
-def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]:
-    """A log's records, where the last of them ends, and whether a line end stands there."""
+def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool, str]:
+    """A log's records, where the last of them ends, whether a line end stands there, and the head of its chain."""
     records: list[Record] = []
-    end, whole = 0, True
+    end, whole, head = 0, True, ""
     with os.fdopen(file, "rb", closefd=False) as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -198,9 +207,15 @@ def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]
             record = checked(Record(path, number, fields))
             if isinstance(record, InputError):
                 raise record
+            if "chain" in fields or head:
+                known, head = head, read_link(line, head)
+                if not head:
+                    what = "the first record is" if not known else "this record, or the one before it, is"
+                    message = f"{what} not the one that was written here: the chain is broken"
+                    raise InputError(path, number, message, "restore the file from a copy")
             records.append(record)
             end, whole = end + len(line), line.endswith(b"\n")
-    return records, end, whole
+    return records, end, whole, head
 
 
 Value = TypeVar("Value")

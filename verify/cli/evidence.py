@@ -1,0 +1,133 @@
+"""stillmark evidence: a plan that is fixed beforehand, and evidence that others can check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from verify.cli.common import FILE, Command, json_option, mark_option, show
+from verify.cli.verify import planned_options
+from verify.display import Paragraph, Rows
+from watermark import Mark
+
+
+@click.group()
+def evidence() -> None:
+    """Fix a plan beforehand, and bundle the evidence so that others can check it."""
+
+
+@evidence.command(
+    "plan", cls=Command, example="evidence plan demo/marked_student --mark demo/demo.mark --out plan.json"
+)
+@planned_options
+@click.option("--out", type=FILE, required=True, help="Where to write the plan; a file that is there must hold it.")
+@json_option
+def plan(what: Any, out: Path, as_json: bool, **options: Any) -> None:
+    """Write what `stillmark verify` would test with these options, and at which level, before anybody looks.
+
+    The suspect is recognised, and not read. Publish the digest with a date that others can confirm. Then run
+    `stillmark verify` with the same options and --plan.
+    """
+    from verify import make_plan
+
+    made = make_plan(what, **options)
+    made.fix(out)
+    rows = {"tests": ", ".join(made.lines), "alpha": f"{made.alpha:g}, over all tests (Holm)", "digest": made.digest}
+    shown = [Paragraph(f"Written: {out}", whole=True), Rows(rows), Paragraph("Publish the digest, with a date.")]
+    show({"out": str(out), "digest": made.digest, "plan": made.to_dict()}, shown, as_json=as_json)
+
+
+@evidence.command(
+    "timestamp",
+    cls=Command,
+    example="evidence plan demo/marked_student --mark demo/demo.mark --out plan.json\n"
+    "evidence timestamp plan.json --tsa http://127.0.0.1:3161",
+)
+@click.argument("plan", type=FILE)
+@click.option("--tsa", required=True, help="The http(s):// address of the timestamp authority (RFC 3161).")
+@click.option("--out", type=FILE, help="Where to keep its answer [default: PLAN.tsr, where `verify` finds it].")
+@json_option
+def timestamp(plan: Path, tsa: str, out: Path | None, as_json: bool) -> None:
+    """Have a plan dated by an authority. Only the digest of the plan is sent.
+
+    `stillmark evidence check --tsa CERTIFICATE` holds the answer against the authority, and the time against the run's.
+    """
+    from verify.evidence.timestamp import stamp_plan
+
+    time = stamp_plan(plan, tsa, out).isoformat(timespec="seconds")
+    kept = str(out or f"{plan}.tsr")
+    show({"out": kept, "time": time}, f"Written: {kept}, of {time}", as_json=as_json)
+
+
+@evidence.command("key", cls=Command, example="evidence key --out signing.key")
+@click.option("--out", type=FILE, required=True, help="Where to write the private key (mode 0600); must not exist.")
+@json_option
+def key(out: Path, as_json: bool) -> None:
+    """Make a key to sign bundles with. The public key goes to OUT.pub: give it to others before they need it."""
+    from verify.evidence.signing import new_key
+
+    keyid = new_key(out)
+    said = f"Written: {out}: keep it as you keep a private key. The public key is {out}.pub ({keyid[:16]}...)."
+    show({"out": str(out), "public_key": f"{out}.pub", "keyid": keyid}, said, as_json=as_json)
+
+
+@evidence.command(
+    "bundle",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --out bundle.json",
+)
+@click.argument("case", type=FILE)
+@click.option("--key", type=FILE, required=True, help="The private key to sign with, of `stillmark evidence key`.")
+@click.option("--out", type=FILE, required=True, help="Where to write the bundle.")
+@click.option("--timestamp", type=FILE, help="An RFC 3161 answer on the plan [default: the one kept beside the plan].")
+@click.option("--confidential", is_flag=True, help="Leave out pairs and texts; a Merkle root stands for the pairs.")
+@click.option("--opening", type=FILE, help="With --confidential: where to write the pairs, to be shown to some (0600).")
+@json_option
+def bundle(case: Path, as_json: bool, **options: Any) -> None:
+    """Put all that others need to check a verdict into one signed file. It never holds the secret.
+
+    CASE is a folder of `stillmark verify --out`.
+    """
+    from verify import make_bundle
+
+    made = make_bundle(case, **options)
+    rows = {"signed by": f"{made['keyid'][:16]}...", "SHA-256": made["sha256"], "files": f"{made['inputs']:,}"}
+    rows["tests with pairs"] = ", ".join(made["tests"]) or "none"
+    show(made, [Paragraph(f"Written: {made['out']}", whole=True), Rows(rows)], as_json=as_json)
+
+
+@evidence.command(
+    "check",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --out bundle.json\n"
+    "evidence check bundle.json --public-key signing.key.pub --reveal demo/demo.mark "
+    "--outputs demo/marked_teacher.jsonl",
+)
+@click.argument("bundle", type=FILE)
+@click.option("--public-key", type=FILE, help="The key of whoever should have signed it.")
+@click.option("--card", type=FILE, help="The mark's card, as it was published.")
+@click.option("--plan", type=FILE, help="The plan, as it was published.")
+@mark_option(required=False, name="--reveal", help="The mark file: to count the p-values anew.")
+@click.option("--outputs", type=FILE, multiple=True, help="A file of the evidence; repeat.")
+@click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")
+@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for outputs without token ids.")
+@json_option
+def check(bundle: Path, mark: Mark | None, as_json: bool, **options: Any) -> None:
+    """Check a bundle against what you have: exit status 0, or 1 if anything differs from what was promised.
+
+    It needs no network and no PyTorch. Nothing is trusted by default: what needs a file that you do not name is not
+    checked, and it says so.
+    """
+    from verify import check_bundle
+
+    found = check_bundle(bundle, reveal=mark, **options)
+    show(found.to_dict(), found.to_parts(), as_json=as_json)
+    if found.verdict == "differs":
+        click.get_current_context().exit(1)

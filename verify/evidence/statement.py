@@ -1,0 +1,180 @@
+"""What a bundle says, read strictly: it comes from strangers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from verify.evidence.bundle import OPENING_FORMAT, PREDICATE, STATEMENT, own_salt
+from verify.evidence.inputs import Chain, Input, inputs_of_fields
+from verify.evidence.merkle import root_of
+from verify.evidence.scored import RULES, Scored, scored_of_fields
+from verify.lineage.plan import LineagePlan, plan_of_fields
+from watermark import Mark, MarkError, StillmarkError
+from watermark.io.fields import JsonError, is_int, is_text, load_object, wrong_field
+from watermark.keyfile import CARD_FORMAT, PARAMETERS, card_types
+from watermark.schemes import from_fields
+
+KEYS: Final = frozenset(
+    {"card", "chain", "created", "inputs", "pairs", "plan", "promised", "result", "timestamp", "version"}
+)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The pairs of a test that are not shown: how many, by which rule, and the root over them."""
+
+    rule: str
+    n: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a bundle says.
+
+    Attributes:
+        card: of the mark, with the commitment; None where no mark was tested.
+        stand_in: a mark with the card's parameters and no secret of anybody's; None without a card.
+        chain: through the log of a sequential run; None: there was none.
+        inputs: the files of the evidence.
+        pairs: what each test scored, by its name; or that it is hidden.
+        plan, promised: the plan of the run, and the one that was fixed before; None: none was.
+        result: the verdict, as in `result.json`.
+        timestamp: an RFC 3161 response; None: there is none.
+        created: when the bundle was made, as it says.
+    """
+
+    card: dict[str, Any] | None
+    stand_in: Mark | None
+    chain: Chain | None
+    inputs: tuple[Input, ...]
+    pairs: dict[str, Scored | Hidden]
+    plan: LineagePlan
+    promised: LineagePlan | None
+    result: dict[str, Any]
+    timestamp: bytes | None
+    created: str
+
+
+def read_statement(payload: bytes) -> Statement:
+    """A bundle's payload. Raises StillmarkError, which says what is wrong."""
+    try:
+        whole = load_object(payload)
+    except JsonError as error:
+        raise StillmarkError(str(error)) from None
+    for name, wanted in (("_type", STATEMENT), ("predicateType", PREDICATE)):
+        if whole.get(name) != wanted:
+            raise StillmarkError(f"'{name}' was to be {wanted}, and is {str(whole.get(name))[:80]!r}")
+    fields = _object(whole, "predicate")
+    for key in sorted(KEYS ^ fields.keys()):
+        raise StillmarkError(f"it has {'no' if key in KEYS else 'a'} '{key[:40]}'")
+    inputs = inputs_of_fields(fields["inputs"])
+    subject = [{"name": one.name, "digest": {"sha256": one.sha256}} for one in inputs]
+    if whole.get("subject") != subject or whole.keys() != {"_type", "predicateType", "subject", "predicate"}:
+        raise StillmarkError("its 'subject' is not that of its inputs")
+    card = None if fields["card"] is None else _object(fields, "card")
+    stand_in = None if card is None else mark_of_card(card)
+    if not is_text(fields["created"]) or not is_text(fields["version"]):
+        raise StillmarkError("'created' and 'version' must be strings")
+    return Statement(
+        card=card,
+        stand_in=stand_in,
+        chain=_chain(fields["chain"]),
+        inputs=inputs,
+        pairs={name: _pairs(name, one, stand_in) for name, one in _object(fields, "pairs").items()},
+        plan=plan_of_fields(_object(fields, "plan")),
+        promised=None if fields["promised"] is None else plan_of_fields(_object(fields, "promised")),
+        result=_object(fields, "result"),
+        timestamp=_timestamp(fields["timestamp"]),
+        created=fields["created"],
+    )
+
+
+def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name)
+    if not isinstance(value, dict):
+        raise StillmarkError(f"'{name}' must be an object")
+    return value
+
+
+def mark_of_card(card: Mapping[str, Any]) -> Mark:
+    """A mark with the parameters of a card, and 32 zeros for a secret: it says what may be scored, and no coin.
+
+    Raises:
+        StillmarkError: it is no card.
+    """
+    types = card_types(card.get("scheme"))
+    wanted = types.keys() - {"tokenizer_source"}
+    for name in sorted(wanted ^ card.keys()):
+        raise StillmarkError(f"the card has {'no' if name in wanted else 'a'} '{name[:40]}'")
+    if (wrong := wrong_field(card, types)) or card["format"] != CARD_FORMAT:
+        raise StillmarkError(f"the card is malformed: {wrong or 'its format'}")
+    try:
+        parameters = {name: card.get(name) for name in PARAMETERS if name != "tokenizer_source"}
+        return Mark(bytes(32), from_fields(card), **parameters)
+    except (MarkError, TypeError, ValueError) as error:
+        raise StillmarkError(f"the card is malformed: {error}") from None
+
+
+def _pairs(name: str, fields: Any, mark: Mark | None) -> Scored | Hidden:
+    where = f"the pairs of the test '{name[:40]}'"
+    if not isinstance(fields, dict) or mark is None:
+        raise StillmarkError(f"{where} must be an object, and need a card")
+    if "root" not in fields:
+        return scored_of_fields(fields, mark.width, where)
+    rule, n, root = fields.get("rule"), fields.get("n"), fields["root"]
+    if rule not in RULES or not is_int(n) or not is_text(root):
+        raise StillmarkError(f"{where}: want 'rule', 'n' and 'root'")
+    return Hidden(rule, int(n), root)
+
+
+def _chain(fields: Any) -> Chain | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, dict) or not is_text(fields.get("name")) or not is_text(fields.get("head")):
+        raise StillmarkError("'chain' must have 'name', 'records' and 'head'")
+    if not is_int(fields.get("records")):
+        raise StillmarkError("'records' of the chain must be an integer")
+    return Chain(fields["name"], int(fields["records"]), fields["head"])
+
+
+def _timestamp(text: Any) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, TypeError):
+        raise StillmarkError("'timestamp' is no base64") from None
+
+
+def opened(statement: Statement, opening: Mapping[str, Any]) -> tuple[Statement, list[str]]:
+    """The statement with the pairs that an opening shows, and where its roots are not those that were promised.
+
+    Raises:
+        StillmarkError: it is no opening.
+    """
+    tests, salt = opening.get("tests"), opening.get("salt")
+    if opening.get("format") != OPENING_FORMAT or not isinstance(tests, dict) or not is_text(salt):
+        raise StillmarkError(f"no opening of format {OPENING_FORMAT}")
+    try:
+        secret = bytes.fromhex(str(salt))
+    except ValueError:
+        raise StillmarkError("the salt of an opening is 64 hex digits") from None
+    pairs, wrong = dict(statement.pairs), []
+    for name, hidden in statement.pairs.items():
+        if not isinstance(hidden, Hidden):
+            continue
+        if not isinstance(tests.get(name), dict):
+            wrong.append(f"{name}: {hidden.n:,} pairs were promised, and the opening has none")
+            continue
+        shown = _pairs(name, tests[name], statement.stand_in)
+        if isinstance(shown, Hidden):
+            raise StillmarkError("an opening shows pairs, and no root")
+        root = root_of(shown.to_dict(), own_salt(secret, name))
+        if root != hidden.root:
+            wrong.append(f"{name}: the root {hidden.root[:16]}... was promised, and the opening gives {root[:16]}...")
+        pairs[name] = shown
+    return replace(statement, pairs=pairs), wrong
