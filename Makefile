@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-report check lint notebooks docs clean
+.PHONY: demo test test-report check fuzz lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -20,6 +20,10 @@ test-report: .venv/ready
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser
+
+# Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
+fuzz: .venv/ready
+	STILLMARK_FUZZ=$(or $(CASES),10000) OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/fuzz
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

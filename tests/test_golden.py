@@ -147,12 +147,13 @@ VALUES: Final = {"excess": "surprise"}
 """The same of strings that a program may look at: verdicts, names of tests, of lines, of reasons."""
 
 DROPPED: Final = frozenset({
-    "decoys",  # drawn at random
+    "decoys",  # tests/test_shopping.py
     "version", "plan_digest", "work", "started",  # of this machine or this release
     "test", "randomness", "breaks", "reasons", "could_be_found", "why", "basis", "skipped", "models", "assumptions",
     "evasions", "rule", "shows_not", "summary",  # prose
     "call", "detail", "tilt",  # tests/test_report.py, tests/test_tilt.py
     "teacher_mlp", "suspect_mlp",  # tests/test_fingerprint_experts.py
+    "prompts_test",  # tests/test_folding.py
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

@@ -13,8 +13,9 @@ import codecs
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import Final
 from urllib.parse import unquote
@@ -60,8 +61,9 @@ def fold(text: str) -> str:
     return "".join(filter(str.isalnum, plain))
 
 
-def spellings(text: str) -> dict[str, str]:
-    """A text, and what it holds in other spellings, by name.
+@lru_cache(maxsize=4096)
+def spellings(text: str) -> Mapping[str, str]:
+    """A text, and what it holds in other spellings, by name. (Both the test of prompts and that of copies want them.)
 
     >>> spellings("Say: aGVsbG8sIHRoaXMgaXMgbWUu")["base64"]
     'hello, this is me.'
@@ -139,6 +141,7 @@ class Folding:
 
     tokenizer: AnyTokenizer
     _folded: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
+    _broken: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises TokenizerError."""
@@ -155,32 +158,38 @@ class Folding:
         Raises:
             TokenizerError: the tokenizer fails on the ids.
         """
-        pieces = [self._piece(tuple(group)) for group in self._groups(ids.tolist())]
-        ends = np.cumsum([0, *(len(folded) for folded, _ in pieces)])
-        stream = "".join(folded for folded, _ in pieces)
-        inside = _covered(stream, [fold(one) for prompt in prompts for one in spellings(prompt).values()])
+        groups = self._groups(ids.tolist())
+        folded = [self._piece(group) for group in groups]
+        ends = np.cumsum([0, *map(len, folded)])
+        inside = _covered("".join(folded), [fold(one) for prompt in prompts for one in spellings(prompt).values()])
         total = np.concatenate([[0], np.cumsum(inside)])
         whole = total[ends[1:]] - total[ends[:-1]] == np.diff(ends)
         # a token without a letter goes with what stands on both of its sides
-        before, after = np.append(inside, False)[ends[:-1] - 1], np.append(inside, False)[ends[1:]]
+        around = np.append(inside, False)
+        before, after = around[ends[:-1] - 1], around[ends[1:]]
         whole &= (np.diff(ends) > 0) | (before & after & (ends[:-1] > 0))
-        return np.repeat(whole, [number for _, number in pieces]).astype(np.bool_)
+        return np.repeat(whole, [len(group) for group in groups]).astype(np.bool_)
 
-    def _groups(self, ids: list[int]) -> Iterator[list[int]]:
+    def _groups(self, ids: list[int]) -> list[tuple[int, ...]]:
         """Ids one by one, but those that are parts of characters together."""
-        for broken, group in groupby(ids, lambda i: "\ufffd" in self._text((i,))):
-            if broken:
-                yield list(group)
-            else:
-                yield from ([i] for i in group)
+        new = {i for i in set(ids) if i not in self._broken}
+        self._broken.update({i: "\ufffd" in self._text((i,)) for i in new})
+        broken = {i for i in set(ids) if self._broken[i]}
+        if not broken:
+            return [(i,) for i in ids]
+        found: list[tuple[int, ...]] = []
+        for parts, group in groupby(ids, broken.__contains__):
+            run = tuple(group)
+            found += [run] if parts else [(i,) for i in run]
+        return found
 
-    def _piece(self, ids: tuple[int, ...]) -> tuple[str, int]:
-        return fold(self._text(ids)), len(ids)
+    def _piece(self, ids: tuple[int, ...]) -> str:
+        if ids not in self._folded:
+            self._folded[ids] = fold(self._text(ids))
+        return self._folded[ids]
 
     def _text(self, ids: tuple[int, ...]) -> str:
-        if ids not in self._folded:
-            self._folded[ids] = str(self.tokenizer.decode(list(ids)))
-        return self._folded[ids]
+        return str(self.tokenizer.decode(list(ids)))
 
 
 def _covered(stream: str, shown: Sequence[str]) -> Bools:

@@ -108,7 +108,7 @@ def mark_of_card(card: Mapping[str, Any]) -> Mark:
     """
     types = card_types(card.get("scheme"))
     wanted = types.keys() - {"tokenizer_source"}
-    for name in sorted(wanted ^ card.keys()):
+    for name in sorted((wanted ^ card.keys()) - {"parent"}):  # which only a child's has
         raise StillmarkError(f"the card has {'no' if name in wanted else 'a'} '{name[:40]}'")
     if (wrong := wrong_field(card, types)) or card["format"] != CARD_FORMAT:
         raise StillmarkError(f"the card is malformed: {wrong or 'its format'}")

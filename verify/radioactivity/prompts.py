@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -86,10 +87,11 @@ def prompts_test(mark: Mark, shown: Sequence[Output], tokenizer: AnyTokenizer | 
     prompts = {_key(one): one for one in shown if one.start or one.prompt}.values()
     found = {PLAIN: [one.prompt_ids for one in prompts if one.prompt_ids is not None]}
     if tokenizer is not None:
-        texts = _in_other_spellings(Folding(tokenizer), prompts)
-        names, said = [name for name, _ in texts], [text for _, text in texts]
-        for name, ids in zip(names, _encoded(tokenizer, said), strict=True):
-            found.setdefault(name, []).append(np.array(ids, np.int64))
+        with suppress(TokenizerError):  # ids that are none are an error elsewhere
+            texts = _in_other_spellings(Folding(tokenizer), prompts)
+            names, said = [name for name, _ in texts], [text for _, text in texts]
+            for name, ids in zip(names, _encoded(tokenizer, said), strict=True):
+                found.setdefault(name, []).append(np.array(ids, np.int64))
     tested = [(name, *_fit(mark, ids)) for name, ids in found.items() if ids]
     if not tested:
         return None
