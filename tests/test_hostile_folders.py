@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +94,8 @@ def test_a_refused_template_names_the_prompt(original: Path) -> None:
 
 CHILD = """
 import os, socket, subprocess, sys
-from watermark.confined import _confine
+from watermark.confined import _confine, _environment
+assert "A_KEY" in os.environ and "A_KEY" not in _environment() and "PATH" in _environment()
 _confine(64 << 20, files=False)
 def tried(what):
     try:
@@ -108,10 +111,8 @@ os.write(1, " ".join([
 
 
 def test_the_child_has_no_files_no_network_and_little_memory() -> None:
-    import subprocess
-    import sys
-
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, check=True, text=True)
+    words = [sys.executable, "-c", CHILD]
+    done = subprocess.run(words, capture_output=True, check=True, text=True, env={**os.environ, "A_KEY": "x"})
     assert done.stdout == "OSError OSError MemoryError OSError"
 
 

@@ -6,7 +6,10 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import stat
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,6 +249,24 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FileExistsError):
         files.create(tmp_path / "a", b"2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "folder"]
+
+
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path) -> None:
+    """F20. What a living run is making stays."""
+    code = (
+        "import os, sys; from pathlib import Path; from watermark.io.files import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as scratch:\n (scratch / 'a').touch(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=False).returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.unfinished-")
+    (tmp_path / ".out.notes").mkdir()  # of somebody's own, with a name of another length
+    with files.new_folder(tmp_path / "out") as first:
+        assert not left.exists()
+        with files.new_folder(tmp_path / "out"):
+            assert first.exists()
+        shutil.rmtree(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes", "out"]
 
 
 def test_a_kill_leaves_no_second_copy_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ MOST_TOKENS: Final = 128
 LONGEST_TOKEN: Final = 1 << 14
 """Characters of a token."""
 
+_KEPT: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _ANSWER: Final = 16 * MOST_TEXT
 _START: Final = "import sys; sys.path[:0] = [sys.argv[1]]; from watermark.confined import serve; serve(sys.argv[2])"
 
@@ -54,7 +55,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            env=_environment(),
         )
         self._lock = threading.Lock()
         self.owner = os.getpid()
@@ -108,6 +109,13 @@ class _Child:
                     continue  # what it no longer reads
 
 
+def _environment() -> dict[str, str]:
+    """What Python itself needs of the environment: it may hold keys to other services."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    kept |= {name: value for name, value in os.environ.items() if name.startswith(("LC_", "PYTHON"))}
+    return kept | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def _signal(name: str) -> int:
     import signal
 
@@ -124,7 +132,11 @@ def _renderer() -> _Child:
             child = _Child("template")
             atexit.register(child.close)
             _children[:] = [child]
-            child.ask({}, 10 * SECONDS)  # until it has imported what it needs
+            try:
+                child.ask({}, 50)  # until it has imported what it needs
+            except RefusedError:
+                _children.clear()
+                raise RefusedError("cannot be rendered: the child process that does so did not start") from None
         return _children[-1]
 
 
