@@ -504,7 +504,7 @@ def test_a_full_disk_ends_a_corpus_run_in_words(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for where, name in (("numpy", "save"), ("watermark.io.files", "_write_temporary"), ("os", "replace")):
+    for where, name in (("numpy", "save"), ("watermark.io.files", "_written"), ("os", "replace")):
         with monkeypatch.context() as patch:
             patch.setattr(f"{where}.{name}", full)
             result = stillmark(*run, tmp_path / "out")

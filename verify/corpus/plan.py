@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,18 +78,26 @@ class CorpusPlan:
         files: path, bytes, time of change (ns) and SHA-256 of each input.
         items: the work items, some parts each.
         partitions: number of partitions.
+        seed: of the hash that spreads contexts over them, drawn for this run; no result depends on it.
     """
 
     settings: Settings
     files: tuple[tuple[str, int, int, str], ...]
     items: tuple[tuple[Part, ...], ...]
     partitions: int
+    seed: str
 
     def save(self, folder: Path, key: bytes) -> None:
         """Write it into a run's folder, with a seal by the mark's key."""
         number = {path: i for i, (path, *_) in enumerate(self.files)}
         items = [[[number[str(p.path)], p.line, p.start, p.stop, p.group] for p in item] for item in self.items]
-        body = {"settings": vars(self.settings), "files": self.files, "partitions": self.partitions, "items": items}
+        body = {
+            "settings": vars(self.settings),
+            "files": self.files,
+            "partitions": self.partitions,
+            "seed": self.seed,
+            "items": items,
+        }
         with files.writing(folder):
             files.replace(folder / PLAN, with_seal({"format": FORMAT} | body, key, PLAN))
 
@@ -104,7 +113,7 @@ class CorpusPlan:
             body = load_object(path)
             if body.get("format") == FORMAT:
                 body = check_seal(body, key, path, PLAN)
-            settings, partitions = body["settings"], body["partitions"]
+            settings, partitions, seed = body["settings"], body["partitions"], body["seed"]
             inputs = tuple((name, size, changed, digest) for name, size, changed, digest in body["files"])
             items = tuple(tuple(Part(Path(inputs[i][0]), *rest) for i, *rest in item) for item in body["items"])
             sound = (
@@ -112,11 +121,12 @@ class CorpusPlan:
                 and wrong_field(settings, _SETTINGS) is None
                 and is_int(partitions)
                 and 1 <= partitions <= MAX_PARTITIONS
+                and is_text(seed)
                 and all(is_text(name) and is_int(size) and is_int(changed) for name, size, changed, _ in inputs)
                 and all(_is_part(part) for item in items for part in item)
             )
             if sound:
-                return cls(Settings(**settings), inputs, items, partitions)
+                return cls(Settings(**settings), inputs, items, partitions, seed)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -266,4 +276,5 @@ def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[st
         if empty:
             raise no_records(path)
     items.append(tuple(item))
-    return CorpusPlan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), MAX_PARTITIONS))
+    partitions = min(max(1, -(-total // PART_TOKENS)), MAX_PARTITIONS)
+    return CorpusPlan(settings, stamps, tuple(items), partitions, secrets.token_hex(16))

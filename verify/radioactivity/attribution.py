@@ -20,6 +20,8 @@ from verify.radioactivity.text import rate_statement, text_warnings
 from verify.results import NO_VERDICT, POWER, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
+from watermark.io.files import open_to_read
+from watermark.io.opening import MOST
 from watermark.keyfile import check_label
 from watermark.progress import Progress, silent
 
@@ -252,7 +254,8 @@ def read_labels(path: Path) -> list[str]:
         InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_to_read(path) as file:
+            text = file.read(MOST).decode("utf-8-sig")
     except OSError as error:
         raise InputError(path, 0, f"cannot read the labels: {error.strerror}") from None
     except UnicodeDecodeError:
