@@ -32,7 +32,7 @@ from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
-from verify.radioactivity.attribution import Attribution, attribution, read_labels
+from verify.radioactivity.attribution import Attribution, attribution
 from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
     Evidence,
@@ -86,6 +86,7 @@ from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, check_
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
 from watermark.io.prompts import Prompt
+from watermark.keyfile import read_labels
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
 
