@@ -38,6 +38,9 @@ ELSEWHERE: Final = {
     "make": "it makes an environment of its own; .ci/run runs it",
     "python": "it measures for minutes, or writes into the repository, or tests/test_recompute.py runs it",
     "echo": "it writes into the home folder",
+    "export": "it is for a server that is not there",
+    "vllm": "`make test-vllm` runs a server",
+    "curl": "`make test-vllm` asks a server",
     "_STILLMARK_COMPLETE=bash_source": "it writes into the home folder; test_help runs the completion itself",
 }
 """First words of commands that are not ours, and why they do not run here."""

@@ -1,11 +1,12 @@
-"""The adapters for vLLM, held to its interfaces as stand-ins say them: a persistent batch, slots, drafts.
+"""The adapters for vLLM: a persistent batch, slots, drafts.
 
-`make test-vllm` holds the same classes to the installed package, and to a real server (tests/vllm).
+Where vLLM is not installed, stand-ins take the place of its base classes. `make test-vllm` runs the same tests with the
+real ones, and a real server beside them (tests/vllm).
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from abc import ABC
 from collections.abc import Iterator
@@ -73,7 +74,11 @@ CONFIG = SimpleNamespace(
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The adapters, with stand-ins for vLLM's base classes."""
+    """The adapters, with stand-ins for vLLM's base classes if it is not installed."""
+    if importlib.util.find_spec("vllm") is not None:
+        yield importlib.import_module("watermark.integrations.vllm")
+        serving.served.cache_clear()
+        return
     bases: dict[str, dict[str, Any]] = {
         "vllm.v1.sample.logits_processor.interface": {"LogitsProcessor": type("V1", (ABC,), {})},
         "vllm.v1.worker.gpu.sample.logits_processor.interface": {"LogitsProcessor": type("V2", (ABC,), {})},
