@@ -52,7 +52,7 @@ def server(scheme: str, mark: Mark, strong: Mark, tmp_path_factory: pytest.TempP
     for one, path in zip((mark, strong), files, strict=False):
         one.save(path)
     names = ":".join(map(str, files))
-    options = ("--num-gpu-blocks-override", "65", "--block-size", "16", "--logprobs-mode", "processed_logprobs")
+    options = ("--num-gpu-blocks-override", "33", "--block-size", "32", "--logprobs-mode", "processed_logprobs")
     with serving(folder / "log.txt", *options, STILLMARK_MARK=names, STILLMARK_LABELS="*") as started:
         yield started
 
@@ -79,7 +79,7 @@ def rate(mark: Mark, texts: list[tuple[list[int], list[int]]]) -> float:
 def test_a_batch_of_mixed_requests(server: Server, mark: Mark, tmp_path: Path) -> None:
     """Each text carries its own mark and no other. A false failure of one innocent pair of text and mark: 1e-3."""
     wanted = {"teacher": {}, "bob": {"stillmark_label": "bob"}, "none": {"stillmark": "off"}}
-    asked = [body | {"vllm_xargs": said} for said in wanted.values() for body in bodies(8, 64)]
+    asked = [body | {"vllm_xargs": said} for said in wanted.values() for body in bodies(8, 48)]
     found = completions(server, asked)
     marks = {"teacher": mark, "bob": mark.child("bob")}
     for group, name in enumerate(wanted):
@@ -101,12 +101,12 @@ def test_every_token_of_every_row(scheme: str, server: Server, strong: Mark) -> 
         return
     before = server.metric("vllm:num_preemptions_total")
     labels: list[dict[str, Any]] = [{"stillmark_label": "strong"}, {"stillmark": "off"}, {"stillmark_label": "x"}]
-    asked = [body | {"vllm_xargs": labels[i % 3]} for i, body in enumerate(bodies(30, 56))]
+    asked = [body | {"vllm_xargs": labels[i % 3]} for i, body in enumerate(bodies(30, 40))]
     found = completions(server, asked)
     assert server.metric("vllm:num_preemptions_total") > before
     assert rate(strong, [text for one in found[::3] for text in one]) == 1.0
     assert rate(strong, [text for i, one in enumerate(found) if i % 3 for text in one]) < 0.5
-    several = completions(server, [{**bodies(1, 40)[0], "n": 4, "vllm_xargs": labels[0]}])[0]
+    several = completions(server, [{**bodies(1, 24)[0], "n": 4, "vllm_xargs": labels[0]}])[0]
     assert len({tuple(output) for _, output in several}) == 4
     assert rate(strong, several) == 1.0
 

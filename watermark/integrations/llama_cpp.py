@@ -1,8 +1,8 @@
 """Marks for llama-cpp-python: `llama.create_completion(..., logits_processor=LogitsProcessorList([marked(mark)]))`.
 
-llama-cpp-python calls it with one sequence, before temperature, top-k, top-p and min-p. So the logits are divided by the
-temperature, tilted, and multiplied again: then the mark is worth what it says after the temperature. Give it the one
-that `create_completion` gets.
+llama-cpp-python calls it with one sequence, before temperature, top-k, top-p and min-p. So the logits are divided by
+the temperature, tilted, and multiplied again: then the mark is worth what it says after the temperature. Give it the
+one that `create_completion` gets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Marks for SGLang: a custom logit processor, for a server started with `--enable-custom-logit-processor`.
 
-A request names it, by `"custom_logit_processor": MarkProcessor().to_str()`, and says in `custom_params` what a request
-to vLLM says in `vllm_xargs`: {"stillmark": "off"} or {"stillmark_label": "customer-17"}. What is sent is the name of
-the class; the marks come from the server's environment (`watermark.integrations.serving`). A request that does not name the
+A request names it, by `"custom_logit_processor": MarkProcessor.to_str()`, and says in `custom_params` what a request to
+vLLM says in `vllm_xargs`: {"stillmark": "off"} or {"stillmark_label": "customer-17"}. What is sent is the name of the
+class; the marks come from the server's environment (`watermark.integrations.serving`). A request that does not name the
 processor is not marked, so that only a gateway in front of the server can enforce a mark. SGLang has no place to refuse
 a request: one that asks for what the server does not do carries the server's first mark.
 
