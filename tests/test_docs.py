@@ -39,6 +39,9 @@ ELSEWHERE: Final = {
     "python": "it measures for minutes, or writes into the repository, or tests/test_recompute.py runs it",
     "echo": "it writes into the home folder",
     "openssl": "tests/test_evidence_bundle.py runs it",
+    "export": "it is for a server that is not there",
+    "vllm": "`make test-vllm` runs a server",
+    "curl": "`make test-vllm` asks a server",
     "_STILLMARK_COMPLETE=bash_source": "it writes into the home folder; test_help runs the completion itself",
 }
 """First words of commands that are not ours, and why they do not run here."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from watermark.errors import MarkError
+from watermark.errors import InputError, MarkError
 from watermark.io import files
 from watermark.io.fields import (
     JsonError,
@@ -21,6 +21,7 @@ from watermark.io.fields import (
     wrong_field,
 )
 from watermark.io.files import open_to_read
+from watermark.io.opening import MOST
 from watermark.schemes import field_types
 from watermark.secret import Secret, SecretText, sealed
 
@@ -137,6 +138,35 @@ def check_label(label: str) -> None:
         raise MarkError(
             "a label is one line of text, without white space at its ends", "a list of labels has one a line"
         )
+
+
+def read_labels(path: Path) -> list[str]:
+    """Labels from a text file, one a line, as they were derived; blank lines are left out.
+
+    Raises:
+        InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
+    """
+    try:
+        with open_to_read(path) as file:
+            text = file.read(MOST).decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read the labels: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(path, 0, "no valid UTF-8", "want one label a line") from None
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        label = line.removesuffix("\r")  # and no more: a label is its exact characters
+        if label in lines:
+            raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
+        if label.strip():
+            try:
+                check_label(label)
+            except MarkError as error:
+                raise InputError(path, number, str(error), error.hint) from None
+            lines[label] = number
+    if not lines:
+        raise InputError(path, 0, "holds no labels", "want one label a line")
+    return list(lines)
 
 
 def write_new(path: Path, text: str, *, private: bool) -> None:

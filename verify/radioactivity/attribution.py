@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,10 +18,7 @@ from verify.radioactivity.result import MarkResult, distinct_pairs
 from verify.radioactivity.text import rate_statement, text_warnings
 from verify.results import NO_VERDICT, POWER, plural
 from verify.stats import binomial, multiple
-from watermark import InputError, Mark, MarkError
-from watermark.io.files import open_to_read
-from watermark.io.opening import MOST
-from watermark.keyfile import check_label
+from watermark import Mark
 from watermark.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -245,32 +241,3 @@ def labels_digest(labels: Sequence[str]) -> str:
     True
     """
     return hashlib.sha256(b"".join(label.encode() + b"\n" for label in sorted(labels))).hexdigest()
-
-
-def read_labels(path: Path) -> list[str]:
-    """Labels from a text file, one a line, as they were derived; blank lines are left out.
-
-    Raises:
-        InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
-    """
-    try:
-        with open_to_read(path) as file:
-            text = file.read(MOST).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read the labels: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(path, 0, "no valid UTF-8", "want one label a line") from None
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        label = line.removesuffix("\r")  # and no more: a label is its exact characters
-        if label in lines:
-            raise InputError(path, number, f"label '{label}' was named before, in line {lines[label]}")
-        if label.strip():
-            try:
-                check_label(label)
-            except MarkError as error:
-                raise InputError(path, number, str(error), error.hint) from None
-            lines[label] = number
-    if not lines:
-        raise InputError(path, 0, "holds no labels", "want one label a line")
-    return list(lines)

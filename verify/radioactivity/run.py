@@ -36,7 +36,7 @@ from verify.data.pairs import distinct, extract, scorable_batch
 from verify.lineage.plan import ATTRIBUTION, LineagePlan
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
-from verify.radioactivity.attribution import Attribution, attribution, labels_digest, read_labels
+from verify.radioactivity.attribution import Attribution, attribution, labels_digest
 from verify.radioactivity.detail import POSITIONS, TOKENS, Detail, greenest, growth, heaviest, tokenizer_if_there
 from verify.radioactivity.inputs import (
     Evidence,
@@ -92,6 +92,7 @@ from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, check_
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
 from watermark.io.prompts import Prompt
+from watermark.keyfile import read_labels
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
 
