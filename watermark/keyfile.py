@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +21,10 @@ from watermark.io.fields import (
     wrong_field,
 )
 from watermark.schemes import field_types
+from watermark.schemes.chacha import SECRET_BYTES
 
 FORMAT: Final = "stillmark-mark/v1"
 CARD_FORMAT: Final = "stillmark-card/v1"
-SECRET_BYTES: Final = 32
 
 PARAMETERS: Final[Types] = {
     "width": (is_int, "an integer"),
@@ -50,22 +49,17 @@ def card_types(scheme: object) -> Types:
     return {**_CARD, **field_types(scheme)}
 
 
-def new_secret() -> bytes:
-    """32 bytes from the operating system's generator."""
-    return secrets.token_bytes(SECRET_BYTES)
-
-
-def parse_secret(text: str | bytes) -> bytes:
-    """A secret out of 64 hex characters; surrounding white space is dropped.
+def parse_secret(text: str | bytes, length: int = SECRET_BYTES) -> bytes:
+    """A secret of some bytes out of twice as many hex characters; surrounding white space is dropped.
 
     Raises:
         MarkError: anything else. The message never quotes the text.
     """
     text = (text.decode("latin-1") if isinstance(text, bytes) else text).strip()
-    if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
+    if len(text) != 2 * length or not all(c in "0123456789abcdefABCDEF" for c in text):
         raise MarkError(
-            f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
-            "make one with: openssl rand -hex 32",
+            f"the secret must be {2 * length} hex characters; got {len(text)} characters",
+            "make one with: openssl rand -hex 32" if length == SECRET_BYTES else "restore it from a copy",
         )
     return bytes.fromhex(text)
 

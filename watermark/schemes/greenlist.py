@@ -12,6 +12,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_number, wrong_field
+from watermark.schemes.chacha import ChaCha
 from watermark.schemes.counting import count_green
 
 STEPS: Final = 65536
@@ -22,7 +23,7 @@ _MOST_DELTA: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class GreenList:
+class GreenList(ChaCha):
     """Adds `delta` to the logits of green tokens, a share `gamma` of the vocabulary that changes with the context.
 
     It works at any temperature, greedy decoding too. It costs quality: unlikely tokens gain as much as likely ones.

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_int, wrong_field
+from watermark.schemes.chacha import ChaCha
 from watermark.schemes.counting import pair_bits
 
 MOST_LAYERS: Final = 8
 
 
 @dataclass(frozen=True)
-class Tournament:
+class Tournament(ChaCha):
     """Tilts the probabilities p in some layers: p becomes p (1 + g - S), where g is a token's coin and S = sum p g.
 
     Unbiased: for one token, averaged over keys, no probability changes. Under one fixed key texts become less diverse,
