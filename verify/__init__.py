@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from verify.planning.power import power
     from verify.planning.quality import quality
     from verify.planning.student import Training, TrainingReport, train_student
+    from verify.profiles import import_mark
     from verify.radioactivity.run import attribute, endpoint_test, logprob_test, text_test
     from verify.results import Result
     from verify.suspects.endpoint import Endpoint
@@ -50,6 +51,7 @@ _PLACES = {
     "corpus_test": "verify.corpus.test",
     "count_contexts": "verify.data.context_counts",
     "endpoint_test": "verify.radioactivity.run",
+    "import_mark": "verify.profiles",
     "logprob_test": "verify.radioactivity.run",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
@@ -79,6 +81,7 @@ __all__ = [
     "corpus_test",
     "count_contexts",
     "endpoint_test",
+    "import_mark",
     "logprob_test",
     "planted_test",
     "power",

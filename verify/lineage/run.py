@@ -26,7 +26,7 @@ from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.logs import UnusableLogprobsError
-from verify.radioactivity.run import DECOYS, endpoint_test, logprob_test, text_test
+from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
@@ -311,7 +311,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         reference=given.reference,
         unmarked_prompts=bool(given.unmarked_prompts),
         alpha=alpha,
-        decoys=DECOYS,
+        decoys=mark.scheme.decoys,
         tokenizer=given.tokenizer,
         columns=given.columns,
         skip_bad=given.skip_bad,

@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
 
 from verify.calls import noted
 from verify.data import context_counts as counting
@@ -30,6 +29,7 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
+from verify.data.reads import reads_of
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
 from verify.radioactivity.attribution import Attribution, attribution, read_labels
@@ -89,9 +89,6 @@ from watermark.io.prompts import Prompt
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
 
-DECOYS: Final = 200
-"""Decoy keys that are drawn where a test is weighted and nobody said how many."""
-
 
 @noted
 def text_test(
@@ -120,7 +117,7 @@ def text_test(
             expected); `auto`: `excess` with a reference, else `binomial`.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdict, fixed before looking.
-        decoys: number of decoy keys; None: 200 with a reference, else none.
+        decoys: number of decoy keys; None: 200 with a reference (of another engine's mark 20), else none.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
@@ -157,7 +154,7 @@ def text_test(
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference))
-    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts, reads=reads_of(mark))
     weights, expected = None, None
     along = []
     if reference is not None and len(read):
@@ -165,7 +162,7 @@ def text_test(
         expected = logprobs_at_positions(along, positions)
         weights = excess(positions, expected, mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
-    number = (DECOYS if reference is not None else 0) if decoys is None else decoys
+    number = (mark.scheme.decoys if reference is not None else 0) if decoys is None else decoys
     with progress(on("testing", read.files), ""):
         result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
         shown = tokenizer_if_there(mark, tokenizer)
@@ -183,7 +180,7 @@ def text_test(
         if result.significant:
             result = replace(result, tilt=tilt_of(mark, positions, expected))
     if not unmarked_prompts and result.pairs.prompts:
-        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
+        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True, reads=reads_of(mark))
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
@@ -228,7 +225,7 @@ def logprob_test(
             which is what `stillmark generate` and `stillmark probes` write into them; what does not say may be marked.
         record: folder to keep what was read in, and to resume from; an endpoint needs one.
         alpha: level of the verdict, fixed before looking.
-        decoys: number of decoy keys; None: 200.
+        decoys: number of decoy keys; None: 200 (of another engine's mark 20).
         tokenizer: folder of the mark's tokenizer, if not where the mark says. It also stands in for the tokenizer of a
             model's folder that holds none.
         columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
@@ -309,7 +306,7 @@ def logprob_test(
         check_same_positions(scored, beside, who, inputs["reference"])
     what = suspect.model if isinstance(suspect, Endpoint) else named(suspect)
     with progress(on("testing", what), ""):
-        result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+        result = logprob_result(mark, scored, beside, alpha, mark.scheme.decoys if decoys is None else decoys, counts)
         detail = Detail(
             growth=growth(
                 POSITIONS,

@@ -40,6 +40,7 @@ from verify.data.pairs import (
     scorable_in_order,
     weigh,
 )
+from verify.data.reads import reads_of
 from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult, score
@@ -212,7 +213,8 @@ class SequentialTest:
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
         self._process = EProcess(mark.scheme.rate, least, len(POWERS) if access == "text" else 1)
-        self._counted = SeenPairs()
+        self._reads = reads_of(mark)
+        self._counted = SeenPairs(self._reads)
         self._contexts: Counter[bytes] = Counter()
         self._shown: set[bytes] = set()
         self._path: list[float] = []
@@ -253,7 +255,11 @@ class SequentialTest:
         """The coins of all text so far, weighed as those of a fixed sample; the weights do not depend on the key."""
         answers, references = zip(*self._read, strict=True)
         positions = scorable_batch(
-            map(as_output, answers), self.mark.width, self.mark.exempt, unmarked_prompts=self.unmarked
+            map(as_output, answers),
+            self.mark.width,
+            self.mark.exempt,
+            unmarked_prompts=self.unmarked,
+            reads=self._reads,
         )
         return excess(positions, logprobs_at_positions(references, positions), self.mark.exempt)
 
@@ -300,7 +306,14 @@ class SequentialTest:
         """The positions of one answer that may be scored, given all prompts up to its own; the others are counted."""
         width, unmarked = self.mark.width, self.unmarked
         where, discarded = scorable_in_order(
-            answer.ids, answer.start, width, unmarked=unmarked, sampled=True, seen=self._shown, once=False
+            answer.ids,
+            answer.start,
+            width,
+            unmarked=unmarked,
+            sampled=True,
+            seen=self._shown,
+            once=False,
+            shared=self._reads.shared,
         )
         self._discarded.update(discarded)
         return where
@@ -317,7 +330,7 @@ class SequentialTest:
             expected = logprobs_at([reference], [where], self.mark.width)
             named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
-        pairs = weigh(contexts, tokens, weights, self.mark.exempt)
+        pairs = weigh(contexts, tokens, weights, self.mark.exempt, self._reads)
         return name, replace(pairs, weights=pairs.weights.clip(max=MAX_COUNT))
 
     def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
@@ -325,7 +338,7 @@ class SequentialTest:
         read, lost = read_places(answer, self._where(answer))
         self._discarded.update(lost)
         where = [read]
-        said = logprobs_at([answer], where, self.mark.width)
+        said = replace(logprobs_at([answer], where, self.mark.width), reads=self._reads)
         compared = None if reference is None else logprobs_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)
         return name, pairs

@@ -198,8 +198,10 @@ def numbers(seed: int, number: int) -> npt.NDArray[np.uint32]:
 @lru_cache(maxsize=4)
 def _table(seed: int, number: int) -> prf.I64:
     """The first entries of a permutation of TABLE numbers, each plus 1, by its seed."""
-    entries = list(range(TABLE))
+    moved: dict[int, int] = {}
+    found = []
     for i, drawn in enumerate(numbers(seed, number).tolist()):
         j = i + drawn % (TABLE - i)
-        entries[i], entries[j] = entries[j], entries[i]
-    return np.array(entries[:number], np.int64) + 1
+        found.append(moved.get(j, j))
+        moved[j] = moved.pop(i, i)
+    return np.array(found, np.int64) + 1
