@@ -72,6 +72,15 @@ MORE: Final = {
     "--max-new-tokens 8 --out W/quality",
     "student": "student --base W/parent --outputs W/written.jsonl --out W/student",
     "protect-order": "protect order --mark MARK --teacher W/units --out W/units-again",
+    "mark-import": "mark import --from kgw E/engine-list.json --tokenizer W/tokenizer --out W/list.mark",
+    "mark-import-gumbel": "mark import --from vllm E/engine-gumbel.json --out W/gumbel.mark",
+    "mark-import-table": "mark import --from transformers E/engine-table.json --out W/table.mark",
+    "mark-publish-list": "mark publish W/list.mark --out W/list.card",
+    "mark-publish-gumbel": "mark publish W/gumbel.mark --out W/gumbel.card",
+    "mark-publish-table": "mark publish W/table.mark --out W/table.card",
+    "text-list": "test text --mark W/list.mark E/plain.jsonl",
+    "text-gumbel": "test text --mark W/gumbel.mark E/plain.jsonl",
+    "text-table": "test text --mark W/table.mark E/plain.jsonl",
     "model-record": "test model --mark MARK --suspect W/suspect --probes E/probes.jsonl --decoys 0 --record W/kept",
 }
 """Commands that tests/test_golden.py does not have."""
@@ -91,6 +100,12 @@ RECORDS: Final = {
     "small.card": "the-card",
     "layers.mark": "the-mark-file",
     "layers.card": "the-card",
+    "list.mark": "the-mark-file",
+    "gumbel.mark": "the-mark-file",
+    "table.mark": "the-mark-file",
+    "list.card": "the-card",
+    "gumbel.card": "the-card",
+    "table.card": "the-card",
     "endpoint/plan.json": "the-plan",
     "endpoint/result.json": "verdict",
 }

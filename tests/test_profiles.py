@@ -361,3 +361,57 @@ def test_what_another_engines_mark_cannot_do() -> None:
         mark.child("alice")
     with pytest.raises(MarkError, match="a secret has 40 bytes"):
         Mark(bytes(32), mark.scheme, 4)
+
+
+# --- several marks at once
+
+
+def test_verify_takes_several_marks(tmp_path: Path, folder: Path, stillmark: Callable[..., Result]) -> None:
+    """Each is one line, and Holm's adjustment is over all; records in another tokenizer's ids are one mark's alone."""
+    ours = small.mark(tmp_path / "ours.mark", folder, label="")
+    import_mark("vllm", {"key": KEY, "context_width": 1}, folder, label="vllm 2026").save(tmp_path / "b.mark")
+    import_mark("sglang", {"key": "1", "context_window": 1}, folder, label="vllm 2026").save(tmp_path / "c.mark")
+    draw, table = np.random.RandomState(1), small.logits(ours, 3, 0.3)
+    rows = [{"id": str(i), "output_ids": small.sample(table, 60, draw)} for i in range(20)]
+    text = small.jsonl(tmp_path / "text.jsonl", [row | {"output": small.spell(row["output_ids"])} for row in rows])
+    named = [word for name in ("ours", "b", "c") for word in ("--mark", tmp_path / f"{name}.mark")]
+    told = stillmark("verify", text, *named, "--json")
+    assert told.exit_code == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert [row["test"] for row in found["tests"]] == ["mark ours", "mark vllm 2026", "mark vllm 2026 (3)"]
+    assert [row["stands"] for row in found["tests"]] == [True, False, False]
+    alone = json.loads(stillmark("verify", text, "--mark", tmp_path / "ours.mark", "--json").stdout)["tests"][0]
+    assert alone["test"] == "mark"
+    assert found["tests"][0]["log10_pvalue"] == alone["log10_pvalue"]
+    assert found["tests"][0]["log10_pvalue_adjusted"] == pytest.approx(alone["log10_pvalue"] + np.log10(3))
+    assert found["call"]["arguments"]["mark"] == [str(tmp_path / f"{name}.mark") for name in ("ours", "b", "c")]
+    assert set(found["plan"]["inputs"]) >= {"mark ours", "mark vllm 2026"}
+
+    words = small.tokenizer(tmp_path / "others")
+    body = json.loads((words / "tokenizer.json").read_text())
+    vocabulary = body["model"]["vocab"]  # every word but the special ones gets the id of the next
+    body["model"]["vocab"] = {word: i if i < 2 else 2 + (i - 1) % 254 for word, i in vocabulary.items()}
+    (words / "tokenizer.json").write_text(json.dumps(body))
+    import_mark("vllm", {"key": 1, "context_width": 1}, words, label="other words").save(tmp_path / "d.mark")
+    both = stillmark("verify", text, "--mark", tmp_path / "ours.mark", "--mark", tmp_path / "d.mark", "--json")
+    shown = json.loads(both.stdout)
+    assert [row["test"] for row in shown["tests"]] == ["mark ours"]
+    assert shown["verdict"] == "distilled or relayed"
+    assert [(row["test"], row["failed"]) for row in shown["not_tested"] if row["failed"]] == [
+        ("mark other words", True)
+    ]
+    none = stillmark("verify", text, "--mark", tmp_path / "d.mark")
+    assert none.exit_code == 1
+    assert "do not spell" in none.stderr
+
+
+def test_several_marks_where_one_is_meant(tmp_path: Path, folder: Path) -> None:
+    ours = small.mark(tmp_path / "ours.mark", folder)
+    text = small.jsonl(tmp_path / "text.jsonl", [{"output_ids": [5, 6, 7]}])
+    with pytest.raises(UsageError, match="named twice"):
+        verify.suspect(text, mark=[ours, tmp_path / "ours.mark"])
+    two = [ours, ours.child("b")]
+    with pytest.raises(UsageError, match="needs the `mark`"):
+        verify.suspect(folder, mark=two, planted=5)
+    with pytest.raises(UsageError, match="one `mark` at a time"):
+        verify.suspect("http://127.0.0.1:1/v1", mark=two)

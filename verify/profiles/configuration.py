@@ -31,7 +31,8 @@ SYNTHID_KEYS: Final = (654, 400, 836, 123, 340, 443, 597, 160, 57, 29)
 """The first keys of the configuration that SynthID-Text's authors publish as an example."""
 
 ON_CPU: Final = (
-    "Lists are read as a CPU draws them. Text that was generated on a GPU has others, and this mark does not see them."
+    "Lists and tables are read as a CPU draws them. Text that was generated on a GPU has others, which this mark does "
+    "not see."
 )
 PUBLISHED: Final = (
     "The key is one that the engine's authors publish: whoever uses it makes the same mark, so that a finding does not "
