@@ -27,6 +27,7 @@ from verify.data.reads import Reads, reads_of
 from verify.planning.demo import teacher_model
 from verify.profiles import import_mark
 from verify.radioactivity.text import text_result
+from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.tokenizers import load
 
@@ -88,9 +89,11 @@ def null() -> dict[str, Any]:
         values = []
         for _ in range(KEYS):
             key = with_key(mark, rng)
-            # where the key decides which pairs share a coin, they are sorted out under each
-            values.append(text_result(key, pairs_of(key, text[:tokens]) if mark.scheme.shared else pairs).pvalue)
-        shares = {str(level): float(np.mean(np.array(values) <= level)) for level in LEVELS}
+            if mark.scheme.shared:  # which pairs share a coin may depend on the key
+                pairs = pairs_of(key, text[:tokens])
+            hits, scheme = key.hits(pairs.contexts, pairs.tokens), mark.scheme
+            values.append(binomial_log10_sf(int(hits.sum()), len(hits) * scheme.coins, scheme.rate))
+        shares = {str(level): float(np.mean(10.0 ** np.array(values) <= level)) for level in LEVELS}
         bounds = {str(level): scipy.stats.binom(KEYS, level).isf(1e-5) / KEYS for level in LEVELS}
         found[name] = {
             "tokens": tokens,

@@ -22,6 +22,7 @@ from verify.data.pairs import extract, weigh
 from verify.data.reads import reads_of
 from verify.profiles import import_mark, read_profile
 from verify.radioactivity.text import text_result
+from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, MarkError, Marks, UsageError
 from watermark.io.fields import load_json
 from watermark.schemes.engines.permuted import first_part
@@ -264,20 +265,19 @@ def test_null_over_keys(name: str) -> None:
     mark = import_mark(engine, config, vocabulary=256)
     rng = np.random.default_rng(20261126)
     ids = rng.zipf(1.3, 500) % 250 + 1
+    scheme, values = mark.scheme, []
     pairs = extract([Output("a", None, ids)], 1, reads=reads_of(mark))
-    keys = [
-        Mark(mark.scheme.secret_of([int(k) for k in rng.integers(1, 1 << 31, mark.scheme.keys)]), mark.scheme, 1)  # type: ignore[union-attr]
-        for _ in range(250)
-    ]
-    # selfhash's units depend on the key: its table decides which token anchors a window
-    pvalues = [
-        text_result(key, pairs if not mark.scheme.shared else extract([Output("a", None, ids)], 1, reads=reads_of(key)))
-        for key in keys
-    ]
-    values = np.array([one.pvalue for one in pvalues])
+    for _ in range(250):
+        keys = [int(key) for key in rng.integers(1, 1 << 31, scheme.keys)]  # type: ignore[union-attr]
+        key = Mark(scheme.secret_of(keys), scheme, 1)  # type: ignore[union-attr]
+        if scheme.shared:  # which pairs share a coin may depend on the key
+            pairs = extract([Output("a", None, ids)], 1, reads=reads_of(key))
+        hits = key.hits(pairs.contexts, pairs.tokens)
+        values.append(binomial_log10_sf(int(hits.sum()), scheme.coins * len(hits), scheme.rate))
+    found = 10.0 ** np.array(values)
     for level in (0.1, 0.01):
-        assert (values <= level).sum() <= scipy.stats.binom(250, level).isf(1e-6)
-    assert (values <= 0.2).sum() >= scipy.stats.binom(250, 0.1).ppf(1e-6), "nor does it reject nothing"
+        assert (found <= level).sum() <= scipy.stats.binom(250, level).isf(1e-6)
+    assert (found <= 0.2).sum() >= scipy.stats.binom(250, 0.1).ppf(1e-6), "nor does it reject nothing"
 
 
 # --- configurations and files
@@ -396,7 +396,7 @@ def test_verify_takes_several_marks(tmp_path: Path, folder: Path, stillmark: Cal
     both = stillmark("verify", text, "--mark", tmp_path / "ours.mark", "--mark", tmp_path / "d.mark", "--json")
     shown = json.loads(both.stdout)
     assert [row["test"] for row in shown["tests"]] == ["mark ours"]
-    assert shown["verdict"] == "distilled or relayed"
+    assert shown["verdict"] == "relays the teacher"
     assert [(row["test"], row["failed"]) for row in shown["not_tested"] if row["failed"]] == [
         ("mark other words", True)
     ]

@@ -95,11 +95,11 @@ class GreenList(ChaCha):
         """What the commitment covers beyond `parameters`."""
         return {"threshold": self.threshold}
 
-    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+    def read(self, bits: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs, bool [N, 1], from the PRF's bits, uint16 [N]."""
         return (bits < self.threshold)[:, None]
 
-    def hits(self, bits: prf.U16) -> prf.I64:
+    def hits(self, bits: prf.Ints) -> prf.I64:
         """How many coins of N pairs come up, int64 [N], from the same."""
         return (bits < self.threshold).astype(np.int64)
 

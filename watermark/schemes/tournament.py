@@ -88,11 +88,11 @@ class Tournament(ChaCha):
         """What the commitment covers beyond `parameters`: nothing."""
         return {}
 
-    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+    def read(self, bits: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs, bool [N, layers], from the PRF's bits, uint16 [N]: bit l is the coin of layer l."""
         return (bits[:, None] >> np.arange(self.layers, dtype=np.uint16) & 1).astype(np.bool_)
 
-    def hits(self, bits: prf.U16) -> prf.I64:
+    def hits(self, bits: prf.Ints) -> prf.I64:
         """How many coins of N pairs come up, int64 [N], from the same."""
         found: prf.I64 = np.bitwise_count(bits & np.uint16((1 << self.layers) - 1)).astype(np.int64)
         return found

@@ -67,6 +67,8 @@ class PermutedList(Engine):
         "last": (is_flag, "true or false"),
     }
 
+    key_bits: ClassVar[int] = 32
+
     seeding: str
     gamma: float
     delta: float
@@ -103,11 +105,6 @@ class PermutedList(Engine):
     @property
     def widths(self) -> range:
         return range(1, 2) if self.seeding == LEFT else range(MOST_WIDTH + 1)
-
-    @property
-    def key_bits(self) -> int:  # type: ignore[override]
-        """Of a decoy's key: torch multiplies it with two entries of the table in 64 bits, as ours does."""
-        return 32
 
     def bits(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.Ints:
         number = self.size - self.green if self.last else self.green
