@@ -121,6 +121,7 @@ def small_demo(folder: Path) -> None:
     small.jsonl(demo / "probes.jsonl", rows[:10])
     small.jsonl(demo / "prompts.jsonl", ({"id": one["id"], "prompt": one["prompt"]} for one in texts))
     (folder / "customers.txt").write_text("customer-17\ncustomer-18\n")
+    (folder / "watermark.json").write_text('{"key": 20261126, "algorithm": "gumbel", "context_width": 1}')
     (folder / "readings").mkdir()
     small.jsonl(folder / "readings" / "suspect.jsonl", (small.read(marked, row) for row in rows[:10]))
     (folder / "logs").mkdir()

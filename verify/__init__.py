@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from verify.planning.power import power
     from verify.planning.quality import quality
     from verify.planning.student import Training, TrainingReport, train_student
+    from verify.profiles import import_mark
     from verify.radioactivity.run import attribute, endpoint_test, logprob_test, plan_labels, text_test
     from verify.results import Result
     from verify.suspects.endpoint import Endpoint
@@ -55,6 +56,7 @@ _PLACES = {
     "corpus_test": "verify.corpus.test",
     "count_contexts": "verify.data.context_counts",
     "endpoint_test": "verify.radioactivity.run",
+    "import_mark": "verify.profiles",
     "logprob_test": "verify.radioactivity.run",
     "make_bundle": "verify.evidence.bundle",
     "make_plan": "verify.lineage.run",
@@ -89,6 +91,7 @@ __all__ = [
     "corpus_test",
     "count_contexts",
     "endpoint_test",
+    "import_mark",
     "logprob_test",
     "make_bundle",
     "make_plan",

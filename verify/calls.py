@@ -134,7 +134,7 @@ def _shown(value: Any) -> Any:
         return without_login(value) if value.startswith(("http://", "https://")) else value
     if isinstance(value, Mark):
         return value.file or f"(a mark in memory, commitment {value.commitment[:16]}...)"
-    if isinstance(value, list | tuple) and all(isinstance(one, str | Path) for one in value):
+    if isinstance(value, list | tuple) and all(isinstance(one, str | Path | Mark) for one in value):
         return [_shown(one) for one in value]
     if isinstance(value, dict) and all(isinstance(one, str) for one in (*value, *value.values())):
         return ",".join(f"{name}={one}" for name, one in value.items())

@@ -53,6 +53,7 @@ OPTIONS: Final = {
     "top_logprobs": "--top-logprobs",
     "unmarked_probes": "--unmarked-probes",
     "unmarked_prompts": "--unmarked-prompts",
+    "vocabulary": "--vocabulary",
 }
 """A parameter of the library, as texts of the library name it between backticks: the option of the commands."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +22,11 @@ from watermark.io.fields import (
 from watermark.io.files import open_to_read
 from watermark.io.opening import MOST
 from watermark.schemes import field_types
+from watermark.schemes.chacha import SECRET_BYTES
 from watermark.secret import Secret, SecretText, sealed
 
 FORMAT: Final = "stillmark-mark/v1"
 CARD_FORMAT: Final = "stillmark-card/v1"
-SECRET_BYTES: Final = 32
 MOST_BYTES: Final = 16 << 20
 """Bytes of a mark's or a card's file that are read."""
 
@@ -58,22 +57,17 @@ def card_types(scheme: object) -> Types:
     return {**_CARD, **field_types(scheme)}
 
 
-def new_secret() -> Secret:
-    """32 bytes from the operating system's generator."""
-    return Secret(secrets.token_bytes(SECRET_BYTES))
-
-
-def parse_secret(text: str | bytes) -> Secret:
-    """A secret out of 64 hex characters; surrounding white space is dropped.
+def parse_secret(text: str | bytes, length: int = SECRET_BYTES) -> Secret:
+    """A secret of some bytes out of twice as many hex characters; surrounding white space is dropped.
 
     Raises:
         MarkError: anything else. The message never quotes the text.
     """
     text = SecretText((text.decode("latin-1") if isinstance(text, bytes) else text).strip())
-    if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
+    if len(text) != 2 * length or not all(c in "0123456789abcdefABCDEF" for c in text):
         raise MarkError(
-            f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
-            "make one with: openssl rand -hex 32",
+            f"the secret must be {2 * length} hex characters; got {len(text)} characters",
+            "make one with: openssl rand -hex 32" if length == SECRET_BYTES else "restore it from a copy",
         )
     return Secret(bytes.fromhex(text))
 

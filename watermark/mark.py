@@ -24,17 +24,14 @@ from watermark.keyfile import (
     FORMAT,
     OPTIONAL,
     PARAMETERS,
-    SECRET_BYTES,
     card_types,
     check_label,
-    new_secret,
     parse_fields,
     parse_secret,
     read_json,
     write_new,
 )
-from watermark.schemes import DEFAULT, NAMES, Scheme, field_types, from_fields
-from watermark.schemes.counting import pair_bits
+from watermark.schemes import DEFAULT, NAMES, Scheme, field_types, from_fields, kind_of
 from watermark.schemes.logits import bias_
 from watermark.secret import Secret, SecretText, sealed
 
@@ -49,10 +46,12 @@ class Mark:
     """One watermark: what embeds it and what verifies it read the same object.
 
     Attributes:
-        secret: 32 bytes. Never printed and never pickled, nor what is derived from it: handle it as a private key. A
-            pickle of a mark is its card; `dumps` is for those who must send the mark itself.
-        scheme: how it tilts probabilities, and what is scored: `GreenList` or `Tournament`.
-        width: number of preceding tokens that key the PRF, 0 to 7.
+        secret: 32 bytes; of another engine's mark 32 random bytes and its keys. Never printed and never pickled, nor
+            what is derived from it: handle it as a private key. A pickle of a mark is its card; `dumps` is for those
+            who must send the mark itself.
+        scheme: how it tilts probabilities, and what is scored: `GreenList` or `Tournament`, or what another engine does
+            (`verify.import_mark`).
+        width: number of preceding tokens that key the PRF, 0 to 7; up to 64 in another engine's mark.
         label: free text.
         vocabulary_size: number of token ids (`len(tokenizer)`), below 2**32; None when no tokenizer was named.
         exempt: token ids never biased and never scored, ascending.
@@ -75,19 +74,23 @@ class Mark:
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
     file: str | None = field(default=None, compare=False, repr=False)
     parent: str | None = field(default=None, compare=False, repr=False)
-    _alone: Marks = field(init=False, compare=False, repr=False)
+    _alone: Marks | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # no message quotes a value: it might be the secret, in the wrong place
-        if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
-            raise MarkError(f"a secret has {SECRET_BYTES} bytes ({2 * SECRET_BYTES} hex characters)")
         if not isinstance(self.scheme, Scheme):
             raise MarkError("'scheme' must be a `GreenList` or a `Tournament`")
+        length = self.scheme.secret_bytes
+        if not isinstance(self.secret, bytes) or len(self.secret) != length:
+            raise MarkError(f"a secret has {length} bytes ({2 * length} hex characters)")
         wrong = wrong_field(vars(self), PARAMETERS)
         if wrong is not None:
             raise MarkError(wrong)
-        if not 0 <= self.width <= prf.MAX_WIDTH:
-            raise MarkError(f"width must be 0 to {prf.MAX_WIDTH}")
+        widths = self.scheme.widths
+        if self.width not in widths:
+            raise MarkError(
+                f"width must be {widths[0]} to {widths[-1]}" if len(widths) > 1 else f"width must be {widths[0]}"
+            )
         size = self.vocabulary_size
         if size is not None and not 1 <= size <= prf.NO_TOKEN:
             raise MarkError(f"the vocabulary must have 1 to {prf.NO_TOKEN} tokens")
@@ -101,7 +104,7 @@ class Mark:
         ):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "secret", Secret(self.secret))
-        object.__setattr__(self, "_alone", Marks((self,)))
+        object.__setattr__(self, "_alone", Marks((self,)) if self.scheme.embeds else None)
 
     @classmethod
     def new(
@@ -126,12 +129,13 @@ class Mark:
             from watermark.tokenizers import of_mark
 
             parameters = of_mark(tokenizer) | parameters
-        return cls(new_secret() if secret is None else secret, **parameters)
+        scheme: Scheme = parameters.get("scheme", DEFAULT)
+        return cls(scheme.new_secret() if secret is None else secret, **parameters)
 
     @property
     def prf_key(self) -> Secret:
-        """The 32-byte key of the PRF; as secret as the secret."""
-        return prf.prf_key(self.secret, self.scheme.name, self.width)
+        """The key of the PRF, 32 bytes of our own schemes'; as secret as the secret."""
+        return Secret(self.scheme.prf_key(self.secret, self.width))
 
     @cached_property
     def commitment(self) -> str:
@@ -170,24 +174,37 @@ class Mark:
         """The same, from the hits of the pairs, int64 [N]."""
         return 2 * hits > self.scheme.coins
 
-    def _bits(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:
+    def inputs(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
+        """What the PRF reads of N pairs, uint32 [N, any]: pairs with the same row have the same coins.
+
+        Arguments as for `coins`. Our own schemes read the whole pair; other engines' marks may read less of it.
+        """
+        return self.scheme.inputs(self.prf_key, np.asarray(contexts), np.asarray(tokens))
+
+    def _bits(self, contexts: prf.Ints, tokens: prf.Ints) -> prf.Ints:
         contexts = np.asarray(contexts)
         if contexts.ndim != 2 or contexts.shape[1] != self.width:
             raise ValueError(f"want contexts [N, {self.width}], got {contexts.shape}")
-        return pair_bits(self.prf_key, contexts, tokens)
+        return self.scheme.bits(self.prf_key, contexts, np.asarray(tokens))
 
     def bias_(self, logits: Tensor, contexts: Tensor, *, first_token: int = 0, kernel: Kernel | None = None) -> Tensor:
-        """Tilt the logits in place; see `watermark.schemes.logits.bias_`."""
+        """Tilt the logits in place; see `watermark.schemes.logits.bias_`.
+
+        Raises:
+            MarkError: another engine embeds this mark.
+        """
+        if self._alone is None:
+            raise _embedded_elsewhere()
         return self._alone.bias_(logits, contexts, first_token=first_token, kernel=kernel)
 
     def child(self, label: str, scheme: Scheme | None = None) -> Mark:
         """The same parameters under a secret derived for `label` (a customer, a month, ...), perhaps another scheme.
 
         Raises:
-            MarkError: the label is no line of text, or has white space at its ends.
+            MarkError: the label is no line of text, or has white space at its ends; or it is another engine's mark.
         """
         check_label(label)
-        secret = prf.hkdf(self.secret, "stillmark/v1/derive", label)
+        secret = self.scheme.child_secret(self.secret, label)
         made = self.scheme if scheme is None else scheme
         return replace(self, secret=secret, label=label, file=None, parent=self.commitment, scheme=made)
 
@@ -199,7 +216,7 @@ class Mark:
         Args:
             number: which of the decoys, from 0.
         """
-        secret = prf.hkdf(bytes.fromhex(self.commitment), "stillmark/v1/decoy", str(number))
+        secret = self.scheme.decoy_secret(bytes.fromhex(self.commitment), number)
         return replace(self, secret=secret, file=None, parent=None)
 
     def card(self) -> dict[str, Any]:
@@ -277,7 +294,8 @@ class Mark:
         """The mark of a file's fields; path: what to call the file."""
         if body.get("format") == CARD_FORMAT:
             raise MarkError(f"{path}: this is a card, without the secret", "name the mark file itself")
-        if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") not in NAMES:
+        kind = kind_of(body.get("scheme"))
+        if body.get("format") != FORMAT or kind is None or body.get("prf") != kind.prf_name:
             raise MarkError(
                 f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {' or '.join(NAMES)}",
                 "it may come from a newer stillmark",
@@ -287,7 +305,8 @@ class Mark:
             raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
             parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
-            return cls(parse_secret(body["secret"]), from_fields(body), **parameters)
+            scheme = from_fields(body)
+            return cls(parse_secret(body["secret"], scheme.secret_bytes), scheme, **parameters)
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
@@ -306,7 +325,7 @@ class Mark:
 
     def _parameters(self) -> dict[str, Any]:
         return {
-            "prf": prf.VERSION,
+            "prf": self.scheme.prf_name,
             "scheme": self.scheme.name,
             **self.scheme.parameters,
             "width": self.width,
@@ -345,6 +364,8 @@ class Marks:
     def __post_init__(self) -> None:
         if not self.table:
             raise MarkError("no mark to embed")
+        if not all(mark.scheme.embeds for mark in self.table):
+            raise _embedded_elsewhere()
         for name in ("width", "vocabulary_size", "exempt", "tokenizer"):
             if len({getattr(mark, name) for mark in self.table}) > 1:
                 raise _apart(name)
@@ -397,6 +418,10 @@ def needs_sampling(mark: Mark) -> MarkError:
         f"a {mark.scheme.name} marks nothing at temperature 0, where the most probable token is certain",
         "sample at a temperature above 0, or use a green list",
     )
+
+
+def _embedded_elsewhere() -> MarkError:
+    return MarkError("a mark of another engine is embedded by that engine", "here its marks are tested only")
 
 
 def _apart(name: str) -> MarkError:

@@ -11,6 +11,7 @@ import click
 from verify.cli.common import FILE, Command, allow_readable_option, json_option, print_json, say
 from verify.cli.common import show as show_found
 from verify.display import Rows
+from verify.profiles import ENGINES, read_profile
 from verify.results import plural
 from watermark import Mark, MarkError, UsageError
 from watermark.keyfile import CARD_FORMAT, parse_secret, read_json
@@ -133,6 +134,36 @@ def check(card: Path, file: Path, allow_readable: bool, as_json: bool) -> None:
         )
     if not as_json:
         say(f"{card} belongs to {file}")
+
+
+@mark.command(
+    "import",
+    cls=Command,
+    example="mark import --from vllm watermark.json --tokenizer MODEL --out served.mark",
+)
+@click.argument("config", type=FILE)
+@click.option("--from", "engine", type=click.Choice(ENGINES), required=True, help="The engine that makes the mark.")
+@click.option("--out", type=FILE, required=True, help="Where to write the mark (mode 0600); must not exist.")
+@click.option("--tokenizer", type=FILE, help="Folder of the model that is served, or of its tokenizer.")
+@click.option("--vocabulary", type=int, help="Width of the model's logits [default: as in its config.json].")
+@click.option("--label", default="", help="Free text, kept with the mark.")
+@json_option
+def import_(
+    config: Path, engine: str, out: Path, tokenizer: Path | None, vocabulary: int | None, label: str, as_json: bool
+) -> None:
+    """Make a mark file of another engine's mark, to test for it here; the engine itself goes on embedding it.
+
+    CONFIG is JSON, as the engine takes it: a generation config or its watermarking_config (transformers), what follows
+    --watermark-config (vllm), the file of --watermark-config (sglang), the arguments of the logits processor (synthid,
+    kgw). It holds the key: handle it as the mark.
+    """
+    profile = read_profile(engine, config, tokenizer, label=label, vocabulary=vocabulary)
+    profile.mark.save(out)
+    for note in profile.notes:
+        say(note, stderr=True)
+    if tokenizer is None:
+        say("No --tokenizer: special tokens will be scored like any other.", stderr=True)
+    _print(profile.mark, as_json, f"wrote {out}: keep it as you keep a private key")
 
 
 def _scheme(name: str, parameters: dict[str, Any]) -> Scheme:

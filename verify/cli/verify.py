@@ -14,7 +14,7 @@ from verify.cli.common import (
     alpha_option,
     columns_option,
     command,
-    mark_option,
+    marks_option,
     price_options,
     progress,
     reference_option,
@@ -64,7 +64,7 @@ def planned_options(run: Callable[..., Any]) -> Callable[..., Any]:
 
 _planned = together(
     click.argument("what", metavar="SUSPECT...", nargs=-1, required=True),
-    mark_option(required=False),
+    marks_option,
     click.option("--teacher", type=FILE, help="Folder of the teacher's weights, to compare the suspect's with."),
     reference_option,
     click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an unrelated model; repeat."),
@@ -113,8 +113,9 @@ def verify(what: Any, **options: Any) -> Verdict:
     """Say what happened: was the teacher copied, distilled, both, or neither as far as seen?
 
     SUSPECT is a folder of weights, the http(s):// address of an endpoint, or files of what it wrote or of its log
-    probabilities, any number of them. --mark alone is enough; whatever else you name allows more tests. What is tested
-    follows from the options, before the suspect is read, and the p-values are adjusted over all tests.
+    probabilities, any number of them. --mark alone is enough, and may be repeated: each mark is tested for, with its
+    own tokenizer. Whatever else you name allows more tests. What is tested follows from the options, before the
+    suspect is read, and the p-values are adjusted over all tests.
     """
     from verify import suspect
 

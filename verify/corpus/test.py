@@ -43,7 +43,7 @@ from verify.radioactivity.result import PairsResult
 from verify.radioactivity.text import BINOMIAL, method_words, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
 from verify.stats import binomial, multiple
-from watermark import InputError, Mark
+from watermark import InputError, Mark, MarkError
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 from watermark.progress import Progress
@@ -244,6 +244,10 @@ def corpus_test(
     inputs = list(files_of(paths))
     unmarked = unmarked_prompts
     mark = Mark.load(mark_path, allow_readable=allow_readable)
+    if mark.scheme.shared:
+        raise MarkError(
+            "a corpus is tested pair by pair, and pairs of this mark share coins", "test its files with `text_test`"
+        )
     settings = Settings(
         mark.commitment,
         alpha,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from verify.data.dialects import is_logprob
 from verify.data.outputs import Output, check_ids
 from verify.data.pairs import Positions, contexts_before, scorable_in_order
+from verify.data.reads import PAIRS, Reads
 from verify.data.shapes import Answers
 from watermark import InputError, Mark, StillmarkError
 from watermark.io.fields import is_int, is_text
@@ -49,6 +50,7 @@ class LogprobTable:
         discarded: positions left out, by reason.
         record: int64 [P], the text that each position lies in, from 0.
         unmarked: what the suspect was shown cannot depend on the key.
+        reads: what the mark's PRF reads of a pair.
     """
 
     contexts: U32
@@ -58,6 +60,7 @@ class LogprobTable:
     discarded: dict[str, int]
     record: I64
     unmarked: bool = True
+    reads: Reads = PAIRS
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -139,14 +142,23 @@ def read_recorded(path: Path, mark: Mark) -> list[TextLogprobs]:
     return texts
 
 
-def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bool) -> LogprobTable:
+def scorable_logprobs(
+    texts: Sequence[TextLogprobs], width: int, *, unmarked: bool, reads: Reads = PAIRS
+) -> LogprobTable:
     """What may be scored of some texts (rule 2, see `verify.data.pairs.scorable_in_order`), as arrays."""
     where: list[I64] = []
     discarded: Counter[str] = Counter()
     seen: set[bytes] = set()
     for text in texts:
         kept, left_out = scorable_in_order(
-            text.ids, text.start, width, unmarked=unmarked, sampled=text.sampled, seen=seen, copied=text.copied
+            text.ids,
+            text.start,
+            width,
+            unmarked=unmarked,
+            sampled=text.sampled,
+            seen=seen,
+            shared=reads.shared,
+            copied=text.copied,
         )
         if text.translated is not None and not (unmarked or text.translated.cut or text.sampled):
             raise StillmarkError(
@@ -157,7 +169,7 @@ def scorable_logprobs(texts: Sequence[TextLogprobs], width: int, *, unmarked: bo
         left_out.update(lost)
         where.append(kept)
         discarded.update(left_out)
-    return replace(logprobs_at(texts, where, width), discarded=dict(discarded), unmarked=unmarked)
+    return replace(logprobs_at(texts, where, width), discarded=dict(discarded), unmarked=unmarked, reads=reads)
 
 
 def read_places(text: TextLogprobs, places: I64) -> tuple[I64, Counter[str]]:

@@ -1,6 +1,7 @@
 """Token sequences to distinct (context, token) pairs. The three validity rules live here and nowhere else.
 
-1. One coin a pair: a distinct pair counts once over the whole evidence, across records.
+1. One coin a pair: a distinct pair counts once over the whole evidence, across records. (Pairs are distinct where the
+   PRF reads them as distinct: `verify.data.reads`.)
 2. No leaks from the context: a position is skipped if its context occurred, with a successor, in any prompt of
    the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
    records whose prompts show each other's contexts tie the coins of the one to the choices in the other.)
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from verify.data.dedup import codes, distinct_rows
 from verify.data.outputs import Output
+from verify.data.reads import PAIRS, Reads
 from watermark import StillmarkError
 
 SEEN_CONTEXT: Final = "seen_context"
@@ -76,6 +78,7 @@ class Positions:
         prompts: records that had a prompt.
         records: records in all.
         unmarked: the prompts cannot depend on the key.
+        reads: what the PRF reads of a pair.
     """
 
     contexts: U32
@@ -87,6 +90,7 @@ class Positions:
     prompts: int
     records: int
     unmarked: bool = False
+    reads: Reads = PAIRS
 
     def head(self, number: int) -> Positions:
         """The first positions alone; what was counted stays as it was for all."""
@@ -107,6 +111,7 @@ def scorable_batch(
     *,
     unmarked_prompts: bool = False,
     copies: bool | None = None,
+    reads: Reads = PAIRS,
 ) -> Positions:
     """The positions of some outputs that may be scored (rules 2 and 3).
 
@@ -116,6 +121,7 @@ def scorable_batch(
         exempt: token ids never scored (they do serve as context).
         unmarked_prompts: the prompts cannot depend on the key, so contexts that occur in them are kept.
         copies: leave out what was copied in another spelling; None: unless the prompts are unmarked.
+        reads: what the PRF reads of a pair. Where contexts share coins, any prompt leaves nothing to score.
 
     Raises:
         StillmarkError: some are answers of a sequential run: how many there are depends on the coins, so that only a
@@ -167,7 +173,8 @@ def scorable_batch(
     contexts = contexts_before(ids, where, width)
     discarded[PROMPT_CONTEXT] = 0
     if not unmarked_prompts:
-        shown = was_shown(contexts, contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width))
+        before = contexts_before(ids, np.flatnonzero(in_prompt & (place >= width)), width)
+        shown = np.full(len(contexts), len(before) > 0) if reads.shared else was_shown(contexts, before)
         discarded[PROMPT_CONTEXT] = int(shown.sum())
         where, contexts = where[~shown], contexts[~shown]
     return Positions(
@@ -180,12 +187,13 @@ def scorable_batch(
         prompts=prompts,
         records=len(lengths),
         unmarked=unmarked_prompts,
+        reads=reads,
     )
 
 
 def distinct(positions: Positions) -> Pairs:
     """One coin a pair (rule 1)."""
-    first, counts = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
+    first, counts = distinct_rows(positions.reads.inputs(positions.contexts, positions.tokens))
     repeated = len(positions.tokens) - len(first)
     return Pairs(
         contexts=positions.contexts[first],
@@ -200,10 +208,15 @@ def distinct(positions: Positions) -> Pairs:
 
 
 def extract(
-    outputs: Iterable[Output], width: int, exempt: Iterable[int] = (), *, unmarked_prompts: bool = False
+    outputs: Iterable[Output],
+    width: int,
+    exempt: Iterable[int] = (),
+    *,
+    unmarked_prompts: bool = False,
+    reads: Reads = PAIRS,
 ) -> Pairs:
     """The distinct pairs of some outputs; arguments as for `scorable_batch`."""
-    return distinct(scorable_batch(outputs, width, exempt, unmarked_prompts=unmarked_prompts))
+    return distinct(scorable_batch(outputs, width, exempt, unmarked_prompts=unmarked_prompts, reads=reads))
 
 
 @dataclass(frozen=True)
@@ -215,15 +228,17 @@ class WeightedPairs:
     weights: npt.NDArray[np.float64]
 
 
-def weigh(contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: Iterable[int]) -> WeightedPairs:
+def weigh(
+    contexts: U32, tokens: U32, weights: npt.NDArray[np.float64], exempt: Iterable[int], reads: Reads = PAIRS
+) -> WeightedPairs:
     """One coin a pair (rule 1) where pairs come with weights: those of a repeated pair add up.
 
-    contexts [N, width], tokens [N] and weights [N] may repeat pairs; pairs of exempt tokens are dropped. The
-    weights must not depend on the key (rule 3).
+    contexts [N, width], tokens [N] and weights [N] may repeat pairs; pairs of exempt tokens are dropped. Of pairs that
+    share their coins the first stands for all. The weights must not depend on the key (rule 3).
     """
     kept = ~np.isin(tokens, np.fromiter(exempt, np.uint32)) & (weights != 0)
     contexts, tokens, weights = contexts[kept], tokens[kept], weights[kept]
-    columns = [*contexts.T, tokens]
+    columns = [*reads.inputs(contexts, tokens).T]
     _, first, which = np.unique(codes(columns, len(tokens)), return_index=True, return_inverse=True)
     return WeightedPairs(
         contexts[first], tokens[first], np.bincount(which, weights, minlength=len(first)).astype(np.float64)
@@ -240,6 +255,7 @@ def scorable_in_order(
     seen: set[bytes] | None = None,
     once: bool = True,
     copied: Bools | None = None,
+    shared: bool = False,
 ) -> tuple[npt.NDArray[np.int64], Counter[str]]:
     """The positions of one text, from `start` on, whose prediction may be scored (rule 2).
 
@@ -257,6 +273,7 @@ def scorable_in_order(
         seen: the contexts that were shown before, over several texts; they are added to.
         once: score a context once only, so that a coin's weight never comes from two moments.
         copied: bool [length - start], what the suspect copied of its prompt in another spelling; None: nobody looked.
+        shared: contexts share coins, so that after any context that was shown nothing is left to score.
 
     Returns:
         indices into `ids`, and how many were left out, by reason.
@@ -276,7 +293,7 @@ def scorable_in_order(
             continue
         context = raw[4 * (i - width) : 4 * i]
         if i >= max(start, 1):
-            if not unmarked and context in seen:
+            if not unmarked and (seen if shared else context in seen):
                 discarded[SEEN_CONTEXT] += 1
             elif left_out[i]:
                 discarded[PROMPT_TEXT] += 1
@@ -319,12 +336,13 @@ def was_shown(contexts: U32, shown: U32) -> Bools:
 class SeenPairs:
     """Which pairs have been counted (rule 1), where evidence comes record by record."""
 
-    def __init__(self) -> None:
+    def __init__(self, reads: Reads = PAIRS) -> None:
+        self._reads = reads
         self._seen: set[bytes] = set()
 
     def fresh(self, pairs: WeightedPairs) -> WeightedPairs:
         """Those of some distinct pairs that were never counted before; they are now."""
-        rows = np.ascontiguousarray(np.concatenate([pairs.contexts, pairs.tokens[:, None]], axis=1, dtype=np.uint32))
+        rows = np.ascontiguousarray(self._reads.inputs(pairs.contexts, pairs.tokens), np.uint32)
         kept = []
         for i, row in enumerate(rows):
             key = row.tobytes()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from verify.lineage import access as kinds
-from verify.lineage.plan import AGREEMENT, CANARIES, MARK, SHUFFLED, WEIGHTS
+from verify.lineage.plan import AGREEMENT, CANARIES, SHUFFLED, WEIGHTS, is_mark
 from verify.lineage.verdict import DISTILLED_OR_RELAYED
 from verify.planning.power import more_needed, reference_gain
 from verify.radioactivity.logprobs import WeightedResult
@@ -13,6 +14,8 @@ from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import NOTABLE, TextResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from verify.lineage.verdict import Verdict
     from verify.results import Result
     from watermark import Mark
@@ -28,20 +31,25 @@ ACCESSES: Final = {
 UNITS: Final = {"weights": "positions of probes", "top20": "tokens with log probabilities", "text": "text"}
 
 
-def advice(found: Verdict, mark: Mark | None, *, reference: bool) -> tuple[str, ...]:
-    """What to do next, one sentence each, the most useful first. reference: one was named."""
+def advice(found: Verdict, marks: Mapping[str, Mark], *, reference: bool) -> tuple[str, ...]:
+    """What to do next, one sentence each, the most useful first.
+
+    marks: by the line of the plan that tests for each; reference: one was named.
+    """
     steps: list[str] = []
-    line = next((one for one in found.lines if one.name == MARK), None)
-    result = None if line is None else line.result
-    if MARK in found.found:
+    lines = [one for one in found.lines if is_mark(one.name)]
+    if found.carried:
         steps.append(
             "Before you rely on it, run the same command on models that are surely innocent: none may carry the mark."
         )
-    elif result is not None and mark is not None:
-        steps += _more(found.access, result, mark, reference=reference)
-    if line is not None and line.failed:
-        steps.append(f"The test for the mark could not be made ({line.unavailable}): fix that, and run it again.")
-    if mark is None:
+    elif lines:
+        more = [_more(found.access, one.result, marks[one.name], reference=reference) for one in lines if one.result]
+        steps += list(dict.fromkeys(chain.from_iterable(more)))
+    for line in lines:
+        if line.failed:
+            what = "the mark" if len(lines) == 1 else f"the {line.name}"
+            steps.append(f"The test for {what} could not be made ({line.unavailable}): fix that, and run it again.")
+    if not marks:
         steps.append("Name the `mark` that your outputs carry: only it can show that the suspect learned from them.")
     if found.verdict == DISTILLED_OR_RELAYED and not found.found & {WEIGHTS, SHUFFLED, CANARIES}:
         steps.append(

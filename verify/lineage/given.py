@@ -31,10 +31,13 @@ PathLike = str | Path
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What `suspect` was given, made ready; its attributes are the arguments of that function."""
+    """What `suspect` was given, made ready; its attributes are the arguments of that function.
+
+    marks: the marks, by the line of the plan that tests for each.
+    """
 
     access: Access
-    mark: Mark | None
+    marks: dict[str, Mark]
     teacher: Path | None
     reference: Model | None
     controls: tuple[Path, ...]
@@ -59,6 +62,11 @@ class Given:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def mark(self) -> Mark | None:
+        """The mark, where there is one and no more."""
+        return next(iter(self.marks.values())) if len(self.marks) == 1 else None
+
+    @property
     def endpoint(self) -> Endpoint:
         """The suspect's endpoint, under the name that was given; each test asks for the one that it serves if not."""
         return Endpoint(self.access.url, self.model or "")
@@ -76,12 +84,34 @@ class Given:
         return self.endpoint if self.access.kind == kinds.ENDPOINT else self.weights
 
 
+def lines_of(marks: Sequence[Mark]) -> dict[str, Mark]:
+    """Some marks by the line that tests for each: `mark`, or `mark NAME` of several, by label or file.
+
+    Raises:
+        UsageError: a mark is there twice.
+    """
+    if len({mark.commitment for mark in marks}) < len(marks):
+        raise UsageError("a `mark` was named twice", "name each mark once")
+    if len(marks) == 1:
+        return {MARK: marks[0]}
+    found: dict[str, Mark] = {}
+    for number, mark in enumerate(marks, 1):
+        name = mark.label or (Path(mark.file).stem if mark.file else str(number))
+        line = f"{MARK} {name}"
+        found[line if line not in found else f"{line} ({number})"] = mark
+    return found
+
+
 def check_usage(given: Given) -> None:
     """Raises UsageError where something was named that no test can use: nothing that was named is left out silently."""
     kind, keyed = given.access.kind, {"planted": given.planted, "canaries": given.canaries, "ordered": given.ordered}
     for name, value in keyed.items():
         if value and given.mark is None:
-            raise UsageError(f"`{name}` needs the `mark` whose secret chose")
+            raise UsageError(
+                f"`{name}` needs the `mark` whose secret chose", "one, and no more" if given.marks else None
+            )
+    if len(given.marks) > 1 and kind == kinds.ENDPOINT:
+        raise UsageError("an endpoint is asked for one `mark` at a time", "or keep its answers, and test them for all")
     if given.canaries is not None and kind != kinds.WEIGHTS:
         raise UsageError("`canaries` need the suspect's weights")
     if given.planted is not None and kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
@@ -110,7 +140,7 @@ def unplanned_of(given: Given) -> dict[str, str]:
             why[name] = "the suspect's weights are not at hand" if not weights else "a loaded model has no files"
         elif given.teacher is None:
             why[name] = "no teacher was named; name a `teacher`"
-    if given.mark is None:
+    if not given.marks:
         why[MARK] = no_mark
     if given.planted is None:
         why[PLANTED] = "no planted answers were named"
@@ -139,8 +169,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
     several = [probes] if isinstance(probes, str | Path) else list(probes or ())
     texts |= {"probes" if len(several) == 1 else f"probes {i}": path for i, path in enumerate(several)}
     inputs |= {name: files.sha256(Path(path)) for name, path in texts.items() if path is not None}
-    if given.mark is not None:
-        inputs["mark"] = given.mark.commitment
+    inputs |= {line: mark.commitment for line, mark in given.marks.items()}
     inputs["calibration"] = files.sha256(Path(independence.__file__).with_name("independent.json"))
     package = Path(builtin.__file__)
     if given.probes is None and given.access.kind == kinds.WEIGHTS and MARK in lines:

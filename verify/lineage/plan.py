@@ -39,12 +39,17 @@ _TYPES: Final[Types] = {
 }
 
 
+def is_mark(line: str) -> bool:
+    """Whether a line of a plan is the test for a mark; of several marks each has its own, `mark NAME`."""
+    return line == MARK or line.startswith(f"{MARK} ")
+
+
 @dataclass(frozen=True)
 class LineagePlan:
     """What will be tested and at which level: fixed before the suspect is looked at, and known by its digest.
 
     Attributes:
-        lines: the tests, of LINES, in order.
+        lines: the tests, of LINES, in order; with several marks `mark NAME` for each.
         alpha: family-wise level of the verdict.
         inputs: SHA-256 of everything but the suspect that the tests use, by name.
         settings: numbers that the tests depend on, by name.

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,13 +24,13 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
-from verify.lineage.given import Given, check_usage, plan_of, unplanned_of
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.given import Given, check_usage, lines_of, plan_of, unplanned_of
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.logs import UnusableLogprobsError
-from verify.radioactivity.run import DECOYS, endpoint_test, logprob_test, text_test
+from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
@@ -37,7 +38,7 @@ from verify.suspects.asking import NoLogprobsError
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.interview import check_prices
 from verify.suspects.model import Model
-from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
+from watermark import ApiError, InputError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
 from watermark.io.fields import load_object
 from watermark.mark import as_mark
@@ -60,7 +61,7 @@ PAIRS_FORMAT: Final = "stillmark-pairs/v1"
 def suspect(
     what: Any,
     *,
-    mark: Mark | PathLike | None = None,
+    mark: Mark | PathLike | Sequence[Mark | PathLike] | None = None,
     teacher: PathLike | None = None,
     reference: Model | None = None,
     controls: Sequence[PathLike] = (),
@@ -96,7 +97,7 @@ def suspect(
     Args:
         what: the suspect: recorded outputs or log probabilities (one file or several, or a folder of them), a folder of
             weights or a loaded `(model, tokenizer)`, or the http(s):// address of an endpoint.
-        mark: the mark, or its file.
+        mark: the mark, or its file; or several, each of which is tested for, with its own tokenizer.
         teacher: folder of the teacher's weights; the suspect's weights are compared with it.
         reference: a model that does not depend on the secret: the test for the mark takes much less evidence.
         controls: folders of unrelated models, for the agreement of likely tokens; 19 are needed for a lead.
@@ -151,7 +152,7 @@ def suspect(
             if (stamp := Path(f"{plan}.tsr")).exists():
                 with files.writing(folder / STAMP):
                     files.replace(folder / STAMP, stamp.read_bytes())
-    lines = adjusted(fixed, list(_run(fixed, _tests(given, alpha, progress))))
+    lines = adjusted(fixed, _run(fixed, _tests(given, alpha, progress)))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
     notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
@@ -173,7 +174,7 @@ def suspect(
         confidential=confidential,
         call=call_of(suspect, given_arguments, _digests(given)),
     )
-    found = replace(found, next=advice(found, given.mark, reference=reference is not None))
+    found = replace(found, next=advice(found, given.marks, reference=reference is not None))
     if folder is not None:
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
@@ -234,14 +235,16 @@ def _prepared(arguments: Mapping[str, Any]) -> tuple[Given, LineagePlan, dict[st
         named.pop(name)
     for name in ("teacher", "base"):
         named[name] = None if named[name] is None else Path(named[name])
-    named["mark"] = None if named["mark"] is None else as_mark(named["mark"])
+    named["marks"] = lines_of([as_mark(one) for one in _several(named.pop("mark"))])
     named["controls"] = tuple(map(Path, named["controls"]))
     given = Given(access=access, readings=None if folder is None else folder / "readings", **named)
     check_usage(given)
     unplanned = unplanned_of(given)
     if len(unplanned) == len(LINES):
         raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
-    return given, plan_of(given, [name for name in LINES if name not in unplanned], alpha), unplanned, folder
+    planned = [name for name in LINES if name not in unplanned]
+    planned = [line for name in planned for line in (given.marks if name == MARK else (name,))]
+    return given, plan_of(given, planned, alpha), unplanned, folder
 
 
 def _digests(given: Given) -> dict[str, str]:
@@ -250,13 +253,33 @@ def _digests(given: Given) -> dict[str, str]:
     return {str(path): files.sha256(path) for path in (*given.access.files, *kept)}
 
 
-def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> Iterator[PlannedTest]:
-    """Make the planned tests in order; a test that cannot be made becomes a line that says why."""
+def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[PlannedTest]:
+    """Make the planned tests in order; a test that cannot be made becomes a line that says why.
+
+    Of several marks some may not fit the records, whose ids may be another tokenizer's. Records that fit none are an
+    error.
+    """
+    lines, unread = [], list[InputError]()
+    marks = sum(map(is_mark, plan.lines))
     for name in plan.lines:
         try:
-            yield PlannedTest(name, tests[name]())
+            lines.append(PlannedTest(name, tests[name]()))
         except (ApiError, ModelError, TokenizerError) as error:
-            yield PlannedTest(name, None, str(error), failed=True)
+            lines.append(PlannedTest(name, None, str(error), failed=True))
+        except InputError as error:
+            if marks == 1 or not is_mark(name):
+                raise
+            unread.append(error)
+            lines.append(PlannedTest(name, None, str(error), failed=True))
+    if unread and len(unread) == marks:
+        raise unread[0]
+    return lines
+
+
+def _several(mark: Mark | PathLike | Sequence[Mark | PathLike] | None) -> Sequence[Mark | PathLike]:
+    if mark is None:
+        return ()
+    return (mark,) if isinstance(mark, Mark | PathLike) else mark
 
 
 def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[], Result]]:
@@ -274,7 +297,7 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
     return {
         WEIGHTS: lambda: weights().independence(alpha),
         SHUFFLED: lambda: weights().match(list(_shares(given, progress)), alpha),
-        MARK: lambda: _mark(given, alpha, progress),
+        **{line: partial(_mark, given, line, alpha, progress) for line in given.marks},
         PLANTED: lambda: planted_test(
             _there(given.mark, "mark"),
             given.asked,
@@ -297,15 +320,15 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
     }
 
 
-def _read(given: Given, suspect: Model | Endpoint, alpha: float, progress: Stages) -> Result:
-    """The test for the mark in what a suspect says along the probes."""
+def _read(given: Given, line: str, suspect: Model | Endpoint, alpha: float, progress: Stages) -> Result:
+    """The test for a mark in what a suspect says along the probes."""
     return logprob_test(
-        _there(given.mark, "mark"),
+        given.marks[line],
         suspect,
         given.probes,
         reference=given.reference,
         unmarked_probes=given.unmarked_probes,
-        record=_log(given, "mark"),
+        record=_log(given, _record_of(given, line)),
         alpha=alpha,
         tokenizer=given.tokenizer,
         skip_bad=given.skip_bad,
@@ -313,15 +336,20 @@ def _read(given: Given, suspect: Model | Endpoint, alpha: float, progress: Stage
     )
 
 
-def _mark(given: Given, alpha: float, progress: Stages) -> Result:
-    """The test for the mark that the access allows."""
-    mark, access = _there(given.mark, "mark"), given.access
+def _record_of(given: Given, line: str) -> str:
+    """Where what was read for a mark is kept: each mark reads other places, in its own tokens."""
+    return MARK if len(given.marks) == 1 else f"{MARK}.{list(given.marks).index(line) + 1}"
+
+
+def _mark(given: Given, line: str, alpha: float, progress: Stages) -> Result:
+    """The test for a mark that the access allows."""
+    mark, access = given.marks[line], given.access
     if access.kind == kinds.WEIGHTS:
-        return _read(given, given.weights, alpha, progress)
+        return _read(given, line, given.weights, alpha, progress)
     if access.kind == kinds.ENDPOINT:
         if given.probes is not None:
             try:
-                return _read(given, given.endpoint, alpha, progress)
+                return _read(given, line, given.endpoint, alpha, progress)
             except NoLogprobsError as error:
                 given.notes.append(f"The endpoint could not be read along the probes, and was asked instead: {error}.")
         return endpoint_test(
@@ -348,7 +376,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
                 access.files,
                 reference=given.reference,
                 unmarked_probes=free,
-                record=_log(given, "mark"),
+                record=_log(given, _record_of(given, line)),
                 alpha=alpha,
                 tokenizer=given.tokenizer,
                 columns=given.columns,
@@ -366,7 +394,7 @@ def _mark(given: Given, alpha: float, progress: Stages) -> Result:
         reference=given.reference,
         unmarked_prompts=bool(given.unmarked_prompts),
         alpha=alpha,
-        decoys=DECOYS,
+        decoys=mark.scheme.decoys,
         tokenizer=given.tokenizer,
         columns=given.columns,
         skip_bad=given.skip_bad,

@@ -12,7 +12,7 @@ import numpy as np
 from verify.display import Heading, Paragraph, Part, Table, plain
 from verify.evidence.document import without_text
 from verify.fingerprint.agreement import AgreementResult
-from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.plan import AGREEMENT, CANARIES, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
 from verify.radioactivity import tilt
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.tilt import Tilt
@@ -170,27 +170,32 @@ class Verdict:
         return {line.name for line in self.lines if line.stands(self.plan.alpha)}
 
     @property
+    def carried(self) -> set[str]:
+        """Those of them that are tests for a mark."""
+        return set(filter(is_mark, self.found))
+
+    @property
     def verdict(self) -> str:
         """One of VERDICTS."""
-        found = self.found
+        found, carried = self.found, self.carried
         # with a keyed order a sibling is no copy, and its units match all the same: that alone decides nothing
         copied = bool(found & ({WEIGHTS} if self.keyed else {WEIGHTS, SHUFFLED}))
         if copied:
-            return BOTH if found & {MARK, CANARIES} else COPIED
-        if CANARIES in found or (MARK in found and not self.own_writing):
+            return BOTH if carried or CANARIES in found else COPIED
+        if CANARIES in found or (carried and not self.own_writing):
             return DISTILLED
-        if MARK in found:
+        if carried:
             return STRENGTHS[None if self.tilt is None else self.tilt.kind]
-        telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, MARK, CANARIES)]
+        telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, CANARIES) or is_mark(line.name)]
         if found or self.leads or any(line.failed for line in telling):
             return CANNOT_TELL
         return UNRELATED if any(line.conclusive for line in telling) else CANNOT_TELL
 
     @property
     def tilt(self) -> Tilt | None:
-        """How strongly what the suspect wrote carries the mark; None where that is not known."""
-        found = (line.result for line in self.lines if line.name == MARK)
-        return next((one.tilt for one in found if isinstance(one, MarkResult)), None)
+        """How strongly what the suspect wrote carries the mark, of several the surest; None where that is not known."""
+        marks = sorted((line for line in self.lines if is_mark(line.name)), key=lambda line: line.log10_adjusted)
+        return next((line.result.tilt for line in marks if isinstance(line.result, MarkResult)), None)
 
     @property
     def leads(self) -> list[AgreementResult]:

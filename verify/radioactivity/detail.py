@@ -157,7 +157,7 @@ def greenest(
     """
     if tokenizer is None or not len(positions.tokens):
         return ()
-    first, _ = distinct_rows(np.column_stack([positions.contexts, positions.tokens]))
+    first, _ = distinct_rows(positions.reads.inputs(positions.contexts, positions.tokens))
     hits = mark.hits(positions.contexts[first], positions.tokens[first])
     green = mark.is_green(hits)
     record, place = positions.record[first], positions.place[first]

@@ -20,6 +20,7 @@ from verify.data.logprobs import (
     scorable_logprobs,
 )
 from verify.data.outputs import Output, Outputs, read_outputs
+from verify.data.reads import reads_of
 from verify.data.retokenize import Grouping, Translation, first_tokens, translator
 from verify.data.sources import files_of
 from verify.data.spelling import spelling
@@ -424,13 +425,14 @@ def tables(
     mark: Mark, said: Sequence[TextLogprobs], compared: Sequence[TextLogprobs] | None, *, unmarked: bool
 ) -> tuple[LogprobTable, LogprobTable | None]:
     """What may be scored of the suspect's texts, and the same of the reference's."""
-    suspect = scorable_logprobs(said, mark.width, unmarked=unmarked)
+    how = reads_of(mark)
+    suspect = scorable_logprobs(said, mark.width, unmarked=unmarked, reads=how)
     if compared is None:
         return suspect, None
     if len(said) == len(compared):  # else an error elsewhere, which names the first that differs
         both = zip(said, compared, strict=True)
         compared = [replace(c, copied=s.copied) if len(s.ids) == len(c.ids) else c for s, c in both]
-    return suspect, scorable_logprobs(compared, mark.width, unmarked=unmarked)
+    return suspect, scorable_logprobs(compared, mark.width, unmarked=unmarked, reads=how)
 
 
 def prompts_of(prompts: PathLike | Sequence[Prompt]) -> list[Prompt]:

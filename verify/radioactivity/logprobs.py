@@ -264,9 +264,11 @@ def logprob_weights(
 ) -> tuple[WeightedPairs, str]:
     """What each pair weighs in `logprob_result`, and how that was made, in words."""
     if reference is not None:
-        return weigh(*difference(suspect, reference, exempt), exempt), "log probability less the reference's, clipped"
-    weights = np.exp(0.5 * suspect.logprobs.astype(np.float64))
-    return weigh(suspect.contexts[suspect.position], suspect.tokens, weights, exempt), "root of the probability"
+        weights = weigh(*difference(suspect, reference, exempt), exempt, suspect.reads)
+        return weights, "log probability less the reference's, clipped"
+    roots = np.exp(0.5 * suspect.logprobs.astype(np.float64))
+    pairs = weigh(suspect.contexts[suspect.position], suspect.tokens, roots, exempt, suspect.reads)
+    return pairs, "root of the probability"
 
 
 def difference(
@@ -314,15 +316,17 @@ def comparisons(mark: Mark, suspect: LogprobTable) -> dict[str, float]:
         return {"top1": 0.0, "mean_mass": 0.0, "mean_mass_hoeffding": 0.0}
     order = np.lexsort((-suspect.logprobs, suspect.position))
     best = order[np.unique(suspect.position[order], return_index=True)[1]]
-    pairs = weigh(suspect.contexts[suspect.position[best]], suspect.tokens[best], np.ones(len(best)), mark.exempt)
+    likeliest = suspect.contexts[suspect.position[best]], suspect.tokens[best]
+    pairs = weigh(*likeliest, np.ones(len(best)), mark.exempt, suspect.reads)
     hits, coins = int(mark.hits(pairs.contexts, pairs.tokens).sum()), mark.scheme.coins
     found = {"top1": binomial.binomial_log10_sf(hits, len(pairs.tokens) * coins, mark.scheme.rate)}
 
     _, context, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
     share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[context.ravel()[suspect.position]]
-    mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt)
+    mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt, suspect.reads)
     t = score(mark, mass)
     found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.scheme.rate, coins)
-    n = len(repeats) * coins
-    found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / binomial.LN10)
+    # a context's masses sum to 1 at most; where contexts share coins, each coin stands for itself
+    n = (float(mass.weights @ mass.weights) if suspect.reads.shared else len(repeats)) * coins
+    found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / binomial.LN10) if n else 0.0
     return found

@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from verify.data.logprobs import (
 )
 from verify.data.outputs import Output, Outputs
 from verify.data.pairs import distinct, extract, scorable_batch
+from verify.data.reads import reads_of
 from verify.lineage.plan import ATTRIBUTION, LineagePlan
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
@@ -96,9 +96,6 @@ from watermark.keyfile import read_labels
 from watermark.mark import as_mark
 from watermark.tokenizers import load_transformers_for
 
-DECOYS: Final = 200
-"""Decoy keys that are drawn where a test is weighted and nobody said how many."""
-
 
 @noted
 def text_test(
@@ -127,7 +124,7 @@ def text_test(
             expected); `auto`: `excess` with a reference, else `binomial`.
         unmarked_prompts: nobody who wrote the prompts knew the secret or copied marked text.
         alpha: level of the verdict, fixed before looking.
-        decoys: number of decoy keys; None: 200 with a reference, else none.
+        decoys: number of decoy keys; None: 200 with a reference (of another engine's mark 20), else none.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
@@ -166,7 +163,7 @@ def text_test(
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, prompts, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference), warnings=found.warnings + notes)
-    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts, reads=reads_of(mark))
     weights, expected = None, None
     along = []
     if reference is not None and len(read):
@@ -174,7 +171,7 @@ def text_test(
         expected = logprobs_at_positions(along, positions)
         weights = excess(positions, expected, mark.exempt)
     chosen = (BINOMIAL if weights is None else EXCESS) if method == "auto" else method
-    number = (DECOYS if reference is not None else 0) if decoys is None else decoys
+    number = (mark.scheme.decoys if reference is not None else 0) if decoys is None else decoys
     with progress(on("testing", read.files), ""):
         result = text_result(mark, distinct(positions), alpha, method=chosen, excess=weights, decoys=number)
         shown = tokenizer_if_there(mark, tokenizer)
@@ -192,7 +189,7 @@ def text_test(
         if result.significant:
             result = replace(result, tilt=tilt_of(mark, positions, expected))
     if not unmarked_prompts and result.pairs.prompts:
-        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True)
+        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True, reads=reads_of(mark))
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
@@ -237,7 +234,7 @@ def logprob_test(
             which is what `stillmark generate` and `stillmark probes` write into them; what does not say may be marked.
         record: folder to keep what was read in, and to resume from; an endpoint needs one.
         alpha: level of the verdict, fixed before looking.
-        decoys: number of decoy keys; None: 200.
+        decoys: number of decoy keys; None: 200 (of another engine's mark 20).
         tokenizer: folder of the mark's tokenizer, if not where the mark says. It also stands in for the tokenizer of a
             model's folder that holds none.
         columns: where the fields are in recorded answers of no known shape, as for `verify.read_outputs`.
@@ -320,7 +317,7 @@ def logprob_test(
         check_same_positions(scored, beside, who, inputs["reference"])
     what = suspect.model if isinstance(suspect, Endpoint) else named(suspect)
     with progress(on("testing", what), ""):
-        result = logprob_result(mark, scored, beside, alpha, DECOYS if decoys is None else decoys, counts)
+        result = logprob_result(mark, scored, beside, alpha, mark.scheme.decoys if decoys is None else decoys, counts)
         detail = Detail(
             growth=growth(
                 POSITIONS,

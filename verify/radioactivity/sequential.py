@@ -40,6 +40,7 @@ from verify.data.pairs import (
     scorable_in_order,
     weigh,
 )
+from verify.data.reads import reads_of
 from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult, score
@@ -241,7 +242,8 @@ class SequentialTest:
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
         self._process = EProcess(mark.scheme.rate, least, len(POWERS) if access == "text" else 1)
-        self._counted = SeenPairs()
+        self._reads = reads_of(mark)
+        self._counted = SeenPairs(self._reads)
         self._contexts: Counter[bytes] = Counter()
         self._shown: set[bytes] = set()
         self._path: list[float] = []
@@ -347,6 +349,7 @@ class SequentialTest:
             seen=self._shown,
             once=False,
             copied=answer.copied,
+            shared=self._reads.shared,
         )
         self._discarded.update(discarded)
         return where
@@ -363,7 +366,7 @@ class SequentialTest:
             expected = logprobs_at([reference], [where], self.mark.width)
             named = expected.tokens == tokens[expected.position]
             weights[expected.position[named]] -= np.exp(expected.logprobs[named].astype(np.float64))
-        pairs = weigh(contexts, tokens, weights, self.mark.exempt)
+        pairs = weigh(contexts, tokens, weights, self.mark.exempt, self._reads)
         return name, replace(pairs, weights=pairs.weights.clip(max=MAX_COUNT))
 
     def _said(self, answer: TextLogprobs, reference: TextLogprobs | None) -> tuple[str, WeightedPairs]:
@@ -371,7 +374,7 @@ class SequentialTest:
         read, lost = read_places(answer, self._where(answer))
         self._discarded.update(lost)
         where = [read]
-        said = logprobs_at([answer], where, self.mark.width)
+        said = replace(logprobs_at([answer], where, self.mark.width), reads=self._reads)
         compared = None if reference is None else logprobs_at([reference], where, self.mark.width)
         pairs, name = logprob_weights(said, compared, self.mark.exempt)
         return name, pairs

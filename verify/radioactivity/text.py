@@ -262,5 +262,6 @@ def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...]
         np.concatenate([positions.tokens, expected.tokens]),
         np.concatenate([np.ones(len(positions.tokens)), -np.exp(expected.logprobs.astype(np.float64))]),
         exempt,
+        positions.reads,
     )
     return WeightedPairs(pairs.contexts, pairs.tokens, pairs.weights.clip(-MAX_COUNT, MAX_COUNT))

@@ -24,6 +24,7 @@ from scipy.special import logsumexp, ndtri
 from verify.data.dedup import distinct_rows
 from verify.data.logprobs import LogprobTable, TextLogprobs, as_output, logprobs_at_positions
 from verify.data.pairs import Positions, scorable_batch
+from verify.data.reads import reads_of
 from verify.results import LEVEL
 from verify.stats.binomial import Interval
 from watermark import Mark
@@ -119,15 +120,17 @@ class Tilt:
 
 
 def tilt_of(mark: Mark, positions: Positions, expected: LogprobTable | None) -> Tilt | None:
-    """How strongly a text carries the mark; None without a position. Each distinct pair counts once.
+    """How strongly a text carries the mark; None without a position, or where that has no scale. A pair counts once.
 
     Args:
         mark: the mark.
         positions: what was written, from `verify.data.pairs.scorable_batch`.
         expected: what a reference says at these positions, best the teacher without its mark; None: no reference.
     """
+    if mark.scheme.lift is None:
+        return None
     pairs = np.column_stack([positions.contexts, positions.tokens])
-    first, _ = distinct_rows(pairs)
+    first, _ = distinct_rows(positions.reads.inputs(positions.contexts, positions.tokens))
     if mark.vocabulary_size is not None:  # a token of unknown name has an id beyond
         first = first[(pairs[first] < mark.vocabulary_size).all(axis=1)]
     if not len(first):
@@ -142,7 +145,9 @@ def tilt_of_answers(
     mark: Mark, answers: Sequence[TextLogprobs], along: Sequence[TextLogprobs] | None, *, unmarked: bool
 ) -> Tilt | None:
     """The same of answers that a suspect wrote. along: what a reference says along them; unmarked: the prompts are."""
-    positions = scorable_batch(map(as_output, answers), mark.width, mark.exempt, unmarked_prompts=unmarked)
+    positions = scorable_batch(
+        map(as_output, answers), mark.width, mark.exempt, unmarked_prompts=unmarked, reads=reads_of(mark)
+    )
     return tilt_of(mark, positions, None if along is None else logprobs_at_positions(along, positions))
 
 
@@ -185,6 +190,8 @@ def estimate(scheme: Scheme, own: I64, masses: Floats, record: I64, *, reference
     """
     least = 2 * _LEAST_MASS / masses.shape[1]
     masses = masses.clip(min=least) / masses.clip(min=least).sum(axis=1, keepdims=True)
+    lift = scheme.lift
+    assert lift is not None, "a scheme without a scale has no tilt"
 
     def likelihood(h: float) -> float:
         return float(_log_likelihoods(scheme, own, masses, h).sum())
@@ -208,8 +215,8 @@ def estimate(scheme: Scheme, own: I64, masses: Floats, record: I64, *, reference
         def by_answer(h: float) -> Floats:
             return np.bincount(answer, _log_likelihoods(scheme, own, masses, h), minlength=answers).astype(np.float64)
 
-        full = _full_answers(by_answer, min(scheme.lift, far), likelihood(tilt))
-    return Tilt(tilt, low, high, scheme.lift, reference, full, answers)
+        full = _full_answers(by_answer, min(lift, far), likelihood(tilt))
+    return Tilt(tilt, low, high, lift, reference, full, answers)
 
 
 def _log_likelihoods(scheme: Scheme, own: I64, masses: Floats, h: float) -> Floats:

@@ -2,7 +2,8 @@
 
 A scheme reads some coins from the sixteen bits that the PRF gives for a pair. Under the null they are independent, and
 each comes up with the probability `rate`. What a test counts are the `hits` of a pair: how many of its `coins` came up,
-binomially distributed with `coins` tries of probability `rate`.
+binomially distributed with `coins` tries of probability `rate`. The marks of other engines (`engines`) are read in the
+same way, and have PRFs of their own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any, Final, TypeAlias
 
 from watermark.errors import MarkError
 from watermark.io.fields import Types
+from watermark.schemes.engines import ENGINES, Engine
 from watermark.schemes.greenlist import GreenList
 from watermark.schemes.tournament import Tournament
 
-Scheme: TypeAlias = GreenList | Tournament
+Scheme: TypeAlias = GreenList | Tournament | Engine
 SCHEMES: Final[tuple[type[GreenList], type[Tournament]]] = (GreenList, Tournament)
 DEFAULT: Final[Scheme] = GreenList()
 __all__ = ["DEFAULT", "NAMES", "SCHEMES", "GreenList", "Scheme", "Tournament", "field_types", "from_fields", "kind_of"]
@@ -23,9 +25,10 @@ __all__ = ["DEFAULT", "NAMES", "SCHEMES", "GreenList", "Scheme", "Tournament", "
 NAMES: Final = tuple(kind.name for kind in SCHEMES)
 
 
-def kind_of(name: object) -> type[GreenList] | type[Tournament] | None:
-    """The scheme of this name, or None."""
-    return next((kind for kind in SCHEMES if kind.name == name), None)
+def kind_of(name: object) -> type[Scheme] | None:
+    """The scheme of this name, ours or another engine's, or None."""
+    kinds: tuple[type[Scheme], ...] = (*SCHEMES, *ENGINES)
+    return next((kind for kind in kinds if kind.name == name), None)
 
 
 def field_types(name: object) -> Types:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_number, wrong_field
+from watermark.schemes.chacha import ChaCha
 from watermark.schemes.counting import count_green
 
 STEPS: Final = 65536
@@ -22,7 +23,7 @@ _MOST_DELTA: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class GreenList:
+class GreenList(ChaCha):
     """Adds `delta` to the logits of green tokens, a share `gamma` of the vocabulary that changes with the context.
 
     It works at any temperature, greedy decoding too. It costs quality: unlikely tokens gain as much as likely ones.
@@ -94,11 +95,11 @@ class GreenList:
         """What the commitment covers beyond `parameters`."""
         return {"threshold": self.threshold}
 
-    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+    def read(self, bits: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs, bool [N, 1], from the PRF's bits, uint16 [N]."""
         return (bits < self.threshold)[:, None]
 
-    def hits(self, bits: prf.U16) -> prf.I64:
+    def hits(self, bits: prf.Ints) -> prf.I64:
         """How many coins of N pairs come up, int64 [N], from the same."""
         return (bits < self.threshold).astype(np.int64)
 

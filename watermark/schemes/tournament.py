@@ -16,6 +16,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_int, wrong_field
+from watermark.schemes.chacha import ChaCha
 from watermark.schemes.counting import pair_bits
 from watermark.schemes.greenlist import GreenList
 
@@ -25,7 +26,7 @@ LIKE_DELTA: Final = {1: 1.1, 2: 1.65, 3: 1.9, 4: 2.05}
 
 
 @dataclass(frozen=True)
-class Tournament:
+class Tournament(ChaCha):
     """Tilts the probabilities p in some layers: p becomes p (1 + g - S), where g is a token's coin and S = sum p g.
 
     Unbiased: for one token, averaged over keys, no probability changes. Under one fixed key texts become less diverse,
@@ -91,11 +92,11 @@ class Tournament:
         """What the commitment covers beyond `parameters`: nothing."""
         return {}
 
-    def read(self, bits: prf.U16) -> npt.NDArray[np.bool_]:
+    def read(self, bits: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs, bool [N, layers], from the PRF's bits, uint16 [N]: bit l is the coin of layer l."""
         return (bits[:, None] >> np.arange(self.layers, dtype=np.uint16) & 1).astype(np.bool_)
 
-    def hits(self, bits: prf.U16) -> prf.I64:
+    def hits(self, bits: prf.Ints) -> prf.I64:
         """How many coins of N pairs come up, int64 [N], from the same."""
         found: prf.I64 = np.bitwise_count(bits & np.uint16((1 << self.layers) - 1)).astype(np.int64)
         return found
