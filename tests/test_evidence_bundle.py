@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -29,8 +30,9 @@ from verify.evidence.bundle import make_bundle
 from verify.evidence.check import check_bundle
 from verify.evidence.checked import AS_FAR, DIFFERS, HOLDS, OPEN, CheckResult
 from verify.evidence.inputs import chain_of
+from verify.evidence.report import read_result, report_html
 from verify.evidence.scored import CHERNOFF, MIXTURE, RULES, SEQUENTIAL, Scored, recomputed, scored_of, scored_of_fields
-from verify.evidence.signing import new_key, read_envelope, signed
+from verify.evidence.signing import new_key, read_envelope, read_key, signed
 from verify.radioactivity.sequential import LOOKS
 from verify.radioactivity.text import BINOMIAL, COUNTS
 from watermark import GreenList, InputError, Mark, StillmarkError, Tournament
@@ -140,14 +142,12 @@ def test_the_envelope_is_what_others_read(here: Here) -> None:
     """in-toto's and DSSE's own fields, and the library that wrote the envelope reads it."""
     from securesystemslib.dsse import Envelope
 
-    from verify.evidence.signing import public_key
-
     fields = json.loads((here.folder / "text.bundle").read_bytes())
     assert fields["payloadType"] == "application/vnd.in-toto+json"
     statement = json.loads(base64.b64decode(fields["payload"]))
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     assert [set(one) for one in statement["subject"]] == [{"name", "digest"}]
-    Envelope.from_dict(fields).verify([public_key(here.folder / "key.pub")], 1)
+    Envelope.from_dict(fields).verify([read_key(here.folder / "key.pub")], 1)
 
 
 def test_the_signature_is_checked_by_openssl(here: Here, tmp_path: Path) -> None:
@@ -566,6 +566,19 @@ def test_what_is_no_key_is_named(here: Here, tmp_path: Path) -> None:
         check_bundle(here.folder / "text.bundle", public_key=here.folder / "key")
     with pytest.raises(InputError, match="cannot read the public key"):
         check_bundle(here.folder / "text.bundle", public_key=tmp_path / "none")
+
+
+def test_a_page_is_made_of_a_bundle(here: Here, tmp_path: Path) -> None:
+    """It names the bundle and the key, and says that nothing was checked."""
+    path = here.folder / "text.bundle"
+    page = report_html(read_result(path))
+    assert next(iter(read_envelope(path.read_bytes()).signatures)) in page
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+    assert "was not checked for this page" in page
+    assert "was not checked for this page" not in report_html(read_result(here.folder / "text"))
+    (tmp_path / "broken").write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match="no envelope"):
+        read_result(tmp_path / "broken")
 
 
 # --- confidential ---

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from verify.evidence.again import NotHereError, scored_again
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
 from verify.evidence.inputs import Input, chain_of, changes, input_of
 from verify.evidence.scored import CLOSE, Scored, differences, faults, recomputed
-from verify.evidence.signing import Envelope, public_key, read_envelope
+from verify.evidence.signing import MAX_BYTES, Envelope, read_envelope, read_key
 from verify.evidence.statement import Hidden, Statement, opened, read_statement
 from verify.evidence.timestamp import time_of
 from verify.fingerprint.planted import ANSWERS
@@ -33,6 +33,9 @@ from watermark.keyfile import read_json
 from watermark.mark import as_mark
 
 PathLike = str | Path
+
+MOST: Final = 1_000_000
+"""Questions of a test of planted answers, at most."""
 
 
 def check_bundle(
@@ -72,10 +75,12 @@ def check_bundle(
     """
     path = Path(bundle)
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no bundle")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror}") from None
-    key = None if public_key is None else _key(public_key)
+    key = None if public_key is None else read_key(public_key)
     secret = None if reveal is None else as_mark(reveal)
     shown = None if opening is None else _json(Path(opening))
     published = None if card is None else read_json(Path(card), "card")
@@ -88,28 +93,26 @@ def check_bundle(
     except StillmarkError as error:
         return CheckResult(bundle=str(bundle), checks=(_checked("envelope", "its form", [str(error)]),))
     signature = _signature(envelope, key, public_key)
+    numbers: dict[str, float] = {}
     try:
         said = read_statement(envelope.payload)
         said, wrong = (said, []) if shown is None else opened(said, shown)
-    except StillmarkError as error:
-        broken = _checked("statement", "its form", [str(error)])
-        return CheckResult(bundle=str(bundle), checks=(signature, broken))
-    numbers: dict[str, float] = {}
-    checks = [
-        signature,
-        _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
-        _time(said, tsa),
-        _commitment(said, secret, published, card, spelled),
-        _inputs(said, read),
-        _pairs(said, read, wrong, tokenizer),
-        _numbers(said, secret, numbers),
-        _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
-    ]
-    return CheckResult(bundle=str(bundle), checks=tuple(checks), finding=_text(said.result, "verdict"), numbers=numbers)
-
-
-def _key(path: PathLike) -> Any:
-    return public_key(path)
+        checks = (
+            signature,
+            _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
+            _time(said, tsa),
+            _commitment(said, secret, published, card, spelled),
+            _inputs(said, read),
+            _pairs(said, read, wrong, tokenizer),
+            _numbers(said, secret, numbers),
+            _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
+        )
+    except InputError:
+        raise
+    except (StillmarkError, RecursionError) as error:
+        said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
+        return CheckResult(bundle=str(bundle), checks=(signature, _checked("statement", "its form", [said_of_it])))
+    return CheckResult(bundle=str(bundle), checks=checks, finding=_text(said.result, "verdict"), numbers=numbers)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -308,7 +311,7 @@ def _pairs(said: Statement, read: Mapping[Path, Input], wrong: Sequence[str], to
         except NotHereError as error:
             lacking = True
             against.append(f"{name}: {len(scored):,} pairs; they were not found again, since {error}")
-        except StillmarkError as error:
+        except (StillmarkError, ValueError) as error:
             found.append(f"{name}: the pairs cannot be found again in the files: {error}")
         else:
             found += [f"{name}: {one}" for one in differences(scored, again)]
@@ -386,7 +389,7 @@ def _counted(
 
 def _planted(result: Mapping[str, Any]) -> Iterator[str]:
     hits, n = result.get("hits"), result.get("n")
-    if not is_int(hits) or not is_int(n) or not 0 <= int(hits or 0) <= int(n or 0):
+    if not is_int(hits) or not is_int(n) or not 0 <= int(hits or 0) <= int(n or 0) <= MOST:
         yield f"{hits} right answers of {n} are no counts"
         return
     log10 = binomial.binomial_log10_sf(int(hits or 0), int(n or 0), 1 / len(ANSWERS)) if n else 0.0
@@ -405,8 +408,8 @@ def _adjustment(said: Statement) -> Iterator[str]:
     """Holm's adjustment, which tests stand by it, and a verdict that fits."""
     tests, alpha = _tests(said), said.plan.alpha
     raw = [one.get("log10_pvalue") for one in tests]
-    if not all(is_number(one) and float(one) <= 0 for one in raw):
-        yield f"the log10 p-values {raw} are not all numbers that are at most 0"
+    if not all(is_number(one) and -math.inf < float(one) <= 0 for one in raw):
+        yield f"the log10 p-values {str(raw)[:200]} are not all finite numbers that are at most 0"
         return
     adjusted = holm(np.array(raw, np.float64)).tolist() if raw else []
     stand = 0

@@ -258,6 +258,10 @@ def differences(promised: Scored, there: Scored) -> Iterator[str]:
 
 
 def _differences(promised: WeightedPairs, there: WeightedPairs, name: str) -> Iterator[str]:
+    if promised.weights.shape[1] != there.weights.shape[1]:
+        was, now = (plural(one.weights.shape[1], "weight") for one in (promised, there))
+        yield f"{name}a pair was promised with {was}, and the files give {now}"
+        return
     known = {row: i for i, row in enumerate(map(tuple, np.column_stack([promised.contexts, promised.tokens]).tolist()))}
     found = {row: i for i, row in enumerate(map(tuple, np.column_stack([there.contexts, there.tokens]).tolist()))}
     for rows, others, pairs, words in (

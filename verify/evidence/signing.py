@@ -39,10 +39,10 @@ def new_key(path: str | Path) -> str:
                 files.create(one, data, mode)
             except FileExistsError:
                 raise InputError(one, 0, "exists already", "keys are never overwritten") from None
-    return public_key(path.with_name(path.name + ".pub")).keyid
+    return read_key(path.with_name(path.name + ".pub")).keyid
 
 
-def public_key(path: str | Path) -> Any:
+def read_key(path: str | Path) -> Any:
     """A public key in PEM, for `securesystemslib`.
 
     Raises:
@@ -98,7 +98,7 @@ class Envelope:
         return (json.dumps(made, sort_keys=True) + "\n").encode()
 
     def signed_by(self, key: Any) -> bool:
-        """Whether the key (from `public_key`) signed it."""
+        """Whether the key (from `read_key`) signed it."""
         from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
         from securesystemslib.signer import Signature
 
