@@ -24,6 +24,7 @@ from click.testing import Result as Answer
 import verify
 from tests.test_light import HIDE
 from tests.test_recompute import said, written
+from verify.data.logprobs import from_record
 from verify.data.pairs import WeightedPairs
 from verify.evidence import scored as scoring
 from verify.evidence.bundle import make_bundle
@@ -33,10 +34,10 @@ from verify.evidence.inputs import chain_of
 from verify.evidence.report import read_result, report_html
 from verify.evidence.scored import CHERNOFF, MIXTURE, RULES, SEQUENTIAL, Scored, recomputed, scored_of, scored_of_fields
 from verify.evidence.signing import new_key, read_envelope, read_key, signed
-from verify.radioactivity.sequential import LOOKS
+from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
 from verify.radioactivity.text import BINOMIAL, COUNTS
 from watermark import GreenList, InputError, Mark, StillmarkError, Tournament
-from watermark.io.records import resuming
+from watermark.io.records import Record, resuming
 from watermark.schemes import Scheme
 
 Run = Callable[..., Answer]
@@ -302,6 +303,22 @@ def test_a_result_is_counted_anew_from_its_pairs(here: Here, method: str, sequen
     found = recomputed(scored_of_fields(json.loads(json.dumps(some.to_dict())), 1, ""), here.mark)
     assert found.log10_pvalue == pytest.approx(result.log10_pvalue, rel=1e-12)
     assert found.statistic == pytest.approx(result.statistic, rel=1e-12)
+    assert result.log10_pvalue < -2
+
+
+def test_looks_back_at_all_text_are_counted_anew(here: Here) -> None:
+    """A sequential test of text with a reference, here one that expects nothing: the e-process, and the best look."""
+    rows = [one | {"top_logprobs": [None] * len(one["output_ids"])} for one in written(here.mark, 5, tilt=0.6)]
+    texts = [from_record(Record(Path("a"), 1, one), SIZE) for one in rows if one["output_ids"]]
+    result = replay(SequentialTest(here.mark, "text", unmarked=True), texts, texts)
+    some = scored_of(result)
+    assert some is not None
+    assert some.shared
+    assert some.look is not None
+    assert some.after in LOOKS
+    back = scored_of_fields(json.loads(json.dumps(some.to_dict())), 1, "")
+    assert list(scoring.differences(some, back)) == []
+    assert recomputed(back, here.mark).log10_pvalue == pytest.approx(result.log10_pvalue, rel=1e-12)
     assert result.log10_pvalue < -2
 
 

@@ -26,6 +26,7 @@ OPTIONS: Final = {
     "delta": "--delta",
     "deviate": "--deviate",
     "effect": "--effect",
+    "keys": "--keys",
     "labels": "--labels",
     "log": "--log",
     "mark": "--mark",

@@ -9,7 +9,7 @@ import click
 
 from verify.cli.common import FILE, Command, json_option, mark_option, show
 from verify.cli.verify import planned_options
-from verify.display import Paragraph, Rows
+from verify.display import Paragraph, Part, Rows
 from watermark import Mark
 
 
@@ -35,7 +35,8 @@ def plan(what: Any, out: Path, as_json: bool, **options: Any) -> None:
     made = make_plan(what, **options)
     made.fix(out)
     rows = {"tests": ", ".join(made.lines), "alpha": f"{made.alpha:g}, over all tests (Holm)", "digest": made.digest}
-    shown = [Paragraph(f"Written: {out}", whole=True), Rows(rows), Paragraph("Publish the digest, with a date.")]
+    shown: list[Part] = [Paragraph(f"Written: {out}", whole=True), Rows(rows)]
+    shown.append(Paragraph("Publish the digest, with a date."))
     show({"out": str(out), "digest": made.digest, "plan": made.to_dict()}, shown, as_json=as_json)
 
 

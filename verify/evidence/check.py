@@ -183,10 +183,10 @@ def _plan(said: Statement, planned: Any) -> Iterator[str]:
     commitment = None if said.card is None else said.card["commitment"]
     if said.plan.inputs.get("mark") != commitment:
         yield f"the mark {said.plan.inputs.get('mark')} was planned, and the card is that of {commitment}"
-    for one in _tests(said):
-        mark = _object(_object(one, "result"), "mark")
+    for test in _tests(said):
+        mark = _object(_object(test, "result"), "mark")
         if mark and mark.get("commitment") != commitment:
-            name, other = _text(one, "test"), mark.get("commitment")
+            name, other = _text(test, "test"), mark.get("commitment")
             yield f"the test '{name}' is of the mark {other}, and the card of {commitment}"
 
 
@@ -408,7 +408,7 @@ def _adjustment(said: Statement) -> Iterator[str]:
     """Holm's adjustment, which tests stand by it, and a verdict that fits."""
     tests, alpha = _tests(said), said.plan.alpha
     raw = [one.get("log10_pvalue") for one in tests]
-    if not all(is_number(one) and -math.inf < float(one) <= 0 for one in raw):
+    if not all(is_number(one) and -math.inf < float(one or 0) <= 0 for one in raw):
         yield f"the log10 p-values {str(raw)[:200]} are not all finite numbers that are at most 0"
         return
     adjusted = holm(np.array(raw, np.float64)).tolist() if raw else []

@@ -39,7 +39,7 @@ def new_key(path: str | Path) -> str:
                 files.create(one, data, mode)
             except FileExistsError:
                 raise InputError(one, 0, "exists already", "keys are never overwritten") from None
-    return read_key(path.with_name(path.name + ".pub")).keyid
+    return str(read_key(path.with_name(path.name + ".pub")).keyid)
 
 
 def read_key(path: str | Path) -> Any:

@@ -116,6 +116,8 @@ def resuming(path: Path, run: str, *, chained: bool = False) -> Iterator[tuple[l
         if not lock(file):
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
+        head = ""
+
         def append(records: Iterable[Mapping[str, Any]]) -> None:
             nonlocal head
             lines = []
