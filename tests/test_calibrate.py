@@ -26,7 +26,7 @@ MARK = Mark(bytes(range(32)), scheme=GreenList(gamma=0.3), width=2, exempt=(0, 7
 
 @pytest.mark.parametrize("mark", [MARK, replace(MARK, scheme=Tournament(3), secret=bytes(32))])
 def test_innocent_text_is_sound(mark: Mark, jsonl: Jsonl) -> None:
-    """The keys are drawn: fails falsely with a probability of 3e-4, three levels at 1e-4 each, and 1e-3 for the rank."""
+    """The keys are drawn anew: fails falsely with a probability of 3e-4, for three levels at 1e-4 each."""
     files = [jsonl(*written(MARK, seed, records=10), name=f"{seed}.jsonl") for seed in (1, 2)]
     found = verify.calibrate(mark, files, keys=200)
     assert found.verdict == "sound"
@@ -72,12 +72,14 @@ def test_a_test_without_rule_1_is_found_out(jsonl: Jsonl, monkeypatch: pytest.Mo
 
 
 def test_text_that_repeats_itself_is_noted(jsonl: Jsonl) -> None:
-    once = written(MARK, 1, records=6)
-    for number, noted in ((1, False), (20, True)):
-        found = verify.calibrate(MARK, jsonl(*once * number), keys=100)
-        assert found.verdict == "sound"
-        assert any("repeats itself" in note for note in found.notes) is noted or number == 1
-    assert found.materials[0].spread == pytest.approx(20**0.5, rel=0.6)
+    """Twenty times the same: a count by occurrence spreads as the root of that. Each spread is of 100 keys, to 7 %."""
+    rows = written(MARK, 1, records=6)
+    once, often = (verify.calibrate(MARK, jsonl(*rows * number), keys=100) for number in (1, 20))
+    assert once.verdict == often.verdict == "sound"
+    assert "repeats itself" in often.notes[0]
+    ratio = often.materials[0].spread / once.materials[0].spread
+    assert 3 < ratio < 6.5, "4.5; the bounds are four standard deviations away"
+    assert often.materials[0].n == once.materials[0].n
 
 
 def test_the_picture(jsonl: Jsonl) -> None:
