@@ -16,8 +16,9 @@ import numpy as np
 
 from verify.evidence.again import NotHereError, scored_again
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
+from verify.evidence.escrow import differing, read_coins
 from verify.evidence.inputs import Input, chain_of, changes, input_of
-from verify.evidence.scored import CLOSE, Scored, differences, faults, recomputed
+from verify.evidence.scored import CLOSE, Hits, Scored, differences, faults, hits_under, recomputed
 from verify.evidence.signing import MAX_BYTES, Envelope, read_envelope, read_key
 from verify.evidence.statement import Hidden, Statement, opened, read_statement
 from verify.evidence.timestamp import time_of
@@ -47,6 +48,8 @@ def check_bundle(
     reveal: Mark | PathLike | None = None,
     outputs: Sequence[PathLike] = (),
     opening: PathLike | None = None,
+    coins: PathLike | None = None,
+    escrow_key: PathLike | None = None,
     tsa: PathLike | None = None,
     tokenizer: PathLike | None = None,
 ) -> CheckResult:
@@ -60,6 +63,9 @@ def check_bundle(
         reveal: the mark, or its file: the secret is held against the commitment, and the p-values are counted anew.
         outputs: files of the evidence: what the suspect wrote or said, logs, readings.
         opening: the pairs of a confidential bundle.
+        coins: the answer of a third party that holds the secret (`stillmark evidence coins`): the p-values are counted
+            anew by its word, and the secret is not needed.
+        escrow_key: of that third party, Ed25519 in PEM.
         tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
 
@@ -82,7 +88,9 @@ def check_bundle(
         raise InputError(path, 0, f"cannot read: {error.strerror}") from None
     key = None if public_key is None else read_key(public_key)
     secret = None if reveal is None else as_mark(reveal)
+    escrow = None if escrow_key is None else read_key(escrow_key)
     shown = None if opening is None else _json(Path(opening))
+    answered = None if coins is None else _bytes(Path(coins))
     published = None if card is None else read_json(Path(card), "card")
     spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
     planned = None if plan is None else read_plan(Path(plan))
@@ -97,6 +105,7 @@ def check_bundle(
     try:
         said = read_statement(envelope.payload)
         said, wrong = (said, []) if shown is None else opened(said, shown)
+        escrowed, hits = _escrow(said, data, answered, escrow, secret)
         checks = (
             signature,
             _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
@@ -104,7 +113,8 @@ def check_bundle(
             _commitment(said, secret, published, card, spelled),
             _inputs(said, read),
             _pairs(said, read, wrong, tokenizer),
-            _numbers(said, secret, numbers),
+            *escrowed,
+            _numbers(said, secret, hits, numbers),
             _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
         )
     except InputError:
@@ -113,6 +123,13 @@ def check_bundle(
         said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
         return CheckResult(bundle=str(bundle), checks=(signature, _checked("statement", "its form", [said_of_it])))
     return CheckResult(bundle=str(bundle), checks=checks, finding=_text(said.result, "verdict"), numbers=numbers)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -339,8 +356,34 @@ def _rule(result: Mapping[str, Any]) -> str:
     return "chernoff" if result.get("unmarked_probes") is True else "mixture"
 
 
-def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) -> Checked:
-    """The p-values, from the pairs and the secret; of planted answers from the counts."""
+def _escrow(
+    said: Statement, data: bytes, answered: bytes | None, key: Any, secret: Mark | None
+) -> tuple[list[Checked], dict[str, Hits]]:
+    """The answer of a third party: whose it is, and the hits that it gives."""
+    if answered is None:
+        return [], {}
+    try:
+        coins = read_coins(answered, data, said)
+    except StillmarkError as error:
+        return [_checked("coins", "the bundle", [str(error)])], {}
+    wrong: list[str] = []
+    for name in coins.tests:
+        scored = said.pairs[name]
+        if secret is not None and isinstance(scored, Scored) and said.stand_in and secret.width == said.stand_in.width:
+            wrong += differing(coins.tests, name, hits_under(scored, secret))
+    signature = _signature(coins.envelope, key, "of the third party")
+    return [
+        Checked(
+            "coins",
+            DIFFERS if wrong else signature.status,
+            signature.against,
+            (*signature.differences, *wrong),
+        )
+    ], coins.tests
+
+
+def _numbers(said: Statement, secret: Mark | None, hits: Mapping[str, Hits], numbers: dict[str, float]) -> Checked:
+    """The p-values, from the pairs and the secret, or a third party's coins; of planted answers from the counts."""
     wrong: list[str] = []
     against: list[str] = []
     lacking = False
@@ -355,6 +398,9 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
             wrong += [f"{name}: {said}" for said in _planted(result)] if name == "planted answers" else []
             against.append(f"{name}: " + ("from its counts" if name == "planted answers" else "not counted anew"))
             lacking = lacking or name != "planted answers"
+        elif isinstance(scored, Scored) and secret is None and name in hits:
+            wrong += [f"{name}: {said}" for said in _counted(name, scored, hits[name], result, numbers)]
+            against.append(f"{name}: counted anew with the coins of the third party")
         elif isinstance(scored, Hidden) or secret is None:
             lacking = True
             against.append(
@@ -365,7 +411,7 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
                 f"{name}: the pairs have {said.stand_in.width} tokens of context, the revealed mark {secret.width}"
             )
         else:
-            wrong += [f"{name}: {said}" for said in _counted(name, scored, secret, result, numbers)]
+            wrong += [f"{name}: {said}" for said in _counted(name, scored, hits_under(scored, secret), result, numbers)]
             against.append(f"{name}: counted anew")
     if wrong:
         return _checked("p-values", "; ".join(against), wrong)
@@ -373,10 +419,10 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
 
 
 def _counted(
-    name: str, scored: Scored, secret: Mark, result: Mapping[str, Any], numbers: dict[str, float]
+    name: str, scored: Scored, hits: Hits, result: Mapping[str, Any], numbers: dict[str, float]
 ) -> Iterator[str]:
     try:
-        found = recomputed(scored, secret, excess=_of_excess(result))
+        found = recomputed(scored, hits, excess=_of_excess(result))
     except ValueError as error:
         yield f"the pairs give no p-value: {error}"
         return
