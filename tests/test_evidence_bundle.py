@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -23,18 +24,31 @@ from click.testing import Result as Answer
 import verify
 from tests.test_light import HIDE
 from tests.test_recompute import said, written
+from verify.data.logprobs import from_record
 from verify.data.pairs import WeightedPairs
 from verify.evidence import scored as scoring
 from verify.evidence.bundle import make_bundle
 from verify.evidence.check import check_bundle
 from verify.evidence.checked import AS_FAR, DIFFERS, HOLDS, OPEN, CheckResult
+from verify.evidence.escrow import COINS_TYPE, answer_coins
 from verify.evidence.inputs import chain_of
-from verify.evidence.scored import CHERNOFF, MIXTURE, RULES, SEQUENTIAL, Scored, recomputed, scored_of, scored_of_fields
-from verify.evidence.signing import new_key, read_envelope, signed
-from verify.radioactivity.sequential import LOOKS
+from verify.evidence.report import read_result, report_html
+from verify.evidence.scored import (
+    CHERNOFF,
+    MIXTURE,
+    RULES,
+    SEQUENTIAL,
+    Scored,
+    hits_under,
+    recomputed,
+    scored_of,
+    scored_of_fields,
+)
+from verify.evidence.signing import new_key, read_envelope, read_key, signed
+from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
 from verify.radioactivity.text import BINOMIAL, COUNTS
 from watermark import GreenList, InputError, Mark, StillmarkError, Tournament
-from watermark.io.records import resuming
+from watermark.io.records import Record, resuming
 from watermark.schemes import Scheme
 
 Run = Callable[..., Answer]
@@ -140,14 +154,12 @@ def test_the_envelope_is_what_others_read(here: Here) -> None:
     """in-toto's and DSSE's own fields, and the library that wrote the envelope reads it."""
     from securesystemslib.dsse import Envelope
 
-    from verify.evidence.signing import public_key
-
     fields = json.loads((here.folder / "text.bundle").read_bytes())
     assert fields["payloadType"] == "application/vnd.in-toto+json"
     statement = json.loads(base64.b64decode(fields["payload"]))
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     assert [set(one) for one in statement["subject"]] == [{"name", "digest"}]
-    Envelope.from_dict(fields).verify([public_key(here.folder / "key.pub")], 1)
+    Envelope.from_dict(fields).verify([read_key(here.folder / "key.pub")], 1)
 
 
 def test_the_signature_is_checked_by_openssl(here: Here, tmp_path: Path) -> None:
@@ -257,7 +269,7 @@ def test_both_checkers_agree_on_random_pairs(rule: str, script: ModuleType) -> N
             some = Scored(rule, kept, some.answers[good] if rule == SEQUENTIAL else some.answers, some.shared)
         fields = json.loads(json.dumps(some.to_dict()))
         back = scored_of_fields(fields, mark.width, "")
-        ours = recomputed(back, mark).log10_pvalue
+        ours = recomputed(back, hits_under(back, mark)).log10_pvalue
         whole = mark.card() | {"secret": mark.secret.hex()}
         assert script.log10_pvalue(fields, whole) == pytest.approx(ours, rel=1e-8, abs=1e-8), (rule, number)
         far += ours < -2
@@ -299,9 +311,26 @@ def test_a_result_is_counted_anew_from_its_pairs(here: Here, method: str, sequen
     result = verify.text_test(here.mark, path, unmarked_prompts=True, **({} if sequential else {"method": method}))
     some = scored_of(result)
     assert some is not None
-    found = recomputed(scored_of_fields(json.loads(json.dumps(some.to_dict())), 1, ""), here.mark)
+    back = scored_of_fields(json.loads(json.dumps(some.to_dict())), 1, "")
+    found = recomputed(back, hits_under(back, here.mark))
     assert found.log10_pvalue == pytest.approx(result.log10_pvalue, rel=1e-12)
     assert found.statistic == pytest.approx(result.statistic, rel=1e-12)
+    assert result.log10_pvalue < -2
+
+
+def test_looks_back_at_all_text_are_counted_anew(here: Here) -> None:
+    """A sequential test of text with a reference, here one that expects nothing: the e-process, and the best look."""
+    rows = [one | {"top_logprobs": [None] * len(one["output_ids"])} for one in written(here.mark, 5, tilt=0.6)]
+    texts = [from_record(Record(Path("a"), 1, one), SIZE) for one in rows if one["output_ids"]]
+    result = replay(SequentialTest(here.mark, "text", unmarked=True), texts, texts)
+    some = scored_of(result)
+    assert some is not None
+    assert some.shared
+    assert some.look is not None
+    assert some.after in LOOKS
+    back = scored_of_fields(json.loads(json.dumps(some.to_dict())), 1, "")
+    assert list(scoring.differences(some, back)) == []
+    assert recomputed(back, hits_under(back, here.mark)).log10_pvalue == pytest.approx(result.log10_pvalue, rel=1e-12)
     assert result.log10_pvalue < -2
 
 
@@ -568,6 +597,19 @@ def test_what_is_no_key_is_named(here: Here, tmp_path: Path) -> None:
         check_bundle(here.folder / "text.bundle", public_key=tmp_path / "none")
 
 
+def test_a_page_is_made_of_a_bundle(here: Here, tmp_path: Path) -> None:
+    """It names the bundle and the key, and says that nothing was checked."""
+    path = here.folder / "text.bundle"
+    page = report_html(read_result(path))
+    assert next(iter(read_envelope(path.read_bytes()).signatures)) in page
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+    assert "was not checked for this page" in page
+    assert "was not checked for this page" not in report_html(read_result(here.folder / "text"))
+    (tmp_path / "broken").write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match="no envelope"):
+        read_result(tmp_path / "broken")
+
+
 # --- confidential ---
 
 
@@ -607,6 +649,69 @@ def test_an_opening_of_other_pairs_is_named(here: Here, tmp_path: Path) -> None:
         opening.write_text(json.dumps(other))
         found = " ".join(here.check(bundle=made, opening=opening).differences)
         assert "was promised, and the opening gives" in found or "and the opening has none" in found
+
+
+# --- a third party that holds the secret ---
+
+
+def test_a_third_party_answers_with_coins(
+    here: Here, stillmark: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The p-value is counted anew without the secret, which is not in the answer; the answer is signed and checked."""
+    monkeypatch.chdir(tmp_path)
+    for name in CASES:
+        words = ("evidence", "coins", here.folder / f"{name}.bundle", "--mark", here.folder / "a.mark")
+        done = stillmark(*words, "--key", here.folder / "other", "--ledger", "ledger", "--out", name, "--json")
+        assert done.exit_code == 0, done.stderr
+        data = Path(name).read_bytes()
+        whole = data + read_envelope(data, COINS_TYPE).payload
+        for form in (here.mark.secret.hex().encode(), here.mark.prf_key.hex().encode(), here.mark.secret):
+            assert form not in whole
+        found = here.check(name, reveal=None, coins=name, escrow_key=here.folder / "other.pub")
+        assert found.differences == ()
+        assert {one.name: one.status for one in found.checks}["p-values"] == HOLDS
+        assert found.numbers == here.check(name).numbers
+        assert here.check(name, coins=name, escrow_key=here.folder / "other.pub").differences == ()
+    nobody = here.check(reveal=None, coins="text")
+    assert {one.name: one.status for one in nobody.checks}["coins"] == OPEN
+    assert here.check(coins="text", escrow_key=here.folder / "key.pub").differences[0].startswith("coins: a signature")
+    assert "'bundle' of the coins was to be" in here.check(coins="said").differences[0]
+
+
+def test_coins_that_are_false_are_named(here: Here, tmp_path: Path) -> None:
+    out = tmp_path / "coins"
+    answer_coins(here.folder / "text.bundle", here.mark, here.folder / "other", out, ledger=tmp_path / "ledger")
+    fields = json.loads(read_envelope(out.read_bytes(), COINS_TYPE).payload)
+    for change, words in (
+        (lambda hits: hits.__setitem__(0, 1 - hits[0]), "log10 p"),
+        (lambda hits: hits.__setitem__(0, 2), "a pair has 0 to 1 hits"),
+        (lambda hits: hits.pop(), "want the hits of"),
+    ):
+        other = json.loads(json.dumps(fields))
+        change(other["tests"]["mark"]["hits"])
+        out.write_bytes(signed(json.dumps(other).encode(), here.folder / "other", COINS_TYPE).to_bytes())
+        assert words in " ".join(here.check(reveal=None, coins=out).differences)
+        if words == "log10 p":
+            assert "pair 1 has" in " ".join(here.check(coins=out).differences), "the revealed mark says otherwise"
+
+
+def test_the_third_party_answers_so_many_pairs_a_day(here: Here, tmp_path: Path) -> None:
+    def answer(name: str, most: int, mark: Mark = here.mark) -> int:
+        bundle, out, ledger = here.folder / f"{name}.bundle", tmp_path / "coins", tmp_path / "ledger"
+        left: int = answer_coins(bundle, mark, here.folder / "other", out, ledger=ledger, most=most)["left"]
+        return left
+
+    number = len(here.statement()["predicate"]["pairs"]["mark"]["tokens"])
+    assert answer("text", number + 5) == 5
+    assert answer("text", number + 5) == 5, "the same bundle costs nothing"
+    with pytest.raises(StillmarkError, match="pairs are asked for, and 5 are left for today"):
+        answer("said", number + 5)
+    with pytest.raises(StillmarkError, match="the cards differ in commitment"):
+        answer("text", number, Mark(bytes(32), scheme=SCHEMES[0], exempt=(0, 7), vocabulary_size=SIZE, label="é"))
+    lines = (tmp_path / "ledger").read_bytes().splitlines(True)
+    (tmp_path / "ledger").write_bytes(lines[0].replace(b'"pairs": ', b'"pairs": -'))
+    with pytest.raises(InputError, match="chain"):
+        answer("said", number)
 
 
 # --- the log of a sequential run ---

@@ -56,8 +56,10 @@ SECTIONS: Final = {
     "protect canaries": "protect-canaries",
     "demo": "demo",
     "evidence plan": "evidence-plan",
+    "calibrate": "calibration",
     "evidence key": "evidence-key",
     "evidence bundle": "evidence-bundle",
+    "evidence coins": "evidence-coins",
     "evidence check": "evidence-check",
     "mark check": "mark-check",
     "mark": "the-card",
@@ -80,8 +82,10 @@ MORE: Final = {
     "protect-order": "protect order --mark MARK --teacher W/units --out W/units-again",
     "evidence-plan": "evidence plan E/outputs.jsonl --mark MARK --out W/early.json",
     "evidence-case": "verify E/outputs.jsonl --skip-bad --mark MARK --plan W/case.plan --out W/case",
+    "calibrate": "calibrate E/plain.jsonl --mark MARK --keys 100 --unmarked-prompts",
     "evidence-key": "evidence key --out W/signing.key",
     "evidence-bundle": "evidence bundle W/case --key W/signing.key --out W/bundle.json",
+    "evidence-coins": "evidence coins W/bundle.json --mark MARK --key W/signing.key --ledger W/ledger --out W/coins",
     "evidence-check": "evidence check W/bundle.json --public-key W/signing.key.pub --reveal MARK",
     "evidence-endpoint": "evidence bundle W/endpoint --key W/signing.key --out W/endpoint.bundle",
     "mark-import": "mark import --from kgw E/engine-list.json --tokenizer W/tokenizer --out W/list.mark",
@@ -422,9 +426,9 @@ def test_the_log_of_an_endpoint_is_held_against_its_bundle(made: Made, tmp_path:
     log = here / "endpoint" / "readings" / "mark.jsonl"
     whole = verify.check_bundle(here / "endpoint.bundle", reveal=here / "small.mark", outputs=[log])
     assert whole.differences == ()
-    assert "found again in the files" in str(whole)
+    assert "found again in the files" in " ".join(str(whole).split())
     lines = log.read_bytes().splitlines(True)
-    for changed in (lines[:-1], lines[1:], [*lines, lines[-1]], [lines[1], lines[0], *lines[2:]]):
+    for changed in (lines[:-1], [*lines, lines[-1]], [lines[0].replace(b"w5", b"w6"), *lines[1:]]):
         (tmp_path / "mark.jsonl").write_bytes(b"".join(changed))
         found = verify.check_bundle(here / "endpoint.bundle", outputs=[tmp_path / "mark.jsonl"])
         said = " ".join(found.differences)

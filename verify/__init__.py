@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
     from verify.evidence.bundle import make_bundle
+    from verify.evidence.calibrate import Calibration, calibrate
     from verify.evidence.check import check_bundle
     from verify.evidence.checked import CheckResult
     from verify.fingerprint.order import release_in_order
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from verify.suspects.endpoint import Endpoint
 
 _PLACES = {
+    "Calibration": "verify.evidence.calibrate",
     "CheckResult": "verify.evidence.checked",
     "CorpusResult": "verify.corpus.test",
     "ContextCounts": "verify.data.context_counts",
@@ -51,6 +53,7 @@ _PLACES = {
     "Verdict": "verify.lineage.verdict",
     "agreement_test": "verify.fingerprint.run",
     "attribute": "verify.radioactivity.run",
+    "calibrate": "verify.evidence.calibrate",
     "canary_test": "verify.fingerprint.run",
     "check_bundle": "verify.evidence.check",
     "corpus_test": "verify.corpus.test",
@@ -74,6 +77,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Calibration",
     "CheckResult",
     "ContextCounts",
     "CorpusResult",
@@ -86,6 +90,7 @@ __all__ = [
     "Verdict",
     "agreement_test",
     "attribute",
+    "calibrate",
     "canary_test",
     "check_bundle",
     "corpus_test",

@@ -14,6 +14,7 @@ import click
 
 from verify.cli import (
     attribute,
+    calibrate,
     corpus,
     count_contexts,
     demo,
@@ -113,6 +114,7 @@ main.add_command(verify.verify)
 main.add_command(report.report)
 main.add_command(evidence.evidence)
 main.add_command(attribute.attribute)
+main.add_command(calibrate.calibrate)
 main.add_command(count_contexts.count_contexts)
 main.add_command(probes.probes)
 main.add_command(test.test)

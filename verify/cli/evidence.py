@@ -9,7 +9,7 @@ import click
 
 from verify.cli.common import FILE, Command, json_option, mark_option, show
 from verify.cli.verify import planned_options
-from verify.display import Paragraph, Rows
+from verify.display import Paragraph, Part, Rows
 from watermark import Mark
 
 
@@ -35,7 +35,8 @@ def plan(what: Any, out: Path, as_json: bool, **options: Any) -> None:
     made = make_plan(what, **options)
     made.fix(out)
     rows = {"tests": ", ".join(made.lines), "alpha": f"{made.alpha:g}, over all tests (Holm)", "digest": made.digest}
-    shown = [Paragraph(f"Written: {out}", whole=True), Rows(rows), Paragraph("Publish the digest, with a date.")]
+    shown: list[Part] = [Paragraph(f"Written: {out}", whole=True), Rows(rows)]
+    shown.append(Paragraph("Publish the digest, with a date."))
     show({"out": str(out), "digest": made.digest, "plan": made.to_dict()}, shown, as_json=as_json)
 
 
@@ -101,6 +102,34 @@ def bundle(case: Path, as_json: bool, **options: Any) -> None:
 
 
 @evidence.command(
+    "coins",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --out bundle.json\n"
+    "evidence coins bundle.json --mark demo/demo.mark --key signing.key --ledger ledger.jsonl --out coins.json",
+)
+@click.argument("bundle", type=FILE)
+@mark_option()
+@click.option("--key", type=FILE, required=True, help="The third party's own private key.")
+@click.option("--ledger", type=FILE, required=True, help="File of all answers that were given for this mark.")
+@click.option("--out", type=FILE, required=True, help="Where to write the answer.")
+@click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@click.option("--most", type=click.IntRange(1), default=200_000, show_default=True, help="Pairs answered in a day.")
+@json_option
+def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
+    """Answer a bundle with the coins of its pairs, as a third party that holds the secret.
+
+    The other side counts the p-values anew with `evidence check --coins`, and never sees the secret.
+    """
+    from verify.evidence.escrow import answer_coins
+
+    made = answer_coins(bundle, mark, **options)
+    said = f"Written: {made['out']}: {made['pairs']:,} pairs answered; {made['left']:,} are left for today."
+    show(made, said, as_json=as_json)
+
+
+@evidence.command(
     "check",
     cls=Command,
     example="evidence key --out signing.key\n"
@@ -116,6 +145,8 @@ def bundle(case: Path, as_json: bool, **options: Any) -> None:
 @mark_option(required=False, name="--reveal", help="The mark file: to count the p-values anew.")
 @click.option("--outputs", type=FILE, multiple=True, help="A file of the evidence; repeat.")
 @click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@click.option("--coins", type=FILE, help="The answer of a third party that holds the secret (`evidence coins`).")
+@click.option("--escrow-key", type=FILE, help="The public key of that third party.")
 @click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")
 @click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for outputs without token ids.")
 @json_option

@@ -17,8 +17,8 @@ from verify.cli.common import FILE, command, json_option, print_json, say
 def report(result: Path, out: Path | None, confidential: bool, as_json: bool) -> None:
     """Write a result as one HTML page that needs nothing else.
 
-    RESULT is a folder of `stillmark verify --out`, or the JSON that a test printed with --json. The page has no script,
-    and asks nothing of any server: it can be mailed, printed and archived. Pictures need the extra [plot].
+    RESULT is a folder of `stillmark verify --out`, a bundle, or the JSON that a test printed with --json. The page has
+    no script, and asks nothing of any server: it can be mailed, printed and archived. Pictures need the extra [plot].
     """
     from verify.evidence.report import read_result, write_report
 

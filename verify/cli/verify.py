@@ -59,7 +59,8 @@ def planned_options(run: Callable[..., Any]) -> Callable[..., Any]:
             **options,
         )
 
-    return _planned(ready)
+    made: Callable[..., Any] = _planned(ready)
+    return made
 
 
 _planned = together(

@@ -15,7 +15,7 @@ from verify.evidence.scored import CHERNOFF, MIXTURE, SEQUENTIAL, Scored
 from verify.evidence.statement import Statement
 from verify.radioactivity.inputs import recorded, tables
 from verify.radioactivity.logprobs import logprob_weights
-from verify.radioactivity.sequential import SequentialTest, joined, weighed_anew
+from verify.radioactivity.sequential import POWERS, SequentialTest, joined, weighed_anew
 from verify.radioactivity.text import BINOMIAL, COUNTS
 from watermark import Mark, StillmarkError, TokenizerError
 
@@ -123,7 +123,7 @@ def _logprobs(
         compared = _texts(mark, _files(["readings/mark/reference.jsonl"], said, here), {}, tokenizer)
         if any(text.translated is not None for text in (*texts, *compared)):
             raise NotHereError("suspect or reference has another tokenizer, and was translated")
-        if not (kept and result.get("call", {}).get("function") == "logprob_test" and _read_weights(result)):
+        if not (kept and _read_weights(result)):
             compared = [keep_top_of_text(one, most_named(texts)) for one in compared]
         texts, compared = at_common_places(texts, compared)
     unmarked = result.get("unmarked_probes") is True
@@ -167,7 +167,7 @@ def _sequential(
             raise NotHereError("the reference was read along other texts, or translated")
     test = SequentialTest(mark, "text" if access == "text" else "logprobs", unmarked=unmarked)
     parts = [test.fresh(answer, beside) for answer, beside in zip(answers, references, strict=True)]
-    pairs = joined(parts, mark.width, promised.pairs.weights.shape[1])
+    pairs = joined(parts, mark.width, len(POWERS) if access == "text" and not compared else 1)
     numbers = np.repeat(np.arange(1, len(parts) + 1), [len(one.tokens) for one in parts])
     look, shared = None, compared and access == "text"
     if promised.after:

@@ -10,15 +10,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from verify.evidence.again import NotHereError, scored_again
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
+from verify.evidence.escrow import differing, read_coins
 from verify.evidence.inputs import Input, chain_of, changes, input_of
-from verify.evidence.scored import CLOSE, Scored, differences, faults, recomputed
-from verify.evidence.signing import Envelope, public_key, read_envelope
+from verify.evidence.scored import CLOSE, Hits, Scored, differences, faults, hits_under, recomputed
+from verify.evidence.signing import MAX_BYTES, Envelope, read_envelope, read_key
 from verify.evidence.statement import Hidden, Statement, opened, read_statement
 from verify.evidence.timestamp import time_of
 from verify.fingerprint.planted import ANSWERS
@@ -34,6 +35,9 @@ from watermark.mark import as_mark
 
 PathLike = str | Path
 
+MOST: Final = 1_000_000
+"""Questions of a test of planted answers, at most."""
+
 
 def check_bundle(
     bundle: PathLike,
@@ -44,6 +48,8 @@ def check_bundle(
     reveal: Mark | PathLike | None = None,
     outputs: Sequence[PathLike] = (),
     opening: PathLike | None = None,
+    coins: PathLike | None = None,
+    escrow_key: PathLike | None = None,
     tsa: PathLike | None = None,
     tokenizer: PathLike | None = None,
 ) -> CheckResult:
@@ -57,6 +63,9 @@ def check_bundle(
         reveal: the mark, or its file: the secret is held against the commitment, and the p-values are counted anew.
         outputs: files of the evidence: what the suspect wrote or said, logs, readings.
         opening: the pairs of a confidential bundle.
+        coins: the answer of a third party that holds the secret (`stillmark evidence coins`): the p-values are counted
+            anew by its word, and the secret is not needed.
+        escrow_key: of that third party, Ed25519 in PEM.
         tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
 
@@ -72,12 +81,16 @@ def check_bundle(
     """
     path = Path(bundle)
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no bundle")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror}") from None
-    key = None if public_key is None else _key(public_key)
+    key = None if public_key is None else read_key(public_key)
     secret = None if reveal is None else as_mark(reveal)
+    escrow = None if escrow_key is None else read_key(escrow_key)
     shown = None if opening is None else _json(Path(opening))
+    answered = None if coins is None else _bytes(Path(coins))
     published = None if card is None else read_json(Path(card), "card")
     spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
     planned = None if plan is None else read_plan(Path(plan))
@@ -88,28 +101,35 @@ def check_bundle(
     except StillmarkError as error:
         return CheckResult(bundle=str(bundle), checks=(_checked("envelope", "its form", [str(error)]),))
     signature = _signature(envelope, key, public_key)
+    numbers: dict[str, float] = {}
     try:
         said = read_statement(envelope.payload)
         said, wrong = (said, []) if shown is None else opened(said, shown)
-    except StillmarkError as error:
-        broken = _checked("statement", "its form", [str(error)])
-        return CheckResult(bundle=str(bundle), checks=(signature, broken))
-    numbers: dict[str, float] = {}
-    checks = [
-        signature,
-        _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
-        _time(said, tsa),
-        _commitment(said, secret, published, card, spelled),
-        _inputs(said, read),
-        _pairs(said, read, wrong, tokenizer),
-        _numbers(said, secret, numbers),
-        _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
-    ]
-    return CheckResult(bundle=str(bundle), checks=tuple(checks), finding=_text(said.result, "verdict"), numbers=numbers)
+        escrowed, hits = _escrow(said, data, answered, escrow, secret)
+        checks = (
+            signature,
+            _checked("plan", _plan_against(said, planned, plan), list(_plan(said, planned))),
+            _time(said, tsa),
+            _commitment(said, secret, published, card, spelled),
+            _inputs(said, read),
+            _pairs(said, read, wrong, tokenizer),
+            *escrowed,
+            _numbers(said, secret, hits, numbers),
+            _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
+        )
+    except InputError:
+        raise
+    except (StillmarkError, RecursionError) as error:
+        said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
+        return CheckResult(bundle=str(bundle), checks=(signature, _checked("statement", "its form", [said_of_it])))
+    return CheckResult(bundle=str(bundle), checks=checks, finding=_text(said.result, "verdict"), numbers=numbers)
 
 
-def _key(path: PathLike) -> Any:
-    return public_key(path)
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -180,10 +200,10 @@ def _plan(said: Statement, planned: Any) -> Iterator[str]:
     commitment = None if said.card is None else said.card["commitment"]
     if said.plan.inputs.get("mark") != commitment:
         yield f"the mark {said.plan.inputs.get('mark')} was planned, and the card is that of {commitment}"
-    for one in _tests(said):
-        mark = _object(_object(one, "result"), "mark")
+    for test in _tests(said):
+        mark = _object(_object(test, "result"), "mark")
         if mark and mark.get("commitment") != commitment:
-            name, other = _text(one, "test"), mark.get("commitment")
+            name, other = _text(test, "test"), mark.get("commitment")
             yield f"the test '{name}' is of the mark {other}, and the card of {commitment}"
 
 
@@ -308,7 +328,7 @@ def _pairs(said: Statement, read: Mapping[Path, Input], wrong: Sequence[str], to
         except NotHereError as error:
             lacking = True
             against.append(f"{name}: {len(scored):,} pairs; they were not found again, since {error}")
-        except StillmarkError as error:
+        except (StillmarkError, ValueError) as error:
             found.append(f"{name}: the pairs cannot be found again in the files: {error}")
         else:
             found += [f"{name}: {one}" for one in differences(scored, again)]
@@ -336,8 +356,34 @@ def _rule(result: Mapping[str, Any]) -> str:
     return "chernoff" if result.get("unmarked_probes") is True else "mixture"
 
 
-def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) -> Checked:
-    """The p-values, from the pairs and the secret; of planted answers from the counts."""
+def _escrow(
+    said: Statement, data: bytes, answered: bytes | None, key: Any, secret: Mark | None
+) -> tuple[list[Checked], dict[str, Hits]]:
+    """The answer of a third party: whose it is, and the hits that it gives."""
+    if answered is None:
+        return [], {}
+    try:
+        coins = read_coins(answered, data, said)
+    except StillmarkError as error:
+        return [_checked("coins", "the bundle", [str(error)])], {}
+    wrong: list[str] = []
+    for name in coins.tests:
+        scored = said.pairs[name]
+        if secret is not None and isinstance(scored, Scored) and said.stand_in and secret.width == said.stand_in.width:
+            wrong += differing(coins.tests, name, hits_under(scored, secret))
+    signature = _signature(coins.envelope, key, "of the third party")
+    return [
+        Checked(
+            "coins",
+            DIFFERS if wrong else signature.status,
+            signature.against,
+            (*signature.differences, *wrong),
+        )
+    ], coins.tests
+
+
+def _numbers(said: Statement, secret: Mark | None, hits: Mapping[str, Hits], numbers: dict[str, float]) -> Checked:
+    """The p-values, from the pairs and the secret, or a third party's coins; of planted answers from the counts."""
     wrong: list[str] = []
     against: list[str] = []
     lacking = False
@@ -352,6 +398,9 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
             wrong += [f"{name}: {said}" for said in _planted(result)] if name == "planted answers" else []
             against.append(f"{name}: " + ("from its counts" if name == "planted answers" else "not counted anew"))
             lacking = lacking or name != "planted answers"
+        elif isinstance(scored, Scored) and secret is None and name in hits:
+            wrong += [f"{name}: {said}" for said in _counted(name, scored, hits[name], result, numbers)]
+            against.append(f"{name}: counted anew with the coins of the third party")
         elif isinstance(scored, Hidden) or secret is None:
             lacking = True
             against.append(
@@ -362,7 +411,7 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
                 f"{name}: the pairs have {said.stand_in.width} tokens of context, the revealed mark {secret.width}"
             )
         else:
-            wrong += [f"{name}: {said}" for said in _counted(name, scored, secret, result, numbers)]
+            wrong += [f"{name}: {said}" for said in _counted(name, scored, hits_under(scored, secret), result, numbers)]
             against.append(f"{name}: counted anew")
     if wrong:
         return _checked("p-values", "; ".join(against), wrong)
@@ -370,10 +419,10 @@ def _numbers(said: Statement, secret: Mark | None, numbers: dict[str, float]) ->
 
 
 def _counted(
-    name: str, scored: Scored, secret: Mark, result: Mapping[str, Any], numbers: dict[str, float]
+    name: str, scored: Scored, hits: Hits, result: Mapping[str, Any], numbers: dict[str, float]
 ) -> Iterator[str]:
     try:
-        found = recomputed(scored, secret, excess=_of_excess(result))
+        found = recomputed(scored, hits, excess=_of_excess(result))
     except ValueError as error:
         yield f"the pairs give no p-value: {error}"
         return
@@ -386,7 +435,7 @@ def _counted(
 
 def _planted(result: Mapping[str, Any]) -> Iterator[str]:
     hits, n = result.get("hits"), result.get("n")
-    if not is_int(hits) or not is_int(n) or not 0 <= int(hits or 0) <= int(n or 0):
+    if not is_int(hits) or not is_int(n) or not 0 <= int(hits or 0) <= int(n or 0) <= MOST:
         yield f"{hits} right answers of {n} are no counts"
         return
     log10 = binomial.binomial_log10_sf(int(hits or 0), int(n or 0), 1 / len(ANSWERS)) if n else 0.0
@@ -405,8 +454,8 @@ def _adjustment(said: Statement) -> Iterator[str]:
     """Holm's adjustment, which tests stand by it, and a verdict that fits."""
     tests, alpha = _tests(said), said.plan.alpha
     raw = [one.get("log10_pvalue") for one in tests]
-    if not all(is_number(one) and float(one) <= 0 for one in raw):
-        yield f"the log10 p-values {raw} are not all numbers that are at most 0"
+    if not all(is_number(one) and -math.inf < float(one or 0) <= 0 for one in raw):
+        yield f"the log10 p-values {str(raw)[:200]} are not all finite numbers that are at most 0"
         return
     adjusted = holm(np.array(raw, np.float64)).tolist() if raw else []
     stand = 0

@@ -170,6 +170,7 @@ class Document:
         plan: digest of the plan; empty where there was none.
         promised: digest of the plan that was promised; empty where none was.
         deviations: where the plan differs from that one, a sentence each.
+        bundle: of the bundle that the result comes from its SHA-256 and the keys that it names; empty: it is from none.
         versions: of the packages.
         date: the day of the test; empty if it is not known.
         command: how to repeat it; empty if it is not known, needs Python, or is too long to show.
@@ -193,6 +194,7 @@ class Document:
     command: str
     promised: str = ""
     deviations: tuple[str, ...] = ()
+    bundle: tuple[tuple[str, str], ...] = ()
 
 
 WANTED: Final = "name a result.json that `stillmark verify --out` wrote, or what a test printed with --json"
@@ -287,7 +289,14 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
         command=_command(found, call),
         promised=_text(found, "promised_digest", "") if found.get("promised_digest") is not None else "",
         deviations=tuple(_texts(found, "deviations")),
+        bundle=_bundle(found),
     )
+
+
+def _bundle(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    bundle = _object(found, "bundle", {})
+    keys = [("the key that is said to have signed it", one) for one in _texts(bundle, "signed_by")]
+    return (("the bundle that this page was made of", _text(bundle, "sha256")), *keys[:SHOWN]) if bundle else ()
 
 
 def _held(tests: Sequence[TestShown], alpha: float) -> list[TestShown]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from verify.display import inert, scientific
+from verify.evidence import signing
 from verify.evidence.document import Document, document_of, without_text
 from verify.evidence.pictures import Picture, pictures_of
 from verify.words import in_cli_words
@@ -25,10 +27,15 @@ MAX_BYTES: Final = 64 << 20
 """Of a result that is read from a file."""
 
 RESULT: Final = "result.json"
+BEGIN: Final = b'{"payload": "'
+"""Of a bundle."""
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result from its JSON file, or from the folder that `stillmark verify --out` wrote.
+    """A result from its JSON file, from the folder that `stillmark verify --out` wrote, or from a bundle.
+
+    That of a bundle says so under `bundle`: `sha256` of the file, and `signed_by`, the ids of the keys that it names.
+    No signature is checked here.
 
     Raises:
         InputError: there is none, or it is no JSON object.
@@ -36,13 +43,29 @@ def read_result(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no result")
-        return load_object(path)
+        with path.open("rb") as file:
+            bundled = file.read(len(BEGIN)) == BEGIN
+        most = signing.MAX_BYTES if bundled else MAX_BYTES
+        if path.stat().st_size > most:
+            raise InputError(path, 0, f"has more than {most >> 20} MiB, and is no result")
+        return _of_bundle(path) if bundled else load_object(path)
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror}", "name a result.json, or its folder") from None
     except JsonError as error:
         raise InputError(path, 0, str(error), "name a result.json, or its folder") from None
+
+
+def _of_bundle(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    try:
+        envelope = signing.read_envelope(data)
+    except StillmarkError as error:
+        raise InputError(path, 0, str(error)) from None
+    predicate = load_object(envelope.payload).get("predicate")
+    result = predicate.get("result") if isinstance(predicate, dict) else None
+    if not isinstance(result, dict):
+        raise InputError(path, 0, "a bundle without a result")
+    return result | {"bundle": {"sha256": hashlib.sha256(data).hexdigest(), "signed_by": sorted(envelope.signatures)}}
 
 
 def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from verify.data.dedup import distinct_rows
 from verify.data.pairs import WeightedPairs
 from verify.radioactivity.logprobs import WeightedResult
-from verify.radioactivity.result import score
-from verify.radioactivity.sequential import LOOKS, SequentialResult, evidence_of_look
+from verify.radioactivity.sequential import LOOKS, MIN_TILT, SequentialResult
 from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, TextResult
 from verify.results import Result, plural
 from verify.stats import binomial, weighted
@@ -210,35 +209,62 @@ class Numbers:
     statistic: float | None
 
 
-def recomputed(scored: Scored, mark: Mark, *, excess: bool = False) -> Numbers:
-    """The p-value of the pairs under a mark; excess: they are those of an excess test, whose result counts text."""
-    pairs, rate, coins = scored.pairs, mark.scheme.rate, mark.scheme.coins
-    if scored.rule in (BINOMIAL, COUNTS):
-        hits = mark.hits(pairs.contexts, pairs.tokens)
-        if scored.rule == BINOMIAL:
-            log10 = binomial.binomial_log10_sf(int(hits.sum()), len(hits) * coins, rate)
-        else:
-            counts = pairs.weights[:, 0].astype(np.int64).clip(max=MAX_COUNT)
-            log10 = weighted.exact_log10_sf(counts, int(counts @ hits), rate, coins)
-        return Numbers(log10, float(hits.sum()))
+@dataclass(frozen=True)
+class Hits:
+    """How many coins of each pair come up, int64 [n], and of the look; with the chance of a coin, and coins a pair."""
+
+    rate: float
+    coins: int
+    pairs: npt.NDArray[np.int64]
+    look: npt.NDArray[np.int64] | None = None
+
+
+def hits_under(scored: Scored, mark: Mark) -> Hits:
+    """The hits of the pairs under a mark."""
+    look = None if scored.look is None else mark.hits(scored.look.contexts, scored.look.tokens)
+    hits = mark.hits(scored.pairs.contexts, scored.pairs.tokens)
+    return Hits(mark.scheme.rate, mark.scheme.coins, hits, look)
+
+
+def recomputed(scored: Scored, hits: Hits, *, excess: bool = False) -> Numbers:
+    """The p-value of the pairs; excess: they are those of an excess test, whose result counts text.
+
+    Raises:
+        ValueError: the weights are none that the rule can take.
+    """
+    weights, rate, coins = scored.pairs.weights, hits.rate, hits.coins
+    if scored.rule == BINOMIAL:
+        log10 = binomial.binomial_log10_sf(int(hits.pairs.sum()), len(hits.pairs) * coins, rate)
+        return Numbers(log10, float(hits.pairs.sum()))
+    if scored.rule == COUNTS:
+        counts = weights[:, 0].astype(np.int64).clip(max=MAX_COUNT)
+        log10 = weighted.exact_log10_sf(counts, int(counts @ hits.pairs), rate, coins)
+        return Numbers(log10, float(hits.pairs.sum()))
     if scored.rule in (CHERNOFF, MIXTURE):
-        narrow = _narrow(pairs)
-        statistic = score(mark, narrow)
         bound = weighted.chernoff_log10_sf if scored.rule == CHERNOFF else weighted.mixture_log10_sf
-        return Numbers(bound(narrow.weights, statistic, rate, coins), None if excess else statistic)
-    process = EProcess(rate, 0.05, max(1, pairs.weights.shape[1]))
+        statistic = _sum(weights, hits.pairs, hits)
+        return Numbers(bound(_first(weights), statistic, rate, coins), None if excess else statistic)
+    process = EProcess(rate, MIN_TILT, max(1, weights.shape[1]))
+    up = np.arange(coins) < hits.pairs[:, None]  # all coins of a pair weigh the same: which of them came up is the same
     most, share = 0.0, math.log10(2) if scored.shared else 0.0
     ends = np.flatnonzero(np.diff(scored.answers, append=-1)) + 1
     for low, high in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        process.add(pairs.weights[low:high], mark.coins(pairs.contexts[low:high], pairs.tokens[low:high]))
+        process.add(weights[low:high], up[low:high])
         most = max(most, process.log10_e - share)
-    if scored.look is not None:
-        most = max(most, evidence_of_look(mark, _narrow(scored.look)))
+    if scored.look is not None and hits.look is not None:
+        back = scored.look.weights
+        log10 = weighted.chernoff_log10_sf(_first(back), _sum(back, hits.look, hits), rate, coins)
+        most = max(most, -log10 - math.log10(2 * len(LOOKS)))
     return Numbers(0.0 - most, most)
 
 
-def _narrow(pairs: WeightedPairs) -> WeightedPairs:
-    return WeightedPairs(pairs.contexts, pairs.tokens, np.ascontiguousarray(pairs.weights[:, 0]))
+def _first(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.ascontiguousarray(weights[:, 0])
+
+
+def _sum(weights: npt.NDArray[np.float64], found: npt.NDArray[np.int64], hits: Hits) -> float:
+    """T, as `verify.radioactivity.result.score` has it."""
+    return float(_first(weights) @ (found - hits.coins * hits.rate))
 
 
 def differences(promised: Scored, there: Scored) -> Iterator[str]:
@@ -258,6 +284,10 @@ def differences(promised: Scored, there: Scored) -> Iterator[str]:
 
 
 def _differences(promised: WeightedPairs, there: WeightedPairs, name: str) -> Iterator[str]:
+    if promised.weights.shape[1] != there.weights.shape[1]:
+        was, now = (plural(one.weights.shape[1], "weight") for one in (promised, there))
+        yield f"{name}a pair was promised with {was}, and the files give {now}"
+        return
     known = {row: i for i, row in enumerate(map(tuple, np.column_stack([promised.contexts, promised.tokens]).tolist()))}
     found = {row: i for i, row in enumerate(map(tuple, np.column_stack([there.contexts, there.tokens]).tolist()))}
     for rows, others, pairs, words in (

@@ -39,10 +39,10 @@ def new_key(path: str | Path) -> str:
                 files.create(one, data, mode)
             except FileExistsError:
                 raise InputError(one, 0, "exists already", "keys are never overwritten") from None
-    return public_key(path.with_name(path.name + ".pub")).keyid
+    return str(read_key(path.with_name(path.name + ".pub")).keyid)
 
 
-def public_key(path: str | Path) -> Any:
+def read_key(path: str | Path) -> Any:
     """A public key in PEM, for `securesystemslib`.
 
     Raises:
@@ -98,7 +98,7 @@ class Envelope:
         return (json.dumps(made, sort_keys=True) + "\n").encode()
 
     def signed_by(self, key: Any) -> bool:
-        """Whether the key (from `public_key`) signed it."""
+        """Whether the key (from `read_key`) signed it."""
         from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
         from securesystemslib.signer import Signature
 
@@ -118,7 +118,7 @@ def _whole(envelope: Envelope) -> Any:
     return Dsse(envelope.payload, envelope.payload_type, {})
 
 
-def signed(payload: bytes, key: str | Path) -> Envelope:
+def signed(payload: bytes, key: str | Path, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """A payload under a signature. key: file of a private key in PEM, without a password.
 
     Raises:
@@ -137,11 +137,11 @@ def signed(payload: bytes, key: str | Path) -> Envelope:
         raise InputError(key, 0, "no private key in PEM without a password", "stillmark evidence key") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(key, 0, "a key of another kind than Ed25519", "stillmark evidence key")
-    signature = _whole(bare := Envelope(payload, PAYLOAD_TYPE, {})).sign(CryptoSigner(private))
+    signature = _whole(bare := Envelope(payload, payload_type, {})).sign(CryptoSigner(private))
     return Envelope(bare.payload, bare.payload_type, {signature.keyid: signature.signature})
 
 
-def read_envelope(data: bytes) -> Envelope:
+def read_envelope(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """An envelope from its file's bytes, which must be those that `Envelope.to_bytes` gives: each byte has a meaning.
 
     Raises:
@@ -162,8 +162,8 @@ def read_envelope(data: bytes) -> Envelope:
     envelope = Envelope(_bytes(fields["payload"]), fields["payloadType"], found)
     if envelope.to_bytes() != data:
         raise StillmarkError("the envelope is not written as it was: one line of JSON, with its keys in order")
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise StillmarkError(f"the payload was to be {PAYLOAD_TYPE}, and is {envelope.payload_type[:80]!r}")
+    if envelope.payload_type != payload_type:
+        raise StillmarkError(f"the payload was to be {payload_type}, and is {envelope.payload_type[:80]!r}")
     return envelope
 
 

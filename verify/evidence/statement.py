@@ -113,7 +113,7 @@ def mark_of_card(card: Mapping[str, Any]) -> Mark:
     if (wrong := wrong_field(card, types)) or card["format"] != CARD_FORMAT:
         raise StillmarkError(f"the card is malformed: {wrong or 'its format'}")
     try:
-        parameters = {name: card.get(name) for name in PARAMETERS if name != "tokenizer_source"}
+        parameters: dict[str, Any] = {name: card.get(name) for name in PARAMETERS if name != "tokenizer_source"}
         return Mark(bytes(32), from_fields(card), **parameters)
     except (MarkError, TypeError, ValueError) as error:
         raise StillmarkError(f"the card is malformed: {error}") from None
@@ -125,10 +125,10 @@ def _pairs(name: str, fields: Any, mark: Mark | None) -> Scored | Hidden:
         raise StillmarkError(f"{where} must be an object, and need a card")
     if "root" not in fields:
         return scored_of_fields(fields, mark.width, where)
-    rule, n, root = fields.get("rule"), fields.get("n"), fields["root"]
-    if rule not in RULES or not is_int(n) or not is_text(root):
+    rule, number, root = fields.get("rule"), fields.get("n"), fields["root"]
+    if rule not in RULES or not is_int(number) or not is_text(root):
         raise StillmarkError(f"{where}: want 'rule', 'n' and 'root'")
-    return Hidden(rule, int(n), root)
+    return Hidden(rule, int(number or 0), root)
 
 
 def _chain(fields: Any) -> Chain | None:

@@ -329,7 +329,7 @@ class SequentialTest:
             stopped=stopped,
             least=least,
             counted=Counted(
-                joined(self._fresh, self.mark.width, self._process.weightings),
+                joined(self._fresh, self.mark.width, len(POWERS) if self.access == "text" and not self._read else 1),
                 np.repeat(np.arange(1, records + 1), [len(one.tokens) for one in self._fresh]),
                 bool(self._read),
                 self._look,

@@ -125,6 +125,8 @@ def resuming(
         if not lock(file):
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
+        head = ""
+
         def append(records: Iterable[Mapping[str, Any]]) -> None:
             nonlocal before, head
             lines = []
