@@ -68,7 +68,7 @@ def make_bundle(
     data = envelope.to_bytes()
     if opening is not None and confidential:
         with files.writing(Path(opening)):
-            files.replace(Path(opening), (json.dumps(opened) + "\n").encode(), 0o600)
+            files.replace(Path(opening), (json.dumps(opened) + "\n").encode(), private=True)
     with files.writing(Path(out)):
         files.replace(Path(out), data)
     predicate = statement["predicate"]

@@ -33,10 +33,10 @@ def new_key(path: str | Path) -> str:
     private = Ed25519PrivateKey.generate()
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     secret = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    for one, data, mode in ((path, secret, 0o600), (path.with_name(path.name + ".pub"), public, 0o644)):
+    for one, data in ((path, secret), (path.with_name(path.name + ".pub"), public)):
         with files.writing(one):
             try:
-                files.create(one, data, mode)
+                files.create(one, data, private=one == path)
             except FileExistsError:
                 raise InputError(one, 0, "exists already", "keys are never overwritten") from None
     return str(read_key(path.with_name(path.name + ".pub")).keyid)

@@ -17,7 +17,6 @@ from verify.lineage import access as kinds
 from verify.lineage.access import Access
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
 from verify.planning import builtin
-from verify.radioactivity.run import DECOYS
 from verify.radioactivity.sequential import LOOKS, MAX_FUTILE, MIN_TILT
 from verify.radioactivity.text import BINOMIAL, EXCESS
 from verify.suspects.endpoint import Endpoint
@@ -187,7 +186,7 @@ def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:
         "top": TOP_TOKENS,
         "top_without_logprobs": 1,
         "adjustment": "Holm, over the tests with a result",
-        "decoys": DECOYS,
+        "decoys": max((mark.scheme.decoys for mark in given.marks.values()), default=0),
     }
     if given.access.kind in (kinds.TEXT, kinds.LOGPROBS):
         settings["method"] = BINOMIAL if given.reference is None else EXCESS

@@ -191,7 +191,7 @@ def _keep(folder: Path, given: Given, lines: Sequence[PlannedTest]) -> None:
     kept |= {} if given.mark is None else {CARD: json.dumps(given.mark.card(), indent=1) + "\n"}
     for name, text in kept.items():
         with files.writing(folder / name):
-            files.replace(folder / name, text.encode(), 0o600 if name == PAIRS else 0o644)
+            files.replace(folder / name, text.encode(), private=name == PAIRS)
 
 
 def make_plan(what: Any, **arguments: Any) -> LineagePlan:

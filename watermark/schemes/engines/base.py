@@ -73,8 +73,8 @@ class Engine:
         return None
 
     @property
-    def like_delta(self) -> float | None:
-        """The delta of the green lists whose measured students stand for this scheme's; None: nobody measured any."""
+    def like(self) -> GreenList | None:
+        """The green list whose measured students stand for this scheme's; None: nobody measured any."""
         return None
 
     @property

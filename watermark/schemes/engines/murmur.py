@@ -29,7 +29,8 @@ class MurmurGumbel(Engine):
         return LEADING
 
     def bits(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.Ints:
-        return words(*keys_of(key), hashed(contexts), tokens) >> np.uint64(32 - LEADING)
+        (number,) = keys_of(key)
+        return words(number, hashed(contexts), tokens) >> np.uint64(32 - LEADING)
 
     def inputs(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
         """The hash of the context, 32 bits, and the token."""
