@@ -117,6 +117,9 @@ def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[l
         if not lock(file):
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
+        earlier, end, whole = _read_log(file, path, run)
+        before = "" if key is None else _check_seals(earlier, key)
+
         def append(records: Iterable[Mapping[str, Any]]) -> None:
             nonlocal before
             lines = []
@@ -128,14 +131,12 @@ def resuming(path: Path, run: str, key: bytes | None = None) -> Iterator[tuple[l
                 lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
             _write(file, path, "".join(lines).encode())
 
-        records, end, whole = _read_log(file, path, run)
-        before = "" if key is None else _check_seals(records, key)
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
         if not whole:
             _write(file, path, b"\n")
-        yield records, append
+        yield earlier, append
     finally:
         os.close(file)
 
