@@ -19,7 +19,7 @@ import pytest
 from tests.servers import Handler, chat, serve
 from verify.suspects import client
 from verify.suspects.asking import ask_all
-from verify.suspects.client import Client, most_bytes, only_asked
+from verify.suspects.client import Client, most_bytes, only_asked, too_long
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.manner import LOGPROBS, TEXT
 from watermark import ApiError
@@ -149,6 +149,9 @@ def test_the_bound_follows_from_what_was_asked() -> None:
     cut = only_asked({"choices": [{"logprobs": rows}]}, {"logprobs": 5})["choices"][0]["logprobs"]
     assert list(cut["top_logprobs"][0]) == ["t0", "t1", "t2", "t3", "t4", "t5"]
     assert cut["top_logprobs"][1] is None
+    echoed = chat("w " * 3000, [("w", [("w", -0.1)])] * 3000)
+    assert too_long(echoed, {"max_tokens": 1, "prompt": "w " * 3000}) is not None
+    assert too_long(echoed, {"max_tokens": 1, "prompt": "w " * 3000, "echo": True}) is None
     read = [None, {str(i): {"logprob": -1.0} for i in range(9)}]
     assert len(only_asked({"prompt_logprobs": read}, {"prompt_logprobs": 5})["prompt_logprobs"][1]) == 6
 

@@ -218,8 +218,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, table in (("guilty", guilty), ("innocent", innocent)):
         rows = [{"id": f"{i}", "prompt_ids": [], "output_ids": small.sample(table, 60, draw)} for i in range(60)]
         small.jsonl(folder / f"{name}.jsonl", [{"id": one["id"], "output_ids": one["output_ids"]} for one in rows])
-        read = [small.read(table, one) for one in rows]
-        small.jsonl(folder / f"{name}.logprobs.jsonl", read)
+        probes = [{**one, "output_ids": small.sample(innocent, 60, draw)} for one in rows]
+        small.jsonl(folder / f"{name}.logprobs.jsonl", [small.read(table, one) for one in probes])
     small.probes(folder / "probes.jsonl")
     small.jsonl(folder / "prompts.jsonl", [{"id": f"q{i}", "prompt": f"w{i + 5}"} for i in range(20)])
     return folder

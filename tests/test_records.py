@@ -770,3 +770,17 @@ def test_a_pipe_of_prompts_is_read(tmp_path: Path) -> None:
         code = f"open({str(tmp_path / 'pipe')!r}, 'w').write({text!r})"
         with subprocess.Popen([sys.executable, "-c", code]):
             assert [prompt.text for prompt in read_prompts(tmp_path / "pipe")] == ["a", "b"]
+
+
+def test_what_is_there_twice_in_a_table_is_refused(mark: Mark, tmp_path: Path) -> None:
+    """F5: the last column of a name won, in silence; a nested field was a traceback."""
+    ids = pa.array([[5, 6]])
+    turns = pa.StructArray.from_arrays([pa.array(["user"])] * 2 + [pa.array(["w5"])], names=["role", "role", "content"])
+    messages = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turns)
+    for arrays, names, message in (
+        ([ids, ids], ["output_ids", "output_ids"], "two columns have one name"),
+        ([messages, ids], ["messages", "output_ids"], "a nested field is there twice"),
+    ):
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "o.parquet")
+        with pytest.raises(InputError, match=message):
+            read_outputs(tmp_path / "o.parquet", mark)

@@ -115,6 +115,8 @@ def read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record]:
         # what a batch says of itself is believed otherwise, offsets into memory among it
         _check(part.path, batch, row + 1)
         columns = batch.schema.names
+        if len(set(columns)) < len(columns):
+            raise InputError(part.path, 0, "two columns have one name", "another reader may take the other one")
         first, row = row, row + len(batch)
         if row <= part.start:
             continue
@@ -126,6 +128,8 @@ def read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record]:
             values = [_values(column) for column in cut.columns]
         except UnicodeDecodeError as error:
             raise InputError(part.path, row, "the name of a nested field is no valid UTF-8") from error
+        except ValueError as error:
+            raise InputError(part.path, row, "a nested field is there twice") from error
         for i in range(len(cut)):
             named = zip(columns, (value[i] for value in values), strict=True)
             there = {name: value for name, value in named if value is not None}

@@ -233,10 +233,15 @@ def most_bytes(request: Mapping[str, Any], number: int = 1) -> int:
     """How long an answer to a request can be: a kibibyte a token, half of one for each likely token, and a mebibyte."""
     tokens = number * _limit(request)
     top = max((value for name in ASKED_FOR if is_int(value := request.get(name))), default=0)
-    shown = len(json.dumps(request, ensure_ascii=False))
+    shown = _shown(request)
     if PROMPT_LOGPROBS in request or request.get(ECHO):
         tokens += shown
     return (1 << 20) + 8 * shown + tokens * (1024 + 512 * top)
+
+
+def _shown(request: Mapping[str, Any]) -> int:
+    """The characters of a request, and so more than the tokens of its prompt."""
+    return len(json.dumps(request, ensure_ascii=False))
 
 
 def _limit(request: Mapping[str, Any]) -> int:
@@ -251,7 +256,7 @@ NO_LIMIT: Final = 1 << 14
 
 def too_long(answer: Any, request: Mapping[str, Any]) -> str | None:
     """What is wrong with an answer far beyond what was asked for; None: nothing is. Some servers count otherwise."""
-    limit = 2 * _limit(request) + 1000
+    limit = 2 * _limit(request) + 1000 + (_shown(request) if request.get(ECHO) else 0)
     for number in range(choices(answer)):
         heard = said(answer, number)
         wrote = max(len(heard.steps), (len(heard.text or "") + len(heard.reasoning)) // LETTERS)

@@ -31,7 +31,7 @@ class Endpoint:
         reasoning: score what the suspect writes for itself before its answer, too.
         samples: answers to each prompt.
         extra: further fields of each request.
-        timeout: seconds.
+        timeout: seconds that a whole request may take.
         retries: of one request, for broken connections, time-outs, 408, 409, 429 and 5xx, with growing pauses or
             those that the server names, five minutes in all at most.
         concurrency: requests under way at once.

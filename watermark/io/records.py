@@ -125,7 +125,9 @@ def resuming(
         if not lock(file):
             raise InputError(path, 0, "another run is writing to it", "let it finish, or choose another file")
 
-        head = ""
+        earlier, end, whole, head = _read_log(file, path, run)
+        before = "" if key is None else _check_seals(earlier, key)
+        chained = chained and (not earlier or head != "")
 
         def append(records: Iterable[Mapping[str, Any]]) -> None:
             nonlocal before, head
@@ -141,15 +143,12 @@ def resuming(
                 lines.append(line + "\n")
             _write(file, path, "".join(lines).encode())
 
-        records, end, whole, head = _read_log(file, path, run)
-        before = "" if key is None else _check_seals(records, key)
-        chained = chained and (not records or head != "")
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
         if not whole:
             _write(file, path, b"\n")
-        yield records, append
+        yield earlier, append
     finally:
         os.close(file)
 
