@@ -47,7 +47,7 @@ from verify.evidence.scored import (
 from verify.evidence.signing import new_key, read_envelope, read_key, signed
 from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
 from verify.radioactivity.text import BINOMIAL, COUNTS
-from watermark import GreenList, InputError, Mark, StillmarkError, Tournament
+from watermark import GreenList, InputError, Mark, StillmarkError, Tournament, UsageError
 from watermark.io.records import Record, resuming
 from watermark.schemes import Scheme
 
@@ -593,6 +593,8 @@ def test_what_is_no_key_is_named(here: Here, tmp_path: Path) -> None:
         make_bundle(here.folder / "text", here.folder / "key.pub", tmp_path / "b")
     with pytest.raises(InputError, match="no public key in PEM"):
         check_bundle(here.folder / "text.bundle", public_key=here.folder / "key")
+    with pytest.raises(UsageError, match="that of a confidential bundle"):
+        make_bundle(here.folder / "text", here.folder / "key", tmp_path / "b", opening=tmp_path / "o")
     with pytest.raises(InputError, match="cannot read the public key"):
         check_bundle(here.folder / "text.bundle", public_key=tmp_path / "none")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -215,17 +216,20 @@ def _time(said: Statement, tsa: PathLike | None) -> Checked:
     if tsa is None:
         lacking = "no certificate of an authority was named: the timestamp is worth what its signer is"
         return Checked("timestamp", OPEN, lacking)
-    started = _text(said.result, "started")
     try:
         stamped = time_of(said.timestamp, said.promised.text().encode() + b"\n", Path(tsa))
     except InputError:
         raise
     except StillmarkError as error:
         return _checked("timestamp", f"the authority {tsa}", [str(error)])
-    wrong = []
-    if stamped.isoformat(timespec="seconds") > started:
-        wrong = [f"the plan is dated {stamped.isoformat(timespec='seconds')}, after the test began at {started}"]
-    return _checked("timestamp", f"the authority {tsa}: {stamped.isoformat(timespec='seconds')}", wrong)
+    wrong, time = [], stamped.isoformat(timespec="seconds")
+    try:
+        started = datetime.fromisoformat(_text(said.result, "started"))
+        if stamped.replace(microsecond=0) > started:
+            wrong = [f"the plan is dated {time}, after the test began at {started.isoformat()}"]
+    except (ValueError, TypeError):  # TypeError: without a time zone
+        wrong = ["'started' of the result is no time in UTC"]
+    return _checked("timestamp", f"the authority {tsa}: {time}", wrong)
 
 
 def _commitment(
@@ -273,7 +277,8 @@ def _inputs(said: Statement, read: Mapping[Path, Input]) -> Checked:
         wrong += _chain(said, read)
     left = [one.name for one in said.inputs if one.sha256 not in there]
     lacking = f"; not named: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}" if left else ""
-    return _checked("files", f"{plural(len(read), 'file')}{lacking}", wrong)
+    against = f"{plural(len(read), 'file')}{lacking}"
+    return _checked("files", against, wrong) if wrong or not left else Checked("files", OPEN, against)
 
 
 def _chain(said: Statement, read: Mapping[Path, Input]) -> Iterator[str]:
