@@ -32,6 +32,7 @@ from verify.evidence.check import check_bundle
 from verify.evidence.checked import AS_FAR, DIFFERS, HOLDS, OPEN, CheckResult
 from verify.evidence.escrow import COINS_TYPE, answer_coins
 from verify.evidence.inputs import chain_of
+from verify.evidence.proofs import prove_pairs
 from verify.evidence.report import read_result, report_html
 from verify.evidence.scored import (
     CHERNOFF,
@@ -47,7 +48,7 @@ from verify.evidence.scored import (
 from verify.evidence.signing import new_key, read_envelope, read_key, signed
 from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
 from verify.radioactivity.text import BINOMIAL, COUNTS
-from watermark import GreenList, InputError, Mark, StillmarkError, Tournament
+from watermark import GreenList, InputError, Mark, StillmarkError, Tournament, UsageError
 from watermark.io.records import Record, resuming
 from watermark.schemes import Scheme
 
@@ -593,6 +594,8 @@ def test_what_is_no_key_is_named(here: Here, tmp_path: Path) -> None:
         make_bundle(here.folder / "text", here.folder / "key.pub", tmp_path / "b")
     with pytest.raises(InputError, match="no public key in PEM"):
         check_bundle(here.folder / "text.bundle", public_key=here.folder / "key")
+    with pytest.raises(UsageError, match="that of a confidential bundle"):
+        make_bundle(here.folder / "text", here.folder / "key", tmp_path / "b", opening=tmp_path / "o")
     with pytest.raises(InputError, match="cannot read the public key"):
         check_bundle(here.folder / "text.bundle", public_key=tmp_path / "none")
 
@@ -649,6 +652,33 @@ def test_an_opening_of_other_pairs_is_named(here: Here, tmp_path: Path) -> None:
         opening.write_text(json.dumps(other))
         found = " ".join(here.check(bundle=made, opening=opening).differences)
         assert "was promised, and the opening gives" in found or "and the opening has none" in found
+
+
+def test_single_pairs_are_shown_with_proofs(here: Here, stillmark: Run, tmp_path: Path) -> None:
+    made, opening, out = tmp_path / "b", tmp_path / "opening", tmp_path / "proofs"
+    make_bundle(here.folder / "text", here.folder / "key", made, confidential=True, opening=opening)
+    pairs = here.statement()["predicate"]["pairs"]["mark"]
+    number = pairs["n"]
+    for some in ((1,), (2, number), tuple(range(1, number + 1))):
+        done = stillmark("evidence", "prove", opening, *(f"--pair={one}" for one in some), "--out", out)
+        assert done.exit_code == 0, done.stderr
+        found = here.check(bundle=made, proofs=out)
+        assert found.differences == ()
+        proofs = next(one for one in found.checks if one.name == "proofs")
+        assert f"[{pairs['contexts'][0][some[0] - 1]}, {pairs['tokens'][some[0] - 1]}]" in proofs.against
+    whole = out.read_text()
+    for old, new, words in (
+        (json.loads(whole)["pairs"][0]["text"], "[9, 9]", "was promised, and the proof leads to"),
+        ('"left"', '"right"', "was promised, and the proof leads to"),
+        ('"left"', '"up"', "is malformed"),
+        ('"test": "mark"', '"test": "luck"', "the bundle has no root of the test"),
+        ("stillmark-proof/v1", "proof", "no proofs of format"),
+    ):
+        out.write_text(whole.replace(old, new))
+        assert words in " ".join(here.check(bundle=made, proofs=out).differences)
+    assert json.loads(opening.read_text())["salt"] not in whole, "or all pairs could be guessed"
+    with pytest.raises(UsageError, match=f"there is no pair {number + 1}"):
+        prove_pairs(opening, [number + 1], out)
 
 
 # --- a third party that holds the secret ---

@@ -154,6 +154,10 @@ def test_a_plan_that_was_made_after_the_evidence_is_named(here: Here, tmp_path: 
     path.write_text(json.dumps(result | {"started": (here.started - timedelta(hours=1)).isoformat()}))
     (said,) = of_time(check_bundle(bundled(here, tmp_path / "case"), tsa=here.folder / "own" / "ca.pem")).differences
     assert "after the test began at" in said
+    for nonsense in ("soon", "2020-01-01T00:00:00"):
+        path.write_text(json.dumps(result | {"started": nonsense}))
+        (said,) = of_time(check_bundle(bundled(here, tmp_path / "case"), tsa=here.folder / "own/ca.pem")).differences
+        assert said == "'started' of the result is no time in UTC"
 
 
 def test_the_timestamp_of_another_plan_is_named(here: Here, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ OPTIONS: Final = {
     "budget_usd": "--budget-usd",
     "canaries": "--canaries",
     "columns": "--columns",
+    "confidential": "--confidential",
     "context_counts": "--context-counts",
     "controls": "--control",
     "decoys": "--decoys",

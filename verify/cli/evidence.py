@@ -102,6 +102,30 @@ def bundle(case: Path, as_json: bool, **options: Any) -> None:
 
 
 @evidence.command(
+    "prove",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --confidential --opening opening.json --out bundle.json\n"
+    "evidence prove opening.json --pair 1 --pair 17 --out proofs.json",
+)
+@click.argument("opening", type=FILE)
+@click.option("--pair", "pairs", type=click.IntRange(1), multiple=True, required=True, help="Its number; repeat.")
+@click.option("--test", default="mark", show_default=True, help="The test that the pairs are of.")
+@click.option("--out", type=FILE, required=True, help="Where to write the proofs.")
+@json_option
+def prove(opening: Path, pairs: tuple[int, ...], test: str, out: Path, as_json: bool) -> None:
+    """Show single pairs of a confidential bundle, with proofs; all others stay hidden.
+
+    OPENING is the file that `evidence bundle --opening` wrote. `evidence check --proofs` holds them against the root.
+    """
+    from verify.evidence.proofs import prove_pairs
+
+    made = prove_pairs(opening, pairs, out, test=test)
+    show(made, f"Written: {made['out']}: {len(pairs)} pairs of the test '{test}'.", as_json=as_json)
+
+
+@evidence.command(
     "coins",
     cls=Command,
     example="evidence key --out signing.key\n"
@@ -145,6 +169,7 @@ def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
 @mark_option(required=False, name="--reveal", help="The mark file: to count the p-values anew.")
 @click.option("--outputs", type=FILE, multiple=True, help="A file of the evidence; repeat.")
 @click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@click.option("--proofs", type=FILE, help="Single pairs of a confidential bundle (`evidence prove`).")
 @click.option("--coins", type=FILE, help="The answer of a third party that holds the secret (`evidence coins`).")
 @click.option("--escrow-key", type=FILE, help="The public key of that third party.")
 @click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")

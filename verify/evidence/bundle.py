@@ -24,7 +24,7 @@ from verify.evidence.signing import signed
 from verify.lineage.plan import FORMAT as PLAN_FORMAT
 from verify.lineage.plan import LineagePlan, is_mark, read_plan
 from verify.lineage.run import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP
-from watermark import InputError, MarkError, StillmarkError, __version__
+from watermark import InputError, MarkError, StillmarkError, UsageError, __version__
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 from watermark.keyfile import CARD_FORMAT, read_json
@@ -58,15 +58,18 @@ def make_bundle(
         what was written: `out`, `keyid`, `sha256` of the file, `tests` with pairs, and `inputs`.
 
     Raises:
+        UsageError: an opening was named, and the bundle is not confidential.
         InputError: the folder holds no verdict, a file is not the one that was tested, or something cannot be read or
             written.
         MissingExtraError: securesystemslib is not installed.
     """
+    if opening is not None and not confidential:
+        raise UsageError("an `opening` is that of a confidential bundle", "say so with `confidential=True`")
     case = Path(case)
     statement, opened = _statement(case, None if timestamp is None else Path(timestamp), confidential)
     envelope = signed(json.dumps(statement, sort_keys=True).encode(), key)
     data = envelope.to_bytes()
-    if opening is not None and confidential:
+    if opening is not None:
         with files.writing(Path(opening)):
             files.replace(Path(opening), (json.dumps(opened) + "\n").encode(), private=True)
     with files.writing(Path(out)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from verify.evidence.again import NotHereError, scored_again
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
 from verify.evidence.escrow import differing, read_coins
 from verify.evidence.inputs import Input, chain_of, changes, input_of
+from verify.evidence.proofs import false_proofs
 from verify.evidence.scored import CLOSE, Hits, Scored, differences, faults, hits_under, recomputed
 from verify.evidence.signing import MAX_BYTES, Envelope, read_envelope, read_key
 from verify.evidence.statement import Hidden, Statement, opened, read_statement
@@ -48,6 +50,7 @@ def check_bundle(
     reveal: Mark | PathLike | None = None,
     outputs: Sequence[PathLike] = (),
     opening: PathLike | None = None,
+    proofs: PathLike | None = None,
     coins: PathLike | None = None,
     escrow_key: PathLike | None = None,
     tsa: PathLike | None = None,
@@ -63,6 +66,7 @@ def check_bundle(
         reveal: the mark, or its file: the secret is held against the commitment, and the p-values are counted anew.
         outputs: files of the evidence: what the suspect wrote or said, logs, readings.
         opening: the pairs of a confidential bundle.
+        proofs: single pairs of a confidential bundle (`stillmark evidence prove`).
         coins: the answer of a third party that holds the secret (`stillmark evidence coins`): the p-values are counted
             anew by its word, and the secret is not needed.
         escrow_key: of that third party, Ed25519 in PEM.
@@ -90,6 +94,7 @@ def check_bundle(
     secret = None if reveal is None else as_mark(reveal)
     escrow = None if escrow_key is None else read_key(escrow_key)
     shown = None if opening is None else _json(Path(opening))
+    proven = None if proofs is None else _json(Path(proofs))
     answered = None if coins is None else _bytes(Path(coins))
     published = None if card is None else read_json(Path(card), "card")
     spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
@@ -113,6 +118,7 @@ def check_bundle(
             _commitment(said, secret, published, card, spelled),
             _inputs(said, read),
             _pairs(said, read, wrong, tokenizer),
+            *([] if proven is None else [_proofs(said, proven)]),
             *escrowed,
             _numbers(said, secret, hits, numbers),
             _checked("adjustment", "the p-values of the tests", list(_adjustment(said))),
@@ -215,17 +221,20 @@ def _time(said: Statement, tsa: PathLike | None) -> Checked:
     if tsa is None:
         lacking = "no certificate of an authority was named: the timestamp is worth what its signer is"
         return Checked("timestamp", OPEN, lacking)
-    started = _text(said.result, "started")
     try:
         stamped = time_of(said.timestamp, said.promised.text().encode() + b"\n", Path(tsa))
     except InputError:
         raise
     except StillmarkError as error:
         return _checked("timestamp", f"the authority {tsa}", [str(error)])
-    wrong = []
-    if stamped.isoformat(timespec="seconds") > started:
-        wrong = [f"the plan is dated {stamped.isoformat(timespec='seconds')}, after the test began at {started}"]
-    return _checked("timestamp", f"the authority {tsa}: {stamped.isoformat(timespec='seconds')}", wrong)
+    wrong, time = [], stamped.isoformat(timespec="seconds")
+    try:
+        started = datetime.fromisoformat(_text(said.result, "started"))
+        if stamped.replace(microsecond=0) > started:
+            wrong = [f"the plan is dated {time}, after the test began at {started.isoformat()}"]
+    except (ValueError, TypeError):  # TypeError: without a time zone
+        wrong = ["'started' of the result is no time in UTC"]
+    return _checked("timestamp", f"the authority {tsa}: {time}", wrong)
 
 
 def _commitment(
@@ -273,7 +282,8 @@ def _inputs(said: Statement, read: Mapping[Path, Input]) -> Checked:
         wrong += _chain(said, read)
     left = [one.name for one in said.inputs if one.sha256 not in there]
     lacking = f"; not named: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}" if left else ""
-    return _checked("files", f"{plural(len(read), 'file')}{lacking}", wrong)
+    against = f"{plural(len(read), 'file')}{lacking}"
+    return _checked("files", against, wrong) if wrong or not left else Checked("files", OPEN, against)
 
 
 def _chain(said: Statement, read: Mapping[Path, Input]) -> Iterator[str]:
@@ -354,6 +364,17 @@ def _rule(result: Mapping[str, Any]) -> str:
     if "method" in result:
         return "chernoff" if _of_excess(result) else str(result["method"])
     return "chernoff" if result.get("unmarked_probes") is True else "mixture"
+
+
+def _proofs(said: Statement, proven: Mapping[str, Any]) -> Checked:
+    """Single pairs that are shown of a confidential bundle."""
+    try:
+        wrong = list(false_proofs(said, proven))
+    except StillmarkError as error:
+        return _checked("proofs", "the root of the pairs", [str(error)])
+    shown = "; ".join(str(one["text"])[:40] for one in proven["pairs"][:5])
+    number = plural(len(proven["pairs"]), "pair")
+    return _checked("proofs", f"the root of the pairs: {number} of the test '{proven['test']}': {shown}", wrong)
 
 
 def _escrow(

@@ -51,7 +51,6 @@ OTHER_OPTIONS: Final = {
     "ordered": "--ordered",
     "seed": "--seed",
     "batch_size": "--batch-size",
-    "confidential": "--confidential",
     "least": "--least",
     "source_column": "--source-column",
     "workers": "--workers",

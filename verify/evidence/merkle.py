@@ -16,27 +16,40 @@ _LEAF: Final = b"\x00"
 _NODE: Final = b"\x01"
 
 
-def leaves_of(scored: Mapping[str, Any], salt: bytes) -> list[bytes]:
-    """The hashes of what stands before the pairs (everything but columns), and of each pair; of a look too.
+def texts_of(scored: Mapping[str, Any]) -> list[str]:
+    """What stands in the leaves: everything but columns, of the pairs and of a look, and then each pair.
 
-    scored: as `verify.evidence.scored.Scored.to_dict` gives it. salt: 32 bytes.
+    scored: as `verify.evidence.scored.Scored.to_dict` gives it.
     """
-    look = scored.get("look")
-    parts = [scored, *([look] if look else [])]
+    parts = _parts(scored)
     columns = ("contexts", "tokens", "weights", "answers", "look")
-    texts = [
-        json.dumps({name: one for name, one in part.items() if name not in columns}, sort_keys=True) for part in parts
-    ]
+    heads = [{name: one for name, one in part.items() if name not in columns} for part in parts]
+    texts = [json.dumps(head, sort_keys=True) for head in heads]
     for part in parts:
         several = [*part["contexts"], part["tokens"], *part["weights"]]
         several += [part["answers"]] if "answers" in part else []
         texts += map(json.dumps, zip(*several, strict=True))
-    return [_leaf(text.encode(), salt, i) for i, text in enumerate(texts)]
+    return texts
 
 
-def _leaf(text: bytes, salt: bytes, number: int) -> bytes:
-    own = hmac.digest(salt, number.to_bytes(8, "big"), "sha256")
-    return hashlib.sha256(_LEAF + own + text).digest()
+def _parts(scored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    look = scored.get("look")
+    return [scored, *([look] if look else [])]
+
+
+def leaf_salt(salt: bytes, number: int) -> bytes:
+    """The salt of one leaf, from that of the test."""
+    return hmac.digest(salt, number.to_bytes(8, "big"), "sha256")
+
+
+def leaf(text: str, own: bytes) -> bytes:
+    """The hash of a leaf. own: its salt."""
+    return hashlib.sha256(_LEAF + own + text.encode()).digest()
+
+
+def leaves_of(scored: Mapping[str, Any], salt: bytes) -> list[bytes]:
+    """The hashes of all leaves. salt: 32 bytes, of the test."""
+    return [leaf(text, leaf_salt(salt, i)) for i, text in enumerate(texts_of(scored))]
 
 
 def root_of(scored: Mapping[str, Any], salt: bytes) -> str:
@@ -57,3 +70,45 @@ def root(leaves: Sequence[bytes]) -> bytes:
         above = [hashlib.sha256(_NODE + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
         level = above + ([level[-1]] if len(level) % 2 else [])
     return level[0] if level else hashlib.sha256(b"").digest()
+
+
+def prove(scored: Mapping[str, Any], salt: bytes, pairs: Sequence[int]) -> list[dict[str, Any]]:
+    """Some pairs, each with what leads from it to the root, for JSON. pairs: their numbers, from 1."""
+    texts, leaves, first = texts_of(scored), leaves_of(scored, salt), len(_parts(scored))
+    found = []
+    for pair in pairs:
+        number = first + pair - 1
+        own, path = leaf_salt(salt, number).hex(), _path(leaves, number)
+        found.append({"pair": pair, "text": texts[number], "salt": own, "path": path})
+    return found
+
+
+def _path(leaves: Sequence[bytes], number: int) -> list[list[str]]:
+    """The neighbours on the way from a leaf to the root: on which side each stands, and its hash."""
+    path, level, at = [], list(leaves), number
+    while len(level) > 1:
+        beside = at ^ 1
+        if beside < len(level):
+            path.append(["left" if beside < at else "right", level[beside].hex()])
+        above = [hashlib.sha256(_NODE + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
+        level, at = above + ([level[-1]] if len(level) % 2 else []), at // 2
+    return path
+
+
+def root_by(text: str, own: bytes, path: Sequence[Sequence[str]]) -> str:
+    """The root to which a leaf and its path lead, 64 hex digits.
+
+    Raises:
+        ValueError: the path is malformed.
+
+    >>> scored = {"rule": "binomial", "n": 2, "contexts": [[5, 6]], "tokens": [7, 8], "weights": []}
+    >>> (one,) = prove(scored, bytes(32), [2])
+    >>> one["text"], root_by(one["text"], bytes.fromhex(one["salt"]), one["path"]) == root_of(scored, bytes(32))
+    ('[6, 8]', True)
+    """
+    here = leaf(text, own)
+    for side, beside in path:
+        if side not in ("left", "right") or len(other := bytes.fromhex(beside)) != 32:
+            raise ValueError("a step of a path has a side and a hash")
+        here = hashlib.sha256(_NODE + (other + here if side == "left" else here + other)).digest()
+    return here.hex()

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -50,6 +51,7 @@ T = TypeVar("T")
 PLAN: Final = "plan.json"
 PROMISED: Final = "promised.json"
 STAMP: Final = "promised.tsr"
+STARTED: Final = "started.txt"
 CARD: Final = "mark.card"
 PAIRS: Final = "pairs.json"
 """Files in the folder of `out`: the plan of this very run, copies of the one that was named and of its timestamp (the
@@ -135,7 +137,6 @@ def suspect(
         >>> print(verdict)  # doctest: +SKIP
     """
     given_arguments = dict(locals())
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     given, fixed, unplanned, folder = _prepared(given_arguments)
     access = given.access
     if deviate and plan is None:
@@ -144,6 +145,7 @@ def suspect(
         with files.writing(folder):
             (folder / "readings").mkdir(parents=True, exist_ok=True)
         fixed.fix(folder / PLAN)
+    started = _started(folder)
     promised, deviations = None, list[str]()
     if plan is not None:
         promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
@@ -180,6 +182,22 @@ def suspect(
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
         found.save_html(folder / "report.html")
         _keep(folder, given, lines)
+    return found
+
+
+def _started(folder: Path | None) -> str:
+    """When the run began, UTC, as ISO 8601 has it; one that goes on began when its folder was made."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    if folder is None:
+        return now
+    path = folder / STARTED
+    with files.writing(path), suppress(FileExistsError):
+        files.create(path, f"{now}\n".encode())
+    found = path.read_text().strip()
+    try:
+        datetime.fromisoformat(found)
+    except ValueError:
+        raise InputError(path, 1, "want the time at which the run began", "choose another folder") from None
     return found
 
 
