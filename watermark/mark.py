@@ -136,7 +136,7 @@ class Mark:
         The salt comes from the secret by HKDF, so that a mark rebuilt from a vault has the same
         commitment, while nobody without the secret can test a guess at its parts.
         """
-        return _commitment(self._parameters() | self.scheme.committed, self.secret)
+        return _commitment(self._parameters() | self.scheme.committed, Secret(self.secret))
 
     def coins(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs: bool [N, scheme.coins], for contexts [N, width] and tokens [N].

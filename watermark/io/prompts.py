@@ -131,7 +131,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
             return list(tokenizer.encode(prompt.text))
     turns = [{"role": role, "content": text} for role, text in prompt.messages or (("user", prompt.text),)]
     try:
-        template = tokenizer.get_chat_template()  # type: ignore[no-untyped-call]
+        template = tokenizer.get_chat_template()
         text = confined.render(template, turns, _plain(tokenizer.special_tokens_map))
     except ValueError:  # several templates, and none for this
         raise TokenizerError("the tokenizer names several chat templates, and no default") from None
