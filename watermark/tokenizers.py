@@ -20,7 +20,6 @@ from watermark.bounded import bounded
 from watermark.errors import StillmarkError, TokenizerError
 from watermark.extras import available, require
 from watermark.folder import printable, text_files
-from watermark.tokenizer_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,6 +186,8 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
         TokenizerError: no such folder, or no tokenizer in it that transformers can load.
         MissingExtraError: transformers is not installed.
     """
+    from watermark.tokenizer_files import read_json
+
     folder = _folder(path)
     require("transformers")
     from transformers import AutoTokenizer
