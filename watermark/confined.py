@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -49,6 +48,8 @@ class _Child:
     """One child process, for one kind of work. kind: `template` or `tokenizer`."""
 
     def __init__(self, kind: str) -> None:
+        import subprocess
+
         root = str(Path(__file__).parents[1])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, root, kind],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from watermark import confined
 from watermark.errors import InputError, TokenizerError
 from watermark.folder import printable
 from watermark.io.fields import is_text
@@ -125,6 +124,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     """A prompt's ids; text goes through the chat template if `chat` and the tokenizer has one."""
     if prompt.ids is not None:
         return list(prompt.ids)
+    from watermark import confined
+
     assert prompt.text is not None
     if not chat or tokenizer.chat_template is None:
         with failures(f"the tokenizer fails on prompt '{printable(prompt.id)}'"):
