@@ -36,6 +36,7 @@ from watermark import (
     prf,
 )
 from watermark.io import files
+from watermark.io.fields import JsonError, load_json
 from watermark.kernels import dispatch, native
 from watermark.keyfile import parse_secret
 from watermark.schemes import counting
@@ -293,6 +294,22 @@ def test_a_log_is_no_link_and_no_other_file(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "other").read_bytes() == b"{"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_not_read_beyond_its_bound(tmp_path: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never a part of one as if it were the whole."""
+    made().save(tmp_path / "m")
+    (tmp_path / "labels").write_text("one\ntwo\nthree\n")
+    (tmp_path / "o.jsonl").write_text('{"output_ids": [5, 6, 7]}\n')
+    monkeypatch.setattr("verify.radioactivity.attribution.MOST", 7)
+    result = stillmark("attribute", "--mark", tmp_path / "m", "--labels", tmp_path / "labels", tmp_path / "o.jsonl")
+    assert (result.exit_code, "MiB of labels" in result.stderr) == (1, True)
+    monkeypatch.setattr("watermark.io.fields.MOST", 7)
+    with pytest.raises(JsonError, match="more than 0 MiB"):
+        load_json(tmp_path / "o.jsonl")
+    monkeypatch.setattr("watermark.keyfile.MOST_BYTES", 7)
+    with pytest.raises(MarkError, match="not a mark"):
+        Mark.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom"])

@@ -10,11 +10,10 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -49,6 +48,8 @@ class _Child:
     """One child process, for one kind of work. kind: `template` or `tokenizer`."""
 
     def __init__(self, kind: str) -> None:
+        import subprocess
+
         root = str(Path(__file__).parents[1])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, root, kind],
@@ -202,15 +203,16 @@ def _serve_templates(requests: BinaryIO, answers: BinaryIO) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     def text_of(asked: dict[str, Any]) -> str:
-        rendered, _ = render_jinja_template(
+        # annotated as text, it gives the texts, and where in them the model speaks
+        found: Any = render_jinja_template(
             [asked["turns"]], chat_template=asked["template"], add_generation_prompt=True, **asked["words"]
         )
-        return str(rendered[0])
+        return str(found[0][0])
 
     # whatever a template's failure, or the date, imports or opens is there before the doors close
     time.strftime("%c")
     for template in ("{{ strftime_now('%Y') }}", "{{ raise_exception('x') }}", "{{ 1 / 0 }}", "{% x"):
-        _answer(lambda: {"text": text_of({"turns": [], "template": template, "words": {}})})  # noqa: B023
+        _answer(partial(text_of, {"turns": [], "template": template, "words": {}}))
     _confine(MEMORY, files=False)
     _send(answers, {})
     requests.readline()
@@ -218,11 +220,8 @@ def _serve_templates(requests: BinaryIO, answers: BinaryIO) -> None:
         asked = json.loads(line)
         _limit_time(asked["seconds"])
 
-        def rendered(asked: dict[str, Any] = asked) -> dict[str, Any]:
-            text = text_of(asked)
-            return {"text": text} if len(text) <= MOST_TEXT else {"error": "writes too long a text"}
-
-        _send(answers, _answer(rendered))
+        said = _answer(partial(text_of, asked))
+        _send(answers, {"error": "writes too long a text"} if len(said.get("text", "")) > MOST_TEXT else said)
 
 
 def _serve_tokenizer(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -234,18 +233,17 @@ def _serve_tokenizer(requests: BinaryIO, answers: BinaryIO) -> None:
     asked = json.loads(requests.readline())
     _limit_time(asked["seconds"])
 
-    def tried() -> dict[str, Any]:
+    def tried() -> str:
         folder = Path(asked["folder"])
         try:
             tokenizer: Any = tokenizer_files.build(folder)[0]
         except tokenizer_files.UnknownClassError:
             tokenizer = Tokenizer.from_buffer(tokenizer_files.read(folder / "tokenizer.json"))
         _close_files()
-        fault = _fault(tokenizer, asked["texts"])
-        return {} if fault is None else {"error": fault}
+        return _fault(tokenizer, asked["texts"]) or ""
 
     said = _answer(tried)
-    _send(answers, {} if said.get("error", "").startswith("fails") else said)
+    _send(answers, {"error": said.get("text") or said.get("short")})
 
 
 def _fault(tokenizer: Any, texts: list[str]) -> str | None:
@@ -261,12 +259,12 @@ def _fault(tokenizer: Any, texts: list[str]) -> str | None:
     return None
 
 
-def _answer(work: Any) -> dict[str, Any]:
+def _answer(work: Callable[[], str]) -> dict[str, str]:
+    """What the work gives as `text`, or `error`; `short` too where memory ran out."""
     try:
-        found: dict[str, Any] = work()
-        return found
+        return {"text": work()}
     except MemoryError:
-        return {"error": "takes too much memory"}
+        return dict.fromkeys(("error", "short"), "takes too much memory")
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return {"error": f"fails: {type(error).__name__}"}
 

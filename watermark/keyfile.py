@@ -142,7 +142,10 @@ def read_labels(path: Path) -> list[str]:
     """
     try:
         with open_to_read(path) as file:
-            text = file.read(MOST).decode("utf-8-sig")
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise InputError(path, 0, f"more than {MOST >> 20} MiB of labels", "try a part of them at a time")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(path, 0, f"cannot read the labels: {error.strerror}") from None
     except UnicodeDecodeError:

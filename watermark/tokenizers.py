@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from watermark import confined
 from watermark.bounded import bounded
 from watermark.errors import StillmarkError, TokenizerError
 from watermark.extras import available, require
@@ -216,6 +215,8 @@ def _folder(path: str | Path) -> Path:
 
 def _try(folder: Path) -> None:
     """Have a child process load a folder's tokenizer first, and read some text. Raises TokenizerError."""
+    from watermark import confined
+
     if not (folder / "tokenizer.json").exists():
         return
     digest = hashlib.sha256()

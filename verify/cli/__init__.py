@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,8 @@ def _unforeseen(error: Exception) -> StillmarkError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         kept = "free some space: the same command goes on from what was kept" if full else None
         return StillmarkError(what, kept or "is it there, and may it be read and written?")
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return StillmarkError(

@@ -83,7 +83,7 @@ def split_parquet(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
     line = 1
     for number, group in enumerate(read_footer(path)):
         columns = {column.name: column for column in group.columns}
-        ids = {name: columns[name].values for name in ("prompt_ids", "output_ids") if name in columns}
+        ids: dict[str, int] = {name: columns[name].values for name in ("prompt_ids", "output_ids") if name in columns}
         texts = {name: columns[name].size // 4 for name in ("prompt", "output") if name in columns}
         total = sum(max(ids.get(f"{name}_ids", 0), texts.get(name, 0)) for name in ("prompt", "output"))
         total = total or group.size // 4  # a table of another shape

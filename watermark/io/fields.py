@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from watermark.io.files import open_to_read
+from watermark.io.opening import MOST
 
 
 class JsonError(ValueError):
@@ -41,7 +42,9 @@ def load_json(source: bytes | Path) -> Any:
         data = source
     else:
         with open_to_read(source) as file:
-            data = file.read()
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise JsonError(f"more than {MOST >> 20} MiB")
     with _refusals():
         text = data.decode("utf-8-sig")
         value = _DECODER.decode(text)

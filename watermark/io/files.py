@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import io
 import os
@@ -204,6 +203,8 @@ _UNFINISHED: Final = ".unfinished-"
 
 def _remove_left(path: Path) -> None:
     """Remove the scratch folders of runs that were killed while they made `path`."""
+    import glob
+
     for left in path.parent.glob(f".{glob.escape(path.name)}{_UNFINISHED}????????"):
         with _held_folder(left) as free:
             if free:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from watermark import confined
 from watermark.errors import InputError, TokenizerError
 from watermark.folder import printable
 from watermark.io.fields import is_text
@@ -125,13 +124,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     """A prompt's ids; text goes through the chat template if `chat` and the tokenizer has one."""
     if prompt.ids is not None:
         return list(prompt.ids)
+    from watermark import confined
+
     assert prompt.text is not None
     if not chat or tokenizer.chat_template is None:
         with failures(f"the tokenizer fails on prompt '{printable(prompt.id)}'"):
             return list(tokenizer.encode(prompt.text))
     turns = [{"role": role, "content": text} for role, text in prompt.messages or (("user", prompt.text),)]
     try:
-        template = tokenizer.get_chat_template()  # type: ignore[no-untyped-call]
+        template = tokenizer.get_chat_template()
         text = confined.render(template, turns, _plain(tokenizer.special_tokens_map))
     except ValueError:  # several templates, and none for this
         raise TokenizerError("the tokenizer names several chat templates, and no default") from None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, wrong_field
+from watermark.schemes.greenlist import GreenList
 
 BLIND: Final = 32
 KEY_BYTES: Final = 8
