@@ -75,6 +75,9 @@ MORE: Final = {
     "mark-new": "mark new --out W/new.mark --tokenizer W/tokenizer",
     "mark-publish": "mark publish MARK --out W/again.card",
     "mark-derive": "mark derive MARK --label a --out W/child.mark",
+    "mark-publish-child": "mark publish W/child.mark --out W/child.card",
+    "text-child": "test text --mark W/child.mark E/child.jsonl",
+    "attribute-planned": "attribute --mark MARK --labels E/labels.txt --plan W/labels.plan E/child.jsonl",
     "generate": "generate --model W/parent --mark MARK --prompts E/prompts.jsonl --out W/written.jsonl "
     "--max-new-tokens 8",
     "quality": "quality --model W/parent --mark MARK --prompts E/prompts.jsonl --number 2 --answers 2 "
@@ -125,6 +128,8 @@ RECORDS: Final = {
     "list.card": "the-card",
     "gumbel.card": "the-card",
     "table.card": "the-card",
+    "child.mark": "the-mark-file",
+    "child.card": "the-card",
     "endpoint/plan.json": "the-plan",
     "early.json": "the-plan",
     "endpoint/result.json": "verdict",
@@ -388,7 +393,7 @@ def test_what_others_write_is_documented(name: str) -> None:
 
 
 def test_the_keys_of_outputs_are_those_that_are_read() -> None:
-    others = {"instruction", "input", "source", "model", "run"}
+    others = {"instruction", "input", "source", "model", "run", "seal"}
     logprobs = {"context_ids", "top_logprobs", "sampled"}
     assert set(PAGES["outputs"].keys) == set(OURS) - logprobs | others
 
@@ -484,7 +489,7 @@ def test_the_derived_secrets_are_those_of_the_code() -> None:
     assert len(children) == 3
     for label, child in children:
         assert Mark(secret).child(label).secret.hex() == child
-    for salt in ("prf", "derive", "commit", "order", "canaries"):
+    for salt in ("prf", "derive", "commit", "order", "canaries", "seal", "decoy"):
         assert f"`stillmark/v1/{salt}`" in text
 
 

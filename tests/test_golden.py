@@ -153,7 +153,7 @@ DROPPED: Final = frozenset({
     "evasions", "rule", "shows_not", "summary",  # prose
     "call", "detail", "tilt",  # tests/test_report.py, tests/test_tilt.py
     "teacher_mlp", "suspect_mlp",  # tests/test_fingerprint_experts.py
-    "prompts_test",  # tests/test_folding.py
+    "prompts_test", "ids_differing",  # tests/test_folding.py, tests/test_seals.py
 })  # fmt: skip
 """Keys, as in tests/golden, that are not compared. Of `warnings` the number is, of a plan's `inputs` the names are."""
 

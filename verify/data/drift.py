@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from watermark import InputError, Mark, TokenizerError
 from watermark.io.fields import is_text
@@ -35,7 +36,7 @@ class Drift:
 
     def look(self, record: Record, ids: list[int]) -> None:
         """Compare one record, whose output has these ids."""
-        text = record.fields.get("output")
+        text: Any = record.fields.get("output")
         # where a token's name told no id, another stands for it in the answers of a sequential run
         if record.fields.get("output_ids") is None or record.fields.get("sequential") is True or self._missing:
             return

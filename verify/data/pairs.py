@@ -318,7 +318,8 @@ def was_copied(copied: Bools, width: int) -> Bools:
     for back in range(1, min(width, len(copied)) + 1):
         before[back:] &= copied[:-back]
         before[:back] = False
-    return copied | before
+    found: Bools = copied | before
+    return found
 
 
 def was_shown(contexts: U32, shown: U32) -> Bools:

@@ -33,13 +33,18 @@ MAX_BYTES: Final = 16 << 20
 _TYPES: Final[Types] = {
     "format": (lambda value: value == FORMAT, f"'{FORMAT}'"),
     "lines": (
-        list_of(lambda value: value in (*LINES, ATTRIBUTION) or (is_text(value) and is_mark(value))),
+        list_of(lambda value: is_text(value) and is_line(value)),
         "a list of the names of tests",
     ),
     "alpha": (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1"),
     "inputs": (lambda value: isinstance(value, dict) and all(map(is_text, value.values())), "an object of digests"),
     "settings": (lambda value: isinstance(value, dict), "an object"),
 }
+
+
+def is_line(line: str) -> bool:
+    """Whether a plan may hold this line."""
+    return line in (*LINES, ATTRIBUTION) or is_mark(line)
 
 
 def is_mark(line: str) -> bool:

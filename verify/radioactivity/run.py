@@ -616,5 +616,5 @@ def _inputs(outputs: Outputs, reference: Model | None = None) -> dict[str, objec
         "bad_records": outputs.bad,
         "reference": compared,
     }
-    found |= {"ids_differing": outputs.differing} if outputs.differing else {}
+    found["ids_differing"] = outputs.differing
     return found | ({"read_as": outputs.read_as} if outputs.read_as else {})

@@ -13,7 +13,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -232,7 +232,7 @@ def _pause(headers: Mapping[str, str]) -> float | None:
 def most_bytes(request: Mapping[str, Any], number: int = 1) -> int:
     """How long an answer to a request can be: a kibibyte a token, half of one for each likely token, and a mebibyte."""
     tokens = number * _limit(request)
-    top = max((value for name in ASKED_FOR if is_int(value := request.get(name))), default=0)
+    top = _top(request)
     shown = _shown(request)
     if PROMPT_LOGPROBS in request or request.get(ECHO):
         tokens += shown
@@ -246,8 +246,17 @@ def _shown(request: Mapping[str, Any]) -> int:
 
 def _limit(request: Mapping[str, Any]) -> int:
     """The most tokens of one answer to a request."""
-    limits = (request.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
-    return max((limit for limit in limits if is_int(limit)), default=NO_LIMIT)
+    return _largest(request, ("max_tokens", "max_completion_tokens", "max_output_tokens"), NO_LIMIT)
+
+
+def _top(request: Mapping[str, Any]) -> int:
+    """The likely tokens that a request asks for at each place."""
+    return _largest(request, ASKED_FOR, 0)
+
+
+def _largest(request: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    """The largest of some fields that are integers."""
+    return max((int(request[name]) for name in names if is_int(request.get(name))), default=default)
 
 
 NO_LIMIT: Final = 1 << 14
@@ -274,7 +283,7 @@ ASKED_FOR: Final = ("top_logprobs", "logprobs", PROMPT_LOGPROBS)
 
 def only_asked(answer: Any, request: Mapping[str, Any]) -> Any:
     """An answer without the likely tokens beyond those that were asked for, and one more: some name a token's own."""
-    top = max((value for name in ASKED_FOR if is_int(value := request.get(name))), default=0) + 1
+    top = _top(request) + 1
 
     def cut(value: Any, alternatives: bool) -> Any:
         if isinstance(value, Mapping):
