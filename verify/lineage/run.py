@@ -123,8 +123,9 @@ def suspect(
         skip_bad: count malformed records instead of stopping at the first.
         plan: file of the plan: written if not there, else it must hold this very plan.
         deviate: the plan in that file may be another one: the result names every deviation from it.
-        out: folder to keep the plan, what was read (a killed run goes on from there), `result.json` and `report.html`
-            in. For an endpoint None means a folder named after the host: answers cost money.
+        out: folder to keep the plan, what was read (a killed run goes on from there), `result.json`, `report.html`, and
+            what `verify.make_bundle` needs in. For an endpoint None means a folder named after the host: answers cost
+            money.
         confidential: leave passages of the suspect's text and single pairs out of the result and the report.
         progress: opened around each piece of work.
 
