@@ -95,10 +95,9 @@ def test_a_batch_of_mixed_requests(server: Server, mark: Mark, tmp_path: Path) -
             assert key == name or result.log10_pvalue > -3
 
 
-def test_every_token_of_every_row(scheme: str, server: Server, strong: Mark) -> None:
+@pytest.mark.parametrize("scheme", ["greenlist"], indirect=True)
+def test_every_token_of_every_row(server: Server, strong: Mark) -> None:
     """Thirty requests that do not fit the cache together: some are preempted, and go on under their mark."""
-    if scheme != "greenlist":
-        return
     before = server.metric("vllm:num_preemptions_total")
     labels: list[dict[str, Any]] = [{"stillmark_label": "strong"}, {"stillmark": "off"}, {"stillmark_label": "x"}]
     asked = [body | {"vllm_xargs": labels[i % 3]} for i, body in enumerate(bodies(30, 40))]
