@@ -268,7 +268,9 @@ def _like(delta: float | None, gamma: float, layers: int | None) -> GreenList:
         return GreenList(gamma, delta)
     like = Tournament(layers).like
     if like is None:
-        raise StillmarkError(f"no student was measured with {layers} layers", f"measured: 1 to {max(LIKE_DELTA)}")
+        raise StillmarkError(
+            f"no student was measured with {layers} layers", f"measured: {', '.join(map(str, LIKE_DELTA))}"
+        )
     return like
 
 
