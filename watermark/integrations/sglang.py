@@ -35,11 +35,13 @@ class MarkProcessor(CustomLogitProcessor):  # type: ignore[misc]
         slots = _slots(1 << (rows - 1).bit_length(), logits.shape[1], logits.device)
         tails = []
         for row, fields in enumerate(custom_param_list or [None] * rows):
-            request = (fields or {}).get(REQUEST)
-            mark = None if request is None else _wanted(fields, request)  # without its text nothing can be marked
-            slots.put(row, mark, 1.0 if mark is None else request.sampling_params.temperature)
-            text = (None, ()) if mark is None else (request.origin_input_ids, request.output_ids)
-            tails.append(tail(*text, width))
+            request: Any = (fields or {}).get(REQUEST)
+            if request is None:  # without its text nothing can be marked
+                slots.put(row, None)
+                tails.append(tail(None, (), width))
+            else:
+                slots.put(row, _wanted(fields, request), request.sampling_params.temperature)
+                tails.append(tail(request.origin_input_ids, request.output_ids, width))
         if slots.marked(slice(rows)):
             contexts = torch.from_numpy(np.array(tails, np.int64).reshape(rows, width)).to(logits.device)
             slots.tilt_(logits, contexts, scaled=False)
