@@ -411,6 +411,17 @@ def test_the_teacher_itself(teacher: Path, speeches: np.ndarray, jsonl: Write, t
     assert bytes(range(32)).hex() not in result.stdout + (tmp_path / "plan.json").read_text()
 
 
+def test_recorded_text_of_a_sequential_run(here: Path, tmp_path: Path, stillmark: Run) -> None:
+    """It has a test of its own, without decoys: `verify` failed on it."""
+    rows = [json.loads(line) for line in (here / "guilty.jsonl").read_text().splitlines()]
+    path = small.jsonl(tmp_path / "log.jsonl", [row | {"prompt_ids": [2], "sequential": True} for row in rows])
+    result = stillmark("verify", path, "--mark", here / "m", "--unmarked-prompts", "--json")
+    assert result.exit_code == 0, result.stderr
+    (line,) = json.loads(result.stdout)["tests"]
+    assert (line["test"], line["result"]["access"]) == (MARK, "text")
+    assert line["result"]["log10_pvalue"] < -10
+
+
 def test_every_line_that_an_endpoint_allows(
     teacher: Path, tmp_path: Path, jsonl: Write, stillmark: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

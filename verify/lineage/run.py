@@ -407,18 +407,22 @@ def _mark(given: Given, line: str, alpha: float, progress: Stages) -> Result:
         except UnusableLogprobsError as error:
             why = error.message[:1].upper() + error.message[1:]
         given.notes.append(f"{why}: the text that the suspect wrote was tested instead.")
-    return text_test(
+    test = partial(
+        text_test,
         mark,
         access.files,
         reference=given.reference,
         unmarked_prompts=bool(given.unmarked_prompts),
         alpha=alpha,
-        decoys=mark.scheme.decoys,
         tokenizer=given.tokenizer,
         columns=given.columns,
         skip_bad=given.skip_bad,
         progress=progress,
     )
+    try:
+        return test(decoys=mark.scheme.decoys)
+    except UsageError:  # answers of a sequential run, whose test has no decoys
+        return test()
 
 
 def _own_writing(access: str, made: Sequence[Result]) -> bool:
