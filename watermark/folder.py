@@ -187,10 +187,18 @@ def model_files(folder: Path, *, links: bool = True) -> dict[str, Path]:
             regular file inside the folder, or too large, or there are no weights.
     """
     check_folder(folder)
-    names = [*weight_files(folder, links=links), *_text_files(folder)]
-    found = {name: regular_file(folder, name, links=links) for name in sorted(set(names))}
+    weights = {name: regular_file(folder, name, links=links) for name in weight_files(folder, links=links)}
+    return dict(sorted((weights | text_files(folder, links=links)).items()))
+
+
+def text_files(folder: Path, *, links: bool = True) -> dict[str, Path]:
+    """The files that say how a model is built and how it reads text, by their names in the folder, ascending.
+
+    Arguments and errors are those of `model_files`; a folder that holds none has none.
+    """
+    found = {name: regular_file(folder, name, links=links) for name in sorted(set(_text_files(folder)))}
     for name, path in found.items():
-        if name.endswith(".json") and path.stat().st_size > (MAX_CONFIG if name == "config.json" else MAX_JSON):
+        if path.stat().st_size > (MAX_CONFIG if name == "config.json" or name.endswith(".jinja") else MAX_JSON):
             raise ModelError(f"{path}: {path.stat().st_size:,} bytes are too many for this file")
     return found
 

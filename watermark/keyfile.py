@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +20,15 @@ from watermark.io.fields import (
     load_object,
     wrong_field,
 )
+from watermark.io.files import open_to_read
 from watermark.schemes import field_types
+from watermark.secret import Secret, SecretText, sealed
 
 FORMAT: Final = "stillmark-mark/v1"
 CARD_FORMAT: Final = "stillmark-card/v1"
 SECRET_BYTES: Final = 32
+MOST_BYTES: Final = 16 << 20
+"""Bytes of a mark's or a card's file that are read."""
 
 PARAMETERS: Final[Types] = {
     "width": (is_int, "an integer"),
@@ -50,39 +53,71 @@ def card_types(scheme: object) -> Types:
     return {**_CARD, **field_types(scheme)}
 
 
-def new_secret() -> bytes:
+def new_secret() -> Secret:
     """32 bytes from the operating system's generator."""
-    return secrets.token_bytes(SECRET_BYTES)
+    return Secret(secrets.token_bytes(SECRET_BYTES))
 
 
-def parse_secret(text: str | bytes) -> bytes:
+def parse_secret(text: str | bytes) -> Secret:
     """A secret out of 64 hex characters; surrounding white space is dropped.
 
     Raises:
         MarkError: anything else. The message never quotes the text.
     """
-    text = (text.decode("latin-1") if isinstance(text, bytes) else text).strip()
+    text = SecretText((text.decode("latin-1") if isinstance(text, bytes) else text).strip())
     if len(text) != 2 * SECRET_BYTES or not all(c in "0123456789abcdefABCDEF" for c in text):
         raise MarkError(
             f"the secret must be {2 * SECRET_BYTES} hex characters; got {len(text)} characters",
             "make one with: openssl rand -hex 32",
         )
-    return bytes.fromhex(text)
+    return Secret(bytes.fromhex(text))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The fields of a mark or a card, each of its type; `what` names it in errors. Of another format: as they are.
 
+    The secret of a mark is a `SecretText`.
+
     Raises:
         MarkError: the file cannot be read, holds no JSON object, or a field of a wrong type. The message quotes nothing
             of it.
     """
+    return parse_fields(read_file(path, what), path, what)
+
+
+def read_file(path: Path, what: str) -> SecretText:
+    """The text of a mark or a card. Raises MarkError."""
     try:
-        body: dict[str, Any] = load_object(path)
+        with open_to_read(path) as file:
+            return SecretText(file.read(MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
-        raise MarkError(f"{path}: cannot read the {what}: {error.strerror}") from None
+        raise MarkError(f"{path}: cannot read the {what}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        reason = "no valid UTF-8"
+    # not within the block above: an exception keeps the one that was handled when it was raised, and that the text
+    raise MarkError(f"{path}: not a {what}: {reason}", "make one with: stillmark mark new")
+
+
+def parse_fields(text: str, path: Path | str, what: str) -> dict[str, Any]:
+    """As `read_json`, of a text."""
+    try:
+        body = _load(text)
     except JsonError as error:
-        raise MarkError(f"{path}: not a {what}: {error}", "make one with: stillmark mark new") from None
+        reason = str(error)
+    else:
+        return _checked(body, path, what)
+    raise MarkError(f"{path}: not a {what}: {reason}", "make one with: stillmark mark new")
+
+
+@sealed
+def _load(text: str) -> dict[str, Any]:
+    body = load_object(text.encode(errors="surrogatepass"))
+    if isinstance(body.get("secret"), str):
+        body["secret"] = SecretText(body["secret"])
+    return body
+
+
+def _checked(body: dict[str, Any], path: Path | str, what: str) -> dict[str, Any]:
     wrong = wrong_field(body, {**_FILES.get(str(body.get("format")), {}), **field_types(body.get("scheme"))})
     if wrong is not None:
         raise MarkError(f"{path}: a field of this {what} is malformed: {wrong}", "restore it from a copy")
@@ -100,10 +135,10 @@ def check_label(label: str) -> None:
         )
 
 
-def write_new(path: Path, body: dict[str, Any], mode: int) -> None:
+def write_new(path: Path, text: str, *, private: bool) -> None:
     """Write a mark or a card. Raises MarkError if the file exists, and InputError if it cannot be written."""
     with files.writing(path):
         try:
-            files.create(path, (json.dumps(body, indent=1) + "\n").encode(), mode)
+            files.create(path, Secret(text.encode()), private=private)
         except FileExistsError:
             raise MarkError(f"{path}: exists already", "choose another name; marks are never overwritten") from None

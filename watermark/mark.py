@@ -26,6 +26,7 @@ from watermark.keyfile import (
     card_types,
     check_label,
     new_secret,
+    parse_fields,
     parse_secret,
     read_json,
     write_new,
@@ -33,6 +34,7 @@ from watermark.keyfile import (
 from watermark.schemes import DEFAULT, NAMES, Scheme, field_types, from_fields
 from watermark.schemes.counting import pair_bits
 from watermark.schemes.logits import bias_
+from watermark.secret import Secret, SecretText, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +47,8 @@ class Mark:
     """One watermark: what embeds it and what verifies it read the same object.
 
     Attributes:
-        secret: 32 bytes. Never printed; handle it as a private key.
+        secret: 32 bytes. Never printed and never pickled, nor what is derived from it: handle it as a private key. A
+            pickle of a mark is its card; `dumps` is for those who must send the mark itself.
         scheme: how it tilts probabilities, and what is scored: `GreenList` or `Tournament`.
         width: number of preceding tokens that key the PRF, 0 to 7.
         label: free text.
@@ -93,6 +96,7 @@ class Mark:
             ("exempt", tuple(sorted({int(i) for i in self.exempt}))),
         ):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "secret", Secret(self.secret))
         object.__setattr__(self, "_alone", Marks((self,)))
 
     @classmethod
@@ -121,7 +125,7 @@ class Mark:
         return cls(new_secret() if secret is None else secret, **parameters)
 
     @property
-    def prf_key(self) -> bytes:
+    def prf_key(self) -> Secret:
         """The 32-byte key of the PRF; as secret as the secret."""
         return prf.prf_key(self.secret, self.scheme.name, self.width)
 
@@ -132,10 +136,7 @@ class Mark:
         The salt comes from the secret by HKDF, so that a mark rebuilt from a vault has the same
         commitment, while nobody without the secret can test a guess at its parts.
         """
-        whole = self._parameters() | self.scheme.committed | {"secret": self.secret.hex()}
-        text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
-        salt = prf.hkdf(self.secret, "stillmark/v1/commit", "")
-        return hashlib.sha256(salt + text.encode()).hexdigest()
+        return _commitment(self._parameters() | self.scheme.committed, Secret(self.secret))
 
     def coins(self, contexts: prf.Ints, tokens: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs: bool [N, scheme.coins], for contexts [N, width] and tokens [N].
@@ -202,10 +203,27 @@ class Mark:
             MarkError: the file exists (a mark is never overwritten).
             InputError: it cannot be written.
         """
-        body = self._parameters() | {"format": FORMAT, "secret": self.secret.hex()}
+        write_new(Path(path), self.dumps(), private=True)
+
+    def dumps(self) -> str:
+        """The mark as the text of its file, the secret included: for those who must send it to another process.
+
+        A pickle of a mark, or of what holds one, has the card in its place.
+
+        >>> mark = Mark.new(width=2)
+        >>> Mark.loads(mark.dumps()) == mark
+        True
+        """
+        body = self._parameters() | {"format": FORMAT, "secret": SecretText(self.secret.hex())}
         if self.tokenizer_source is not None:
             body["tokenizer_source"] = self.tokenizer_source
-        write_new(Path(path), body, 0o600)
+        return SecretText(json.dumps(body, indent=1) + "\n")
+
+    @classmethod
+    def loads(cls, text: str) -> Mark:
+        """The mark in a text that `dumps` gave. Raises MarkError."""
+        text = SecretText(text)
+        return cls._from_fields(parse_fields(text, "the text", "mark"), "the text")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, allow_readable: bool = False) -> Mark:
@@ -220,13 +238,23 @@ class Mark:
         """
         path = Path(path)
         body = read_json(path, "mark file")
-        if body.get("format") == CARD_FORMAT:
-            raise MarkError(f"{path}: this is a card, without the secret", "name the mark file itself")
-        if os.name == "posix" and path.stat().st_mode & 0o077 and not allow_readable:
+        if (
+            os.name == "posix"
+            and body.get("format") != CARD_FORMAT
+            and path.stat().st_mode & 0o077
+            and not allow_readable
+        ):
             raise MarkError(
                 f"{path}: other users can read or change this secret (mode {path.stat().st_mode & 0o777:04o})",
                 f"chmod 600 {path}, or allow it to be readable if the folder protects it",
             )
+        return replace(cls._from_fields(body, path), file=str(path))
+
+    @classmethod
+    def _from_fields(cls, body: dict[str, Any], path: Path | str) -> Mark:
+        """The mark of a file's fields; path: what to call the file."""
+        if body.get("format") == CARD_FORMAT:
+            raise MarkError(f"{path}: this is a card, without the secret", "name the mark file itself")
         if body.get("format") != FORMAT or body.get("prf") != prf.VERSION or body.get("scheme") not in NAMES:
             raise MarkError(
                 f"{path}: not a mark of format {FORMAT}, PRF {prf.VERSION}, scheme {' or '.join(NAMES)}",
@@ -237,13 +265,22 @@ class Mark:
             raise MarkError(f"{path}: this mark has no '{min(missing)}'", "restore it from a copy")
         try:
             parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
-            return cls(parse_secret(body["secret"]), from_fields(body), **parameters, file=str(path))
+            return cls(parse_secret(body["secret"]), from_fields(body), **parameters)
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
     def publish(self, path: str | os.PathLike[str]) -> None:
         """Write the card to a new file. Raises MarkError if it exists, and InputError if it cannot be written."""
-        write_new(Path(path), self.card(), 0o644)
+        write_new(Path(path), json.dumps(self.card(), indent=1) + "\n", private=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self.card(),)
+
+    def __deepcopy__(self, _memo: object) -> Mark:
+        return self
+
+    def __copy__(self) -> Mark:
+        return self
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -256,6 +293,12 @@ class Mark:
             "exempt": list(self.exempt),
             "tokenizer": self.tokenizer,
         }
+
+
+@sealed
+def _commitment(fields: dict[str, Any], secret: Secret) -> str:
+    text = json.dumps(fields | {"secret": secret.hex()}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(prf.hkdf(secret, "stillmark/v1/commit", "") + text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -293,7 +336,7 @@ class Marks:
         first = self.table[0]
         tables = Tables(
             width=first.width,
-            keys=np.stack([prf.key_words(mark.prf_key) for mark in self.table]),
+            secret_keys=tuple(mark.prf_key for mark in self.table),
             operation=first.scheme.operation,
             parameters=first.scheme.tables([mark.scheme for mark in self.table]),
             whole_rows=first.scheme.whole_rows,
@@ -302,6 +345,12 @@ class Marks:
             rows=self.rows,
         )
         object.__setattr__(self, "tables", tables)  # made here, since torch.compile cannot trace a cached property
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({"marks": [mark.card() for mark in self.table], "rows": self.rows},)
+
+    def __deepcopy__(self, _memo: object) -> Marks:
+        return self
 
     @classmethod
     def by_row(cls, rows: Sequence[Sequence[Mark]]) -> Marks:

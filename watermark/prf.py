@@ -22,6 +22,8 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from watermark.secret import Secret, sealed
+
 VERSION: Final = "chacha8-v1"
 ROUNDS: Final = 8
 MAX_WIDTH: Final = 7
@@ -43,12 +45,12 @@ F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
 
 
-def hkdf(secret: bytes, salt: str, info: str) -> bytes:
+def hkdf(secret: bytes, salt: str, info: str) -> Secret:
     """HKDF-SHA256 (RFC 5869) to 32 bytes; `salt` and `info` are encoded as UTF-8."""
-    return HKDF(SHA256(), 32, salt.encode(), info.encode()).derive(secret)
+    return Secret(HKDF(SHA256(), 32, salt.encode(), info.encode()).derive(secret))
 
 
-def prf_key(secret: bytes, scheme: str, width: int) -> bytes:
+def prf_key(secret: bytes, scheme: str, width: int) -> Secret:
     """The 32-byte ChaCha key of one scheme at one width. `secret`: 32 bytes."""
     return hkdf(secret, "stillmark/v1/prf", f"{scheme}/width={width}")
 
@@ -142,6 +144,7 @@ def shuffle(key: bytes, number: int) -> npt.NDArray[np.int64]:
     return np.argsort(words @ (np.uint64(1) << np.arange(0, 64, 16, dtype=np.uint64)), kind="stable")
 
 
+@sealed
 def bits(key: bytes, contexts: Ints, tokens: Ints) -> U16:
     """The PRF's output for N pairs.
 

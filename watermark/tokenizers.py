@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from watermark.errors import StillmarkError, TokenizerError
+from watermark.bounded import bounded
+from watermark.errors import ModelError, StillmarkError, TokenizerError
 from watermark.extras import available, require
+from watermark.folder import printable, text_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,9 +191,13 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
     require("transformers")
     from transformers import AutoTokenizer
 
-    with failures(f"{folder}: no tokenizer that transformers can load"):
+    _try(folder)
+    with (
+        bounded(f"{folder}: loading this tokenizer"),
+        failures(f"{folder}: no tokenizer that transformers can load"),
+    ):
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            read_json(folder / name)  # refuses what is no file, or too large
+            read_json(folder / name)  # refuses what is no object
         # an absolute path: transformers compares it with names of models on its hub
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder.absolute()), local_files_only=True, trust_remote_code=False
@@ -200,9 +206,29 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _folder(path: str | Path) -> Path:
+    """A folder whose files may be read. Raises TokenizerError."""
     if not Path(path).is_dir():
         raise TokenizerError(f"{path}: no such directory", "name the directory that holds tokenizer.json")
+    try:
+        text_files(Path(path))
+    except ModelError as error:
+        raise TokenizerError(str(error), error.hint) from None
     return Path(path)
+
+
+def _try(folder: Path) -> None:
+    """Have a child process load a folder's tokenizer first, and read some text. Raises TokenizerError."""
+    from watermark import confined
+
+    if not (folder / "tokenizer.json").exists():
+        return
+    digest = hashlib.sha256()
+    for name, file in text_files(folder).items():
+        digest.update(f"{len(name.encode())} {name}".encode() + hashlib.sha256(file.read_bytes()).digest())
+    try:
+        confined.try_tokenizer(folder, [PROBE], digest.digest())
+    except confined.RefusedError as error:
+        raise TokenizerError(f"{folder}: this tokenizer {error}", "it reads nothing as a tokenizer does") from None
 
 
 @contextmanager
@@ -215,7 +241,7 @@ def failures(what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = printable(error) or type(error).__name__
         raise TokenizerError(f"{what}: {reason}") from error
 
 

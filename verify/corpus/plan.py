@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,18 +74,26 @@ class CorpusPlan:
         files: path, bytes and time of change (ns) of each input.
         items: the work items, some parts each.
         partitions: number of partitions.
+        seed: of the hash that spreads contexts over them, drawn for this run; no result depends on it.
     """
 
     settings: Settings
     files: tuple[tuple[str, int, int], ...]
     items: tuple[tuple[Part, ...], ...]
     partitions: int
+    seed: str
 
     def save(self, folder: Path) -> None:
         """Write it into a run's folder."""
         number = {path: i for i, (path, _, _) in enumerate(self.files)}
         items = [[[number[str(p.path)], p.line, p.start, p.stop, p.group] for p in item] for item in self.items]
-        body = {"settings": vars(self.settings), "files": self.files, "partitions": self.partitions, "items": items}
+        body = {
+            "settings": vars(self.settings),
+            "files": self.files,
+            "partitions": self.partitions,
+            "seed": self.seed,
+            "items": items,
+        }
         with files.writing(folder):
             files.replace(folder / "run.json", json.dumps({"format": FORMAT} | body).encode())
 
@@ -98,7 +107,7 @@ class CorpusPlan:
         path = folder / "run.json"
         try:
             body = load_object(path)
-            settings, partitions = body["settings"], body["partitions"]
+            settings, partitions, seed = body["settings"], body["partitions"], body["seed"]
             inputs = tuple((name, size, changed) for name, size, changed in body["files"])
             items = tuple(tuple(Part(Path(inputs[i][0]), *rest) for i, *rest in item) for item in body["items"])
             sound = (
@@ -106,11 +115,12 @@ class CorpusPlan:
                 and wrong_field(settings, _SETTINGS) is None
                 and is_int(partitions)
                 and 1 <= partitions <= MAX_PARTITIONS
+                and is_text(seed)
                 and all(is_text(name) and is_int(size) and is_int(changed) for name, size, changed in inputs)
                 and all(_is_part(part) for item in items for part in item)
             )
             if sound:
-                return cls(Settings(**settings), inputs, items, partitions)
+                return cls(Settings(**settings), inputs, items, partitions, seed)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -227,4 +237,5 @@ def _make_plan(paths: Iterable[Path], settings: Settings, stamps: tuple[tuple[st
         if empty:
             raise no_records(path)
     items.append(tuple(item))
-    return CorpusPlan(settings, stamps, tuple(items), min(max(1, -(-total // PART_TOKENS)), MAX_PARTITIONS))
+    partitions = min(max(1, -(-total // PART_TOKENS)), MAX_PARTITIONS)
+    return CorpusPlan(settings, stamps, tuple(items), partitions, secrets.token_hex(16))

@@ -91,9 +91,9 @@ class Worker:
         rows = np.column_stack([rows[first], counts.astype(np.uint32)])
         shown_rows = shown_rows[distinct_rows(shown_rows)[0]]
         parts = self.plan.partitions
-        rows, ends = _sort(rows, rows[:, 1:-1] if unmarked or not mark.width else rows[:, 1:-2], parts)
+        rows, ends = _sort(rows, rows[:, 1:-1] if unmarked or not mark.width else rows[:, 1:-2], self.plan)
         if mark.width:
-            shown_rows, shown_ends = _sort(shown_rows, shown_rows[:, 1:], parts)
+            shown_rows, shown_ends = _sort(shown_rows, shown_rows[:, 1:], self.plan)
         else:  # the one empty context, of every pair
             shown_ends = [len(shown_rows) * (part + 1) for part in range(parts)]
             shown_rows = np.tile(shown_rows, (parts, 1))
@@ -277,9 +277,10 @@ def _label(sources: I64, positions: Positions) -> U32:
     return np.column_stack([sources[positions.record].astype(np.uint32), positions.contexts, positions.tokens])
 
 
-def _sort(rows: U32, keys: U32, parts: int) -> tuple[U32, list[int]]:
+def _sort(rows: U32, keys: U32, plan: CorpusPlan) -> tuple[U32, list[int]]:
     """Rows by the partition of their keys, and where each partition ends."""
-    part = partition(keys, parts).astype(np.uint16)
+    parts = plan.partitions
+    part = partition(keys, parts, plan.seed).astype(np.uint16)
     return rows[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part, minlength=parts)).tolist()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,16 +44,19 @@ def codes(columns: Sequence[npt.NDArray[np.integer]], rows: int) -> U64:
     return code
 
 
-def partition(rows: U32, parts: int) -> I64:
+def partition(rows: U32, parts: int, seed: str) -> I64:
     """Which of some parts each row belongs to, int64 [N]: equal rows to the same one, different ones spread evenly.
 
-    The number depends on the row alone, on every machine: FNV-1a over its words, then a final mix.
+    The number depends on the row and the seed alone, on every machine. Whoever does not know the seed cannot choose
+    rows that are all of one part: the hash is that of `watermark/kernels/distinct.c`.
     """
-    code = np.full(len(rows), 0xCBF29CE484222325, np.uint64)
-    for column in rows.T:
-        code = (code ^ column.astype(np.uint64)) * np.uint64(0x100000001B3)
-    code = (code ^ (code >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    return ((code ^ (code >> np.uint64(33))) % np.uint64(parts)).astype(np.int64)
+    drawn = hashlib.shake_256(seed.encode()).digest(8 * (rows.shape[1] + 1))
+    *keys, last = np.frombuffer(drawn, "<u8").astype(np.uint64)
+    code = np.full(len(rows), last, np.uint64)
+    for key, column in zip(keys, rows.T, strict=True):
+        code += key * column.astype(np.uint64)
+    code = (code ^ (code >> np.uint64(32))) * np.uint64(0xFF51AFD7ED558CCD)
+    return ((code ^ (code >> np.uint64(32))) % np.uint64(parts)).astype(np.int64)
 
 
 def find(known: U64, asked: U64) -> npt.NDArray[np.int64]:

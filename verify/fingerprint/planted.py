@@ -21,6 +21,7 @@ from verify.suspects.asking import ask_all
 from verify.suspects.endpoint import CHAT, Endpoint
 from verify.suspects.model import Model, forward_logits, name_of, opened
 from watermark import InputError, Mark, ModelError, StillmarkError, prf
+from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
 from watermark.progress import Progress, silent
 from watermark.tokenizers import AnyTokenizer
@@ -237,7 +238,7 @@ def ask_endpoint(
     Args:
         endpoint: where; how to ask is settled here.
         mark: whose secret keys the questions.
-        log: JSONL of all answers; a killed run goes on from there.
+        log: JSONL of all answers; a killed run goes on from there. Nobody else may read it: it holds the questions.
         number: of questions, fixed beforehand.
         alpha: level of the verdict.
         progress: called with the number of questions asked, and of how many.
@@ -247,6 +248,7 @@ def ask_endpoint(
     """
     asked = questions(mark, number)
     how = replace(endpoint, api=CHAT, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, top_logprobs=0)
+    files.keep_private(log)
     said = ask_all(how, [Prompt(one.id, one.prompt, None) for one in asked], log, progress)
     texts = [None if one is None else one.text for one in said]
     return _judged(f"{endpoint.model} at an endpoint", mark, asked, texts, alpha)

@@ -163,6 +163,6 @@ def _write(path: Path, rows: Iterable[object]) -> None:
     lines = (json.dumps(row, ensure_ascii=False, default=lambda array: array.tolist()) + "\n" for row in rows)
     with files.writing(path):
         try:
-            files.create(path, "".join(lines).encode(), 0o600)
+            files.create(path, "".join(lines).encode(), private=True)
         except FileExistsError:
             raise InputError(path, 0, "exists already", "choose another file, or remove this one") from None

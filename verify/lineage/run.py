@@ -36,6 +36,7 @@ from verify.suspects.interview import check_prices
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, ModelError, StillmarkError, TokenizerError, UsageError
 from watermark.io import files
+from watermark.io.fields import load_object
 from watermark.mark import as_mark
 from watermark.models import model_digest
 
@@ -352,9 +353,9 @@ def _shares(given: Given, progress: Stages) -> Iterator[tuple[str, float]]:
 def _known_share(log: Path, run: str) -> float | None:
     """The share that was noted for this very pair; None if the file is of another, or no such note."""
     try:
-        known = json.loads(log.read_bytes())
+        known = load_object(log)
         return float(known["share"]) if known["run"] == run else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -19,6 +19,8 @@ from verify.radioactivity.text import rate_statement, text_warnings
 from verify.results import NO_VERDICT, POWER, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError
+from watermark.io.files import open_to_read
+from watermark.io.opening import MOST
 from watermark.keyfile import check_label
 from watermark.progress import Progress, silent
 
@@ -218,7 +220,11 @@ def read_labels(path: Path) -> list[str]:
         InputError: the file cannot be read, is no UTF-8, holds no label, one twice, or one that `Mark.child` refuses.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_to_read(path) as file:
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise InputError(path, 0, f"more than {MOST >> 20} MiB of labels", "try a part of them at a time")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(path, 0, f"cannot read the labels: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
@@ -28,6 +28,7 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 from watermark.errors import MarkError
 from watermark.mark import Mark, Marks, needs_sampling
 from watermark.schemes.logits import contexts_at_end
+from watermark.secret import no_pickle
 
 
 class MarkLogitsProcessor(LogitsProcessor):
@@ -41,6 +42,9 @@ class MarkLogitsProcessor(LogitsProcessor):
     def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
         self.mark = mark
         self.pad_token_id = pad_token_id
+
+    def __reduce__(self) -> NoReturn:
+        raise no_pickle()  # a card in the mark's place would be found out only when it is called
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids: integers [B, T], prompt + output so far; scores: floats [B, V]."""
@@ -59,8 +63,8 @@ class MarkLogitsProcessor(LogitsProcessor):
 class MarkConfig(BaseWatermarkingConfig):
     """What `model.generate(watermarking_config=...)` takes.
 
-    Serialized by itself it is the card, or cards: no secret. A generation config that holds it is saved without it,
-    since transformers would read any saved `watermarking_config` as its own watermark, and fail.
+    Serialized by itself, also as a pickle, it is the card, or cards: no secret. A generation config that holds it is
+    saved without it, since transformers would read any saved `watermarking_config` as its own watermark, and fail.
 
     Args:
         mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
@@ -71,6 +75,9 @@ class MarkConfig(BaseWatermarkingConfig):
         self.mark = mark
         self.pad_token_id = pad_token_id
         self._to_be_saved = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (type(self)(self.mark, self.pad_token_id).to_dict(),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MarkConfig:
         # a GenerationConfig generates with a deep copy of itself, and saves a deep copy of its fields

@@ -10,6 +10,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from watermark.io.files import open_to_read
+from watermark.io.opening import MOST
+
 
 class JsonError(ValueError):
     """Text that is no JSON we take. The message says why, and quotes nothing of it. line: its number, if known."""
@@ -35,7 +38,13 @@ def load_json(source: bytes | Path) -> Any:
     Traceback (most recent call last):
     watermark.io.fields.JsonError: no valid JSON: a field is there twice
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
+    if isinstance(source, bytes):
+        data = source
+    else:
+        with open_to_read(source) as file:
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise JsonError(f"more than {MOST >> 20} MiB")
     with _refusals():
         text = data.decode("utf-8-sig")
         value = _DECODER.decode(text)

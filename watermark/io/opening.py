@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast
 
+from watermark.io.files import open_to_read
+
 COMPRESSED: Final = {".gz": "gzip", ".zst": "zstd"}
 """How a file is compressed, by the last suffix of its name in lower case."""
 
@@ -37,9 +39,9 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, decompressed.
 
     Raises:
-        OSError: the file cannot be read, or ends within its compressed data, also while it is read.
+        OSError: the file cannot be read, or is a device, or ends within its compressed data, also while it is read.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         if not is_compressed(path):
             yield file
             return

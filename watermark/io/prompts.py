@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import InputError, TokenizerError
+from watermark.folder import printable
 from watermark.io.fields import is_text
 from watermark.io.jsonl import read_jsonl
 from watermark.io.records import Record, checked
+from watermark.tokenizers import failures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,13 +124,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     """A prompt's ids; text goes through the chat template if `chat` and the tokenizer has one."""
     if prompt.ids is not None:
         return list(prompt.ids)
+    from watermark import confined
+
     assert prompt.text is not None
     if not chat or tokenizer.chat_template is None:
-        return list(tokenizer.encode(prompt.text))
+        with failures(f"the tokenizer fails on prompt '{printable(prompt.id)}'"):
+            return list(tokenizer.encode(prompt.text))
     turns = [{"role": role, "content": text} for role, text in prompt.messages or (("user", prompt.text),)]
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # templates raise what they like
-        message = f"the tokenizer's chat template refuses prompt '{prompt.id}': {type(error).__name__}"
+        template = tokenizer.get_chat_template()
+        text = confined.render(template, turns, _plain(tokenizer.special_tokens_map))
+    except ValueError:  # several templates, and none for this
+        raise TokenizerError("the tokenizer names several chat templates, and no default") from None
+    except confined.RefusedError as error:
+        message = f"the tokenizer's chat template and prompt '{printable(prompt.id)}': it {error}"
         raise TokenizerError(message, "is there a turn or a role that the model does not know?") from None
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    with failures(f"the tokenizer fails on prompt '{printable(prompt.id)}'"):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _plain(words: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Special tokens as text; transformers may hold them as objects."""
+    return {
+        name: [str(one) for one in word] if isinstance(word, list | tuple) else str(word)
+        for name, word in words.items()
+    }

@@ -106,7 +106,10 @@ def resuming(path: Path, run: str) -> Iterator[tuple[list[Record], Append]]:
         InputError: the file is not one that this run was writing, another run is writing to it, or nobody can.
     """
     with writing(path):
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        if path.is_symlink():
+            raise InputError(path, 0, "cannot write: it is a link", "name the file that it points to")
+        flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | flags, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise InputError(path, 0, "cannot write: it is no regular file", "choose a file")
@@ -145,7 +148,7 @@ def _read_log(file: int, path: Path, run: str) -> tuple[list[Record], int, bool]
                 fields = load_json(line)
             except JsonError:
                 # a run writes whole lines: one without an end is the beginning of the line that it was writing
-                if not line.endswith(b"\n") and b'{"'.startswith(line[:2]):
+                if not line.endswith(b"\n") and (line.startswith(b'{"') or (records and line == b"{")):
                     break
                 fields = None
             if not isinstance(fields, dict) or not isinstance(fields.get("id"), str) or "run" not in fields:

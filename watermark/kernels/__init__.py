@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from watermark.secret import Secret, SecretDict
+
 Kernel = Literal["native", "triton", "torch"]
 
 
@@ -21,28 +23,30 @@ class Tables:
 
     Attributes:
         width: number of context tokens.
-        keys: uint32 [K, 8], the marks' key words (`watermark.prf.key_words`).
+        secret_keys: 32 bytes each, the marks' keys.
         operation: which kernel.
         parameters: what it takes of the marks' schemes, each of length K.
         whole_rows: it needs all logits of a row.
         exempt: ids never biased, ascending.
         vocabulary_size: tokens from here on are never biased; None: no limit.
         rows: for each row of a batch the indices of its marks; None: every row carries all of them.
-        on_device: tensors made of all this, by shape and device.
+        on_device: tensors made of all this, by shape and device; it shows nothing.
     """
 
     width: int
-    keys: npt.NDArray[np.uint32]
+    secret_keys: tuple[Secret, ...]
     operation: str
     parameters: tuple[npt.NDArray[Any], ...]
     whole_rows: bool
     exempt: tuple[int, ...]
     vocabulary_size: int | None
     rows: tuple[tuple[int, ...], ...] | None
-    on_device: dict[Any, Any] = field(default_factory=dict)
+    on_device: SecretDict = field(default_factory=SecretDict)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"on_device": {}}  # what lies on a device stays there
+    @property
+    def keys(self) -> npt.NDArray[np.uint32]:
+        """The marks' key words: uint32 [K, 8]."""
+        return np.stack([np.frombuffer(key, "<u4").astype(np.uint32) for key in self.secret_keys])
 
     def which(self, batch: int) -> npt.NDArray[np.int32]:
         """The marks of each row of the logits, int32 [batch, M] or [1, M], -1 for none.
@@ -53,7 +57,7 @@ class Tables:
             ValueError: the number of rows does not fit.
         """
         if self.rows is None:
-            return np.arange(len(self.keys), dtype=np.int32)[None]
+            return np.arange(len(self.secret_keys), dtype=np.int32)[None]
         if not self.rows or batch % len(self.rows):
             raise ValueError(f"marks were named for {len(self.rows)} rows, and the logits have {batch}")
         found = np.full((len(self.rows), max(1, *map(len, self.rows))), -1, np.int32)

@@ -1,12 +1,18 @@
-/* Distinct rows: open addressing, a slot holds 32 bits of the hash and the number of a distinct row plus one. */
+/* Distinct rows: open addressing, a slot holds 32 bits of the hash and the number of a distinct row plus one.
+ *
+ * The rows may be a stranger's, who must not be able to choose them so that they meet in one place: the hash is
+ * multilinear in 64-bit keys that are drawn for each call (Lemire and Kaser 2014: of two different rows the upper 32
+ * bits are independent and uniform), and then mixed. What is found does not depend on the keys. */
 #include "native.h"
 
-INLINE uint64_t hash_row(const uint32_t *row, int64_t columns)
+INLINE uint64_t hash_row(const distinct *t, int64_t number)
 {
-    uint64_t h = 0x9e3779b97f4a7c15u;
-    for (int64_t i = 0; i < columns; i++)
-        h = (h ^ row[i]) * 0xff51afd7ed558ccdu, h ^= h >> 32;
-    return h;
+    const uint32_t *row = t->rows + number * t->columns;
+    uint64_t h = t->keys[t->columns];
+    for (int64_t i = 0; i < t->columns; i++)
+        h += t->keys[i] * row[i];
+    h = (h ^ h >> 32) * 0xff51afd7ed558ccdu;
+    return h ^ h >> 32;
 }
 
 static int grow_slots(distinct *t)
@@ -17,7 +23,7 @@ static int grow_slots(distinct *t)
         return 0;
     t->mask = size - 1;
     for (int64_t i = 0; i < t->found; i++) {
-        const uint64_t h = hash_row(t->rows + t->first[i] * t->columns, t->columns);
+        const uint64_t h = hash_row(t, t->first[i]);
         uint64_t place = h & t->mask;
         while (slots[place])
             place = (place + 1) & t->mask;
@@ -49,7 +55,7 @@ static int fill(distinct *t, int64_t rows)
     for (int64_t i = 0; i < rows + AHEAD; i++) {
         const uint64_t h = hashes[i % AHEAD];
         if (i < rows) {
-            hashes[i % AHEAD] = hash_row(t->rows + i * t->columns, t->columns);
+            hashes[i % AHEAD] = hash_row(t, i);
             if (t->slots)
                 __builtin_prefetch(&t->slots[hashes[i % AHEAD] & t->mask]);
         }

@@ -176,11 +176,12 @@ static PyObject *py_distinct_rows(PyObject *self, PyObject *arguments)
     (void)self;
     distinct t = {0};
     long long rows;
-    unsigned long long data;
+    unsigned long long data, keys;
     int well;
-    if (!PyArg_ParseTuple(arguments, "KLL", &data, &rows, &t.columns))
+    if (!PyArg_ParseTuple(arguments, "KLLK", &data, &rows, &t.columns, &keys))
         return NULL;
     t.rows = (const uint32_t *)(uintptr_t)data;
+    t.keys = (const uint64_t *)(uintptr_t)keys;
     Py_BEGIN_ALLOW_THREADS;
     well = find_distinct(&t, rows);
     Py_END_ALLOW_THREADS;

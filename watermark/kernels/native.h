@@ -58,6 +58,7 @@ extern const level avx2, avx512;
 typedef struct {
     const uint32_t *rows; /* [n, columns] */
     int64_t columns;
+    const uint64_t *keys; /* [columns + 1], random */
     int64_t *first, *counts, found; /* of each distinct row: where it first stands, and how often; the caller frees */
     uint64_t *slots, mask;
     int64_t room;

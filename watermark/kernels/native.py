@@ -5,12 +5,14 @@ Where the package was installed without a compiler, `available` is False.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from watermark import prf
+from watermark.secret import sealed
 
 try:
     from watermark.kernels import _native
@@ -99,6 +101,7 @@ def _in_rows(
         logits.copy_(whole)
 
 
+@sealed
 def bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints, threads: int = 1) -> prf.U16:
     """What `prf.bits` gives, by the same arguments and with the same errors."""
     prf.check(contexts, tokens)
@@ -140,7 +143,10 @@ def distinct_rows(rows: prf.U32) -> tuple[prf.I64, prf.I64]:
 
     Memory beyond the rows: 16 bytes a distinct row for the answer, 16 to 32 for the hash table (twice that while it
     grows). Raises MemoryError.
+
+    The hash has keys of its own in each call, so that nobody can choose rows that it is slow at.
     """
     rows = np.ascontiguousarray(rows)
-    first, counts = _native.distinct_rows(rows.ctypes.data, len(rows), rows.shape[1])
+    keys = np.frombuffer(os.urandom(8 * (rows.shape[1] + 1)), np.uint64)
+    first, counts = _native.distinct_rows(rows.ctypes.data, len(rows), rows.shape[1], keys.ctypes.data)
     return np.frombuffer(first, np.int64), np.frombuffer(counts, np.int64)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from watermark import prf
 from watermark.kernels import native
+from watermark.secret import sealed
 
 _AT_ONCE: Final = 1 << 26  # pairs times keys between two signs of life
 _WORTH_A_GPU: Final = 1 << 30
@@ -31,16 +32,16 @@ def count_green(
         threshold: green means bits < threshold.
     """
     prf.check(contexts, tokens)
-    words = np.stack([prf.key_words(key) for key in keys]) if keys else np.zeros((0, 8), np.uint32)
     step = max(1, _AT_ONCE // max(1, len(tokens)))
     counter = _counter(len(keys) * len(tokens), contexts, tokens, threshold)
     for start in range(0, len(keys), step):
-        yield counter(words[start : start + step])
+        yield counter(keys[start : start + step])
 
 
 def _counter(
     work: int, contexts: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer], threshold: int
-) -> Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.int64]]:
+) -> Callable[[Sequence[bytes]], npt.NDArray[np.int64]]:
+    """The function from some keys to their counts."""
     if work >= _WORTH_A_GPU and importlib.util.find_spec("triton"):
         import torch
 
@@ -48,16 +49,22 @@ def _counter(
             from watermark.kernels import triton
 
             there = torch.from_numpy(native.pair_columns(contexts, tokens).astype(np.int64)).cuda()
-            return lambda words: (
-                triton.count_green(torch.from_numpy(words.view(np.int32)).cuda(), there, threshold).cpu().numpy()
+            return sealed(
+                lambda keys: (
+                    triton.count_green(torch.from_numpy(_words(keys).view(np.int32)).cuda(), there, threshold)
+                    .cpu()
+                    .numpy()
+                )
             )
     if native.available:
         columns = native.pair_columns(contexts, tokens)
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return lambda words: native.count_green(words, columns, threshold, threads)
-    return lambda words: np.array(
-        [(prf.bits(word.tobytes(), contexts, tokens) < threshold).sum() for word in words], np.int64
-    )
+        return sealed(lambda keys: native.count_green(_words(keys), columns, threshold, threads))
+    return lambda keys: np.array([(prf.bits(key, contexts, tokens) < threshold).sum() for key in keys], np.int64)
+
+
+def _words(keys: Sequence[bytes]) -> npt.NDArray[np.uint32]:
+    return np.stack([prf.key_words(key) for key in keys])
 
 
 def pair_bits(key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:

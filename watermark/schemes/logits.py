@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from watermark.kernels import Kernel, Tables
+from watermark.secret import sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,13 +64,17 @@ def bias_(
     size = tables.vocabulary_size
     if tables.whole_rows and (first_token or (size is not None and columns < size)):
         raise ValueError("this scheme needs every logit of a row: gather the shards of the vocabulary first")
+    if batch and columns:
+        _run(tables, kernel, logits, contexts, first_token, first_token + columns if size is None else size)
+    return logits
+
+
+@sealed
+def _run(tables: Tables, kernel: Kernel | None, logits: Tensor, contexts: Tensor, first: int, limit: int) -> None:
     from watermark.kernels import dispatch, tensors
 
-    if batch and columns:
-        limit = first_token + columns if size is None else size
-        there = tensors.on_device(tables, batch, limit, logits.device)
-        dispatch.run(tables.operation, kernel, logits, contexts, *there, first_token, limit)
-    return logits
+    there = tensors.on_device(tables, len(logits), limit, logits.device)
+    dispatch.run(tables.operation, kernel, logits, contexts, *there, first, limit)
 
 
 def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None) -> Tensor:
