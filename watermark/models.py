@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark import tokenizers
+from watermark.bounded import bounded
 from watermark.errors import ModelError
 from watermark.extras import require
 from watermark.folder import (
@@ -27,7 +28,7 @@ from watermark.folder import (
 )
 from watermark.mark import Mark
 from watermark.progress import doing
-from watermark.structure import check_stored, check_whole, within_bounds
+from watermark.structure import check_sizes, check_stored, check_whole, within_bounds
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +202,7 @@ def _without_report() -> Iterator[None]:
         log.removeFilter(other)
 
 
-def _load_config(path: Path, where: Iterable[str], *, own_code: bool) -> PretrainedConfig:
+def _load_config(path: Path, where: dict[str, Path], *, own_code: bool) -> PretrainedConfig:
     """A folder's configuration, without what would load code or weights from elsewhere.
 
     own_code: accept a folder that names code of its own, which is then ignored.
@@ -221,7 +222,9 @@ def _load_config(path: Path, where: Iterable[str], *, own_code: bool) -> Pretrai
                 f"{path}: its configuration names other weights or files", f"remove {name} from config.json"
             )
     highest = max((int(number) for name in where for number in _NUMBERS.findall(name)), default=-1)
-    for part in (found, *(value for value in found.values() if isinstance(value, dict))):
+    parts = (found, *(value for value in found.values() if isinstance(value, dict)))
+    check_sizes(path, parts, where, bool(found.get("quantization_config")))
+    for part in parts:
         for name in DEPTH:
             number = part.get(name)
             if isinstance(number, (int, float)) and not 0 < number <= highest + 1 + _MORE_LAYERS:
@@ -232,7 +235,7 @@ def _load_config(path: Path, where: Iterable[str], *, own_code: bool) -> Pretrai
                 )
     from transformers import AutoConfig
 
-    with _reasons(path):
+    with bounded(f"{path}: its configuration"), _reasons(path):
         config: PretrainedConfig = AutoConfig.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
         # None: transformers' own choice. A folder could name a kernel on the hub, which is compiled code.
         config._attn_implementation = None
@@ -252,6 +255,11 @@ def _build(path: Path, config: PretrainedConfig, where: dict[str, Path]) -> PreT
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _reasons(path), within_bounds(path, where, is_quantized(config)), torch.device("meta"):
+    with (
+        bounded(f"{path}: its configuration"),
+        _reasons(path),
+        within_bounds(path, where, is_quantized(config)),
+        torch.device("meta"),
+    ):
         made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return made

@@ -21,8 +21,47 @@ if TYPE_CHECKING:
 
 _MORE_NUMBERS: Final = 1 << 26  # in parameters and buffers that are not stored, such as the sines of positions
 _MORE_TENSORS: Final = 4096
+_SIZES: Final = (
+    "vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "moe_intermediate_size", "n_inner",
+    "ffn_dim", "d_ff", "num_labels", "num_attention_heads", "num_key_value_heads", "n_head", "head_dim",
+    "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
+)  # fmt: skip
+"""Numbers of a configuration that are, or are no more than, a dimension of a tensor."""
+_LARGE: Final = 1 << 20
+"""A size up to which it costs nothing to build a model without its weights."""
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 _NOT_ONE: Final = "config.json and the weights are not of one model"
+
+
+def check_sizes(path: Path, parts: Iterable[dict[str, Any]], where: dict[str, Path], quantized: bool) -> None:
+    """Holds a configuration's sizes against the shapes of the tensors, before anything is built of them.
+
+    Args:
+        path: the model's folder, for the message.
+        parts: the configuration, and those within it.
+        where: which file holds each tensor.
+        quantized: whether a stored number may be several.
+
+    Raises:
+        ModelError: a large size that no tensor has.
+    """
+    large = [
+        (name, part[name])
+        for part in parts
+        for name in _SIZES
+        if isinstance(part.get(name), (int, float)) and not 0 <= part[name] <= _LARGE
+    ]
+    if not large:
+        return
+    widest = 0
+    for file in sorted(set(where.values())):
+        with open_weights(file) as held:
+            widest = max([widest, *(size for name in list(held.keys()) for size in held.get_slice(name).get_shape())])
+    for name, size in large:
+        if not 0 <= size <= widest * (32 if quantized else 1):
+            raise ModelError(
+                f"{path}: {name} is {printable(size)}, and the largest dimension of a tensor is {widest}", _NOT_ONE
+            )
 
 
 @contextmanager
