@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from verify.data.columns import Columns
 from verify.data.dedup import codes, find
+from verify.data.footer import read_footer
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import U32, WeightedPairs, scorable_batch
 from verify.progress import Stages, on, silent
@@ -157,6 +158,7 @@ def load(path: Path, width: int) -> ContextCounts:
     import pyarrow.parquet as pq
 
     try:
+        read_footer(path)
         table = pq.read_table(path)
         meta = load_object((table.schema.metadata or {})[_META])
         held, marked = meta["width"], meta["marked"]
@@ -170,6 +172,8 @@ def load(path: Path, width: int) -> ContextCounts:
             raise ValueError
     except OSError as error:
         raise InputError(path, 0, f"cannot read: {error.strerror or error}") from None
+    except InputError as error:
+        raise InputError(path, 0, f"no file of context counts: {error.message}", error.hint) from None
     except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
         raise InputError(path, 0, "no file of context counts", "`stillmark count-contexts` writes one") from None
     if held != width:

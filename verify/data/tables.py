@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from verify.data.footer import read_footer
 from watermark import InputError
 from watermark.io.records import Record
 
@@ -79,25 +80,19 @@ def _open_arrow(path: Path) -> Iterator[pa.RecordBatchReader]:
 
 def split_parquet(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
     """As `verify.data.sources.split`: some rows of a row group each."""
-    with _open_parquet(path) as file:
-        line = 1
-        for group in range(file.metadata.num_row_groups):
-            about = file.metadata.row_group(group)
-            columns = {
-                column.path_in_schema.split(".")[0]: column for column in map(about.column, range(about.num_columns))
-            }
-            ids = {name: columns[name].num_values for name in ("prompt_ids", "output_ids") if name in columns}
-            texts = {
-                name: columns[name].total_uncompressed_size // 4 for name in ("prompt", "output") if name in columns
-            }
-            total = sum(max(ids.get(f"{name}_ids", 0), texts.get(name, 0)) for name in ("prompt", "output"))
-            total = total or about.total_byte_size // 4  # a table of another shape
-            pieces = min(max(1, -(-total // tokens)), max(1, about.num_rows))
-            for piece in range(pieces):
-                start, stop = about.num_rows * piece // pieces, about.num_rows * (piece + 1) // pieces
-                if stop > start:
-                    yield Part(path, line + start, start, stop, group), total // pieces
-            line += about.num_rows
+    line = 1
+    for number, group in enumerate(read_footer(path)):
+        columns = {column.name: column for column in group.columns}
+        ids: dict[str, int] = {name: columns[name].values for name in ("prompt_ids", "output_ids") if name in columns}
+        texts = {name: columns[name].size // 4 for name in ("prompt", "output") if name in columns}
+        total = sum(max(ids.get(f"{name}_ids", 0), texts.get(name, 0)) for name in ("prompt", "output"))
+        total = total or group.size // 4  # a table of another shape
+        pieces = min(max(1, -(-total // tokens)), max(1, group.rows))
+        for piece in range(pieces):
+            start, stop = group.rows * piece // pieces, group.rows * (piece + 1) // pieces
+            if stop > start:
+                yield Part(path, line + start, start, stop, number), total // pieces
+        line += group.rows
 
 
 def split_arrow(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
@@ -148,12 +143,15 @@ def _batches(part: Part, fields: Collection[str] | None) -> Iterator[pa.RecordBa
                 for start in range(0, len(batch), _ROWS):
                     yield batch.select(kept).slice(start, _ROWS)
         return
+    widest = max((column.size for group in read_footer(part.path) for column in group.columns), default=0)
     with _open_parquet(part.path) as file:
         wanted = [field for field in file.schema_arrow if fields is None or field.name in fields]
         columns = [field.name for field in wanted]
         nested = any(pa.types.is_nested(field.type) for field in wanted if not field.name.endswith("_ids"))
         groups = None if part.group is None else [part.group]
-        yield from file.iter_batches(batch_size=_ROWS if nested else 1024, row_groups=groups, columns=columns)
+        # each row of a batch may be as long as all that a column holds: it is stored once, and meant by all
+        most = max(_FEWEST, min(_ROWS if nested else 1024, _BATCH // max(1, widest)))
+        yield from file.iter_batches(batch_size=most, row_groups=groups, columns=columns)
 
 
 def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:
@@ -167,6 +165,8 @@ def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:
 
 
 _ROWS: Final = 128  # of nested columns at a time
+_BATCH: Final = 1 << 28  # bytes of a column in a batch, at worst
+_FEWEST: Final = 16  # rows of a batch
 
 
 def _values(column: pa.Array) -> list[Any]:
