@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,10 +50,31 @@ class _Failure(click.ClickException):
         say((Paragraph(line, whole=True) for line in lines), stderr=True)
 
 
+def _unforeseen(error: Exception) -> StillmarkError:
+    """What to say of an error that is none of ours: one line, and where to find the rest."""
+    if isinstance(error, MemoryError):
+        return StillmarkError("there is too little memory", "give smaller files, or a smaller `batch_size`")
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        kept = "free some space: the same command goes on from what was kept" if full else None
+        return StillmarkError(what, kept or "is it there, and may it be read and written?")
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return StillmarkError(
+        f"internal error: {type(error).__name__}: {error}{place}",
+        "this should not happen; `stillmark --debug` and the same command show the traceback",
+    )
+
+
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except StillmarkError as error:
             raise _Failure(error) from error
         except KeyboardInterrupt:
@@ -62,15 +85,18 @@ class _Group(click.Group):
                 os._exit(STOPPED)  # a thread still waits for a server; all that came is on disk
             ctx.exit(STOPPED)
         except ModuleNotFoundError as error:
-            if named := extras.missing(error):
-                raise _Failure(named) from error
-            raise
+            raise _Failure(extras.missing(error) or _unforeseen(error)) from error
+        except Exception as error:
+            if ctx.params["debug"] or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise  # a pipe that nobody reads any more ends the command, as click does it
+            raise _Failure(_unforeseen(error)) from error
 
 
 @click.group("stillmark", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__stillmark__, message=f"stillmark {__stillmark__}")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error that should not happen.")
 @click.pass_context
-def main(ctx: click.Context) -> None:
+def main(ctx: click.Context, debug: bool) -> None:
     """Mark what a language model writes; test whether another model was trained on it."""
     # transformers' bars and warnings about what we do on purpose (long sequences, say); read when it is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
