@@ -220,7 +220,7 @@ def _try(folder: Path) -> None:
     """Have a child process load a folder's tokenizer first, and read some text. Raises TokenizerError."""
     from watermark import confined
 
-    if not (folder / "tokenizer.json").exists():
+    if not (folder / "tokenizer.json").is_file():
         return
     digest = hashlib.sha256()
     for name, file in text_files(folder).items():
