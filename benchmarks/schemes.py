@@ -23,7 +23,7 @@ from benchmarks import students
 from benchmarks import witnesses as w
 from benchmarks.machine import machine
 from verify.data.logprobs import keep_first, logprobs_at_positions
-from verify.data.pairs import distinct
+from verify.data.pairs import WeightedPairs, distinct
 from verify.planning.demo import teacher_model
 from verify.planning.quality import quality
 from verify.radioactivity.logprobs import logprob_weights
@@ -36,7 +36,9 @@ import matplotlib.pyplot as plt
 
 RESULTS: Final = Path("benchmarks/results/schemes.json")
 PLOT: Final = Path("docs/schemes.png")
-ARMS: Final = ("d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2")
+ARMS: Final = (
+    "d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2", "t4w1-once", "t4w1-warm",
+)  # fmt: skip
 POSITIONS: Final = (300, 1000, 3000)
 TEXT: Final = 20_000  # tokens
 ORDERS: Final = 3
@@ -64,8 +66,21 @@ def evidence(name: str) -> dict[str, Any]:
         "width": mark.width,
         "log10_pvalues": guilty,
         "innocent": innocent,
+        "layers": by_layer(mark, pairs),
         "decoys": {"mean": statistics.mean(decoys.z), "sd": statistics.stdev(decoys.z)},
     }
+
+
+def by_layer(mark: Mark, pairs: WeightedPairs) -> dict[str, Any]:
+    """z of each coin's weighted sum by itself, and how efficient equal weights are beside the best for this student.
+
+    The coins of a pair are independent under the null, so that the best weights are in proportion to what each coin
+    shows; equal ones reach (sum of z)^2 / (C * sum of z^2) of their squared z. These best weights know this student.
+    """
+    coins = mark.coins(pairs.contexts, pairs.tokens)
+    rate = mark.scheme.rate
+    z = pairs.weights @ (coins - rate) / np.sqrt(rate * (1 - rate) * (pairs.weights**2).sum())
+    return {"z": z.tolist(), "efficiency of equal weights": float(z.sum() ** 2 / len(z) / (z**2).sum())}
 
 
 def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:
@@ -101,10 +116,22 @@ def cost(name: str) -> dict[str, Any]:
         number=PROMPTS,
         answers=ANSWERS,
         keys=KEYS,
-        sampling=Sampling(max_new_tokens=TOKENS, batch_size=64),
+        sampling=sampling_of(name),
         out=w.FOLDER / f"{name}.quality",
     )
     return measured.to_dict()
+
+
+def sampling_of(name: str) -> Sampling:
+    """How an arm's text is drawn."""
+    how = students.drawn(name)
+    named = dict(zip(how[::2], how[1::2], strict=True))
+    return Sampling(
+        max_new_tokens=TOKENS,
+        batch_size=256,
+        temperature=float(named.get("--temperature", 1)),
+        repeats="once" if named.get("--repeats") == "once" else "mark",
+    )
 
 
 def plot(results: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ MORE: dict[str, Arm] = {
     f"t{layers}w{width}": (Tournament(layers), width) for width in (1, 2) for layers in (1, 2, 3, 4)
 }
 """Made where they are named. `NAME-2` is a student of the same arm under another key."""
+DRAWN: dict[str, tuple[str, ...]] = {"-once": ("--repeats", "once"), "-warm": ("--temperature", "1.1")}
+"""`NAME-once`, `NAME-warm`: a student of text under the same key that was drawn with these options."""
 TAUGHT, ASKED, PROBED = 256, 160, 96
 TOKENS = 128
 
@@ -66,22 +68,35 @@ def mark_of(folder: Path, name: str, teacher: Path) -> Path:
     path = folder / f"{name}.mark"
     if not path.exists():
         scheme, width = arm_of(name) or (GreenList(delta=3.0), 1)
-        secret = hashlib.sha256(f"stillmark benchmark {name}".encode()).digest()
+        secret = hashlib.sha256(f"stillmark benchmark {plain(name)}".encode()).digest()
         Mark.new(teacher, scheme=scheme, width=width, label=name, secret=secret).save(path)
     return path
 
 
 def arm_of(name: str) -> Arm | None:
     """Scheme and width of the mark in what a student learned from; None: no mark."""
-    arm = name.removesuffix("-2")
+    arm = plain(name).removesuffix("-2")
     return STUDENTS[arm] if arm in STUDENTS else MORE[arm]
+
+
+def plain(name: str) -> str:
+    """The arm and key, without how its text was drawn."""
+    for drawn in DRAWN:
+        name = name.removesuffix(drawn)
+    return name
+
+
+def drawn(name: str) -> tuple[str, ...]:
+    """Options of `generate`."""
+    return next((options for suffix, options in DRAWN.items() if name.endswith(suffix)), ())
 
 
 def make(folder: Path, name: str) -> None:
     teacher = teacher_model()
     mark = mark_of(folder, name, teacher)
     taught, student = folder / f"{name}.teacher.jsonl", folder / name
-    generate(teacher, folder / "taught.jsonl", taught, *(["--mark", mark] if arm_of(name) else []))
+    marked = ["--mark", mark, *drawn(name)] if arm_of(name) else []
+    generate(teacher, folder / "taught.jsonl", taught, *marked)
     if not student.exists():
         print(name, stillmark("student", "--base", teacher, "--outputs", taught, "--out", student).strip(), flush=True)
     generate(student, folder / "asked.jsonl", folder / f"{name}.text.jsonl")

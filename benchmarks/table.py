@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
 EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
 NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
 TOKENIZERS = "<!-- tokenizers, made by benchmarks/table.py -->\n", "<!-- tokenizers end -->\n"
+SCHEMES = "<!-- schemes, made by benchmarks/table.py -->\n", "<!-- schemes end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -108,8 +110,11 @@ def table(results: dict[str, Any], corpora: list[dict[str, Any]]) -> str:
             "",
             *embedding(results["embedding"]["figures"]),
             "",
-            *levels(results["levels"]["machine"], results["levels"]["figures"]),
-            "",
+            *chain.from_iterable(
+                [*levels(found["machine"], found["figures"]), ""]
+                for name, found in sorted(results.items(), reverse=True)
+                if name.startswith("levels")
+            ),
             *scoring(results["scoring"]["figures"]),
             "",
             *at_scale(results["attribution"]["figures"], corpora),
@@ -261,6 +266,52 @@ def _relay_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def schemes(results: dict[str, Any]) -> str:
+    """Arms of green lists and tournaments: what a student shows of each, and what each costs the teacher's text."""
+    shown = {"perplexity": 100, "self_bleu_3": 1, "distinct_2": 1, "entropy": 1, "at_limit": 100}
+    lines = [
+        "| the teacher's text | perplexity | Self-BLEU-3 | distinct-2 | entropy, nats | at the length limit |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, arm in results["arms"].items():
+        if "quality" not in arm:
+            continue
+        cells = []
+        for measure, factor in shown.items():
+            one = arm["quality"]["measures"][measure]
+            form, unit = (".1f", " %") if factor == 100 else (".3f", "")
+            change, low, high = (factor * value for value in (one["difference"], *one["interval"]))
+            cells.append(f"{change:+z{form}}{unit} ({low:z{form}} to {high:z{form}})")
+        lines.append(f"| {_arm_name(name)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| what a student shows, log10 p | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens "
+        "| an innocent, least | decoys, mean and sd |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, arm in results["arms"].items():
+        if "log10_pvalues" not in arm:
+            continue
+        found, decoys = arm["log10_pvalues"], arm["decoys"]
+        read = [", ".join(number(found[f"{test} at {n}"]) for n in (300, 1000, 3000)) for test in ("weights", "top 20")]
+        ((text, tokens),) = ((p, test.removeprefix("text at ")) for test, p in found.items() if test.startswith("text"))
+        least = number(min(arm["innocent"].values()))
+        lines.append(
+            f"| {_arm_name(name)} | {' | '.join(read)} | {number(text)}, {int(tokens):,} | {least} "
+            f"| {decoys['mean']:z.2f}, {decoys['sd']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _arm_name(name: str) -> str:
+    """Of an arm of benchmarks/schemes.py, as one reads it."""
+    arm, *more = name.split("-")
+    scheme, width = arm.split("w")
+    what = f"delta {scheme[1:]}" if scheme[0] == "d" else f"{scheme[1:]} layers"
+    said = {"2": "another key", "once": "a context marked once", "warm": "temperature 1.1"}
+    return ", ".join([what, *(["width 2"] if width == "2" else []), *(said[one] for one in more)])
+
+
 SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
 
 
@@ -276,6 +327,7 @@ def made() -> list[tuple[Path, tuple[str, str], str]]:
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
         (RESULTS, TOKENIZERS, tokenizers(recorded("tokenizers"))),
+        (RESULTS, SCHEMES, schemes(recorded("schemes"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
     ]

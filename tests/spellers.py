@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -34,7 +35,6 @@ KINDS: Final = {
 def speller(kind: str, size: int = 700) -> Any:
     """A tokenizer of transformers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     special = ["<unk>", "<s>", "</s>"]
     how: dict[str, Any] = {"special_tokens": special, "show_progress": False}
@@ -53,11 +53,7 @@ def speller(kind: str, size: int = 700) -> Any:
         how["special_tokens"] = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
         trainer = trainers.BpeTrainer(vocab_size=size, **how)
     elif kind == "unigram, NFKC":
-        made = Tokenizer(models.Unigram())
-        made.normalizer = normalizers.NFKC()
-        made.pre_tokenizer = pre_tokenizers.Metaspace()
-        made.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", **how)
+        return _fast(_unigram(300, special))
     elif kind.startswith("word pieces"):
         made = Tokenizer(models.WordPiece(unk_token="<unk>"))
         made.normalizer = normalizers.BertNormalizer()
@@ -71,7 +67,31 @@ def speller(kind: str, size: int = 700) -> Any:
     made.train_from_iterator(TEXTS, trainer)
     if kind == "byte fallback":  # the 256 are ordinary tokens there
         made = _without_special_bytes(made)
+    return _fast(made)
+
+
+def _fast(made: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def _unigram(size: int, special: list[str]) -> Any:
+    """Pieces that a merging trainer finds: the unigram trainer finds others in every process."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    found = Tokenizer(models.BPE(unk_token="<unk>"))
+    found.normalizer = normalizers.NFKC()
+    found.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    found.train_from_iterator(TEXTS, trainer)
+    pieces = sorted(found.get_vocab().items(), key=lambda piece: piece[1])
+    made = Tokenizer(models.Unigram([(piece, -math.log(2 + i)) for piece, i in pieces], unk_id=0))
+    made.add_special_tokens(special)
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    return made
 
 
 def _without_special_bytes(made: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -97,6 +98,27 @@ def test_torch_compile_without_a_graph_break(width: int) -> None:
     logits, contexts = torch.randn(3, VOCABULARY), torch.arange(3 * width).reshape(3, width)
     compiled = torch.compile(lambda x, c: mark.bias_(x, c), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(logits.clone(), contexts), mark.bias_(logits.clone(), contexts))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_context_that_came_before_is_marked_once(width: int) -> None:
+    """As a plain loop has it; padding is no context, even where the text holds its id."""
+    draw = np.random.RandomState(0)
+    for _ in range(300):
+        rows = [draw.randint(0, 3, draw.randint(0, 9)).tolist() for _ in range(4)]
+        longest = max(len(row) for row in rows)
+        pad = int(draw.randint(0, 4))
+        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], dtype=torch.int64)
+        found = contexts_at_end(padded, width, pad, "once").tolist()
+        for row, context in zip(padded.tolist(), found, strict=True):
+            text = list(itertools.dropwhile(pad.__eq__, row))
+            whole = [-1] * max(0, width - len(text)) + text[max(0, len(text) - width) :]
+            earlier = [text[i : i + width] for i in range(len(text) - width)]
+            assert context == ([-1] * width if whole in earlier else whole)
+    with pytest.raises(ValueError, match="want repeats 'mark' or 'once', got 'never'"):
+        contexts_at_end(padded, width, pad, "never")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at width 0 every token has the same context"):
+        contexts_at_end(padded, 0, pad, "once")
 
 
 def test_contexts_at_end() -> None:

@@ -143,6 +143,40 @@ def test_prompts_that_cannot_be_asked(model: Path) -> None:
         generate(model, [Prompt("1", None, (999,))])
 
 
+def test_what_shapes_outputs_is_called_as_before() -> None:
+    """A file of a version without `repeats` can be gone on with."""
+    old = {
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "seed": 0,
+        "batch_size": 32,
+        "chat": True,
+    }
+    assert Sampling().settings == old
+    assert Sampling(repeats="once").settings == old | {"repeats": "once"}
+
+
+def test_a_context_is_marked_where_it_comes_first(model: Path, mark: Mark) -> None:
+    """With a bias that decides, every first token after a context is green; where it comes again, some are not."""
+    strong = dataclasses.replace(mark, scheme=GreenList(delta=60.0))
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=200, batch_size=7, repeats="once")
+    first, again = [], []
+    for one in generate(model, TEXTS, mark=strong, sampling=sampling):
+        seen = set(one.prompt_ids.tolist()[:-1])
+        for place in range(one.start, len(one.ids)):
+            context, token = int(one.ids[place - 1]), int(one.ids[place])
+            if token not in strong.exempt:
+                (again if context in seen else first).append(bool(strong.green([[context]], [token])[0]))
+            seen.add(context)
+    assert all(first)
+    assert min(len(first), len(again)) > 50
+    assert np.mean(again) < 0.8, "the rate of chance is 0.25"
+    with pytest.raises(MarkError, match="width 0 has one context"):
+        generate(model, TEXTS, mark=dataclasses.replace(mark, width=0), sampling=sampling)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -12,7 +12,8 @@ from click.testing import Result
 
 from verify.planning import power
 from verify.planning.power import Curve, more_needed, reference_gain
-from watermark import StillmarkError, UsageError
+from watermark import GreenList, StillmarkError, Tournament, UsageError
+from watermark.schemes.tournament import LIKE_DELTA
 
 Run = Callable[..., Result]
 
@@ -47,6 +48,26 @@ def need(delta: float, **more: float) -> power.TokenBudget:
     return power.tokens_needed("text, binomial", delta, 1, **how)
 
 
+@pytest.mark.parametrize("layers", LIKE_DELTA)
+def test_layers_stand_for_a_green_list(layers: int) -> None:
+    """The answer is that of the green list that leaves as much in a student, and says so."""
+    found = power.power("weights", layers=layers, share=0.5)
+    other = power.power("weights", delta=LIKE_DELTA[layers], share=0.5)
+    assert (found.tokens, found.layers, found.delta) == (other.tokens, layers, None)
+    assert f"as much in a student as delta {LIKE_DELTA[layers]:g}" in found.basis
+    assert Tournament(layers).like == GreenList(delta=LIKE_DELTA[layers])
+
+
+def test_layers_that_were_not_measured() -> None:
+    assert Tournament(8).like is None
+    with pytest.raises(StillmarkError, match="no student was measured with 8 layers"):
+        power.power("weights", layers=8)
+    with pytest.raises(UsageError, match="`layers` must be at least 1 and at most 8, not 9"):
+        power.power("weights", layers=9)
+    with pytest.raises(UsageError, match="name one of `delta`, `layers` and `effect`"):
+        power.power("weights", layers=2, delta=1)
+
+
 @pytest.mark.usefixtures("measured")
 def test_positions_follow_the_measured_curves() -> None:
     z = scipy.stats.norm.isf(1e-3) + scipy.stats.norm.ppf(0.9)
@@ -68,7 +89,7 @@ def test_what_was_not_measured_is_refused(stillmark: Run) -> None:
     assert "no student was measured at width 1 and around delta 50" in result.stderr
     result = stillmark("power", "--access", "text")
     assert result.exit_code == 2
-    assert "name either --delta or --effect" in result.stderr
+    assert "name one of --delta, --layers and --effect" in result.stderr
     result = stillmark("power", "--access", "weights", "--effect", 0.1)
     assert result.exit_code == 2
     assert "--effect is a green rate of text: it goes with --access text" in result.stderr
@@ -78,8 +99,8 @@ def test_what_was_not_measured_is_refused(stillmark: Run) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({}, "either `delta` or `effect`"),
-        ({"delta": 1, "effect": 0.1}, "either `delta` or `effect`"),
+        ({}, "one of `delta`, `layers` and `effect`"),
+        ({"delta": 1, "effect": 0.1}, "one of `delta`, `layers` and `effect`"),
         ({"delta": 0}, "`delta` must be more than 0, not 0"),
         ({"delta": math.nan}, "`delta` must be more than 0, not nan"),
         ({"delta": 1, "share": 0}, "`share` must be more than 0 and at most 1, not 0"),

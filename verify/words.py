@@ -26,6 +26,7 @@ OPTIONS: Final = {
     "delta": "--delta",
     "effect": "--effect",
     "labels": "--labels",
+    "layers": "--layers",
     "log": "--log",
     "mark": "--mark",
     "max_tokens": "--max-tokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,6 +18,7 @@ from watermark.io.records import Record, resumable, run_digest
 from watermark.mark import Mark, Marks, needs_sampling
 from watermark.models import load_model, model_digest
 from watermark.progress import Progress, doing, silent
+from watermark.schemes.logits import Repeats, check_repeats
 from watermark.tokenizers import check
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Sampling:
     """How to sample.
 
     temperature 0 is greedy; top_p 1 and top_k 0 cut nothing. seed and batch_size together fix every token
-    on one machine: batch k draws from a generator seeded by (seed, k).
+    on one machine: batch k draws from a generator seeded by (seed, k). repeats "once" marks a context only where it
+    comes first in prompt and output.
 
     Raises:
         ValueError: a number is out of its range.
@@ -42,12 +44,22 @@ class Sampling:
     seed: int = 0
     batch_size: int = 32
     chat: bool = True
+    repeats: Repeats = "mark"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.batch_size < 1 or self.top_k < 0:
             raise ValueError("want max_new_tokens and batch_size of at least 1, top_k of at least 0")
         if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1):
             raise ValueError("want a temperature of at least 0, and top_p above 0 and at most 1")
+        check_repeats(self.repeats, width=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes the outputs, for the digest of a run. `repeats` is newer than files that know nothing of it."""
+        found = asdict(self)
+        if self.repeats == "mark":
+            del found["repeats"]
+        return found
 
 
 DEFAULT: Final = Sampling()
@@ -134,13 +146,15 @@ def generate(
         raise MarkError(f"marks for {len(marks.rows)} rows, and {len(asked)} prompts")
     if marks is not None and sampling.temperature == 0 and marks.table[0].scheme.needs_sampling:
         raise needs_sampling(marks.table[0])
+    if marks is not None and sampling.repeats == "once" and marks.width == 0:
+        raise MarkError("a mark of width 0 has one context, which cannot be marked once", "use repeats 'mark'")
     said = [_commitments(marks, row) for row in range(len(asked))]
     source = Path(model) if isinstance(model, (str, Path)) else model
     name, run = "", ""
     if out is not None:
         name, digest = _name(source), model_digest(source)
         whole = said if marks is not None and marks.rows is not None else commitments_of(marks.table if marks else ())
-        run = run_digest(name, whole, sampling, asked, digest)
+        run = run_digest(name, whole, sampling.settings, asked, digest)
 
     def work(done: int) -> Iterator[Written]:
         return (_written(fields, new=True) for fields in _answers(source, asked, marks, said, sampling, done))
@@ -276,7 +290,7 @@ def _sample(
             max_new_tokens=sampling.max_new_tokens,
             pad_token_id=pad,
             eos_token_id=ends,
-            watermarking_config=MarkConfig(marks, pad) if marks else None,
+            watermarking_config=MarkConfig(marks, pad, sampling.repeats) if marks else None,
             **how,
         )
     for prompt, ids, row in zip(batch, prompt_ids, sequences[:, longest:].tolist(), strict=True):

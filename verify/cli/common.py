@@ -98,6 +98,13 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
         click.option(
             "--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any."
         ),
+        click.option(
+            "--repeats",
+            type=click.Choice(["mark", "once"]),
+            default="mark",
+            show_default=True,
+            help="once: mark a context only where it comes first in an answer and its prompt.",
+        ),
     )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import click
 
 from verify.cli.common import command, json_option, show
+from watermark.schemes.tournament import MOST_LAYERS
 
 
 @command("power", example="power --access text --delta 1\npower --access top20 --delta 2 --price-in 1 --price-out 4")
 @click.option("--access", type=click.Choice(["text", "top20", "weights"]), required=True, help="What you can get.")
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Whether you have the parent, say.")
 @click.option("--delta", type=click.FloatRange(0, min_open=True), help="The green list's delta.")
+@click.option("--layers", type=click.IntRange(1, MOST_LAYERS), help="Instead of --delta, of a tournament.")
 @click.option("--width", type=click.IntRange(0, 7), default=1, show_default=True)
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
               help="Share of the suspect's training text that you believe was marked.")  # fmt: skip
@@ -28,9 +30,9 @@ from verify.cli.common import command, json_option, show
 def power(as_json: bool, **options: Any) -> None:
     """How many tokens a test will take, and what they cost.
 
-    With --delta the answer comes from students that were trained and measured here: the order of magnitude for a
-    student like these. For tournaments none were measured yet. Before you rely on it, train a student of your own
-    (`stillmark student`). With --effect it is exact, for the binomial test of text.
+    With --delta or --layers the answer comes from students that were trained and measured here: the order of magnitude
+    for a student like these. Before you rely on it, train a student of your own (`stillmark student`). With --effect it
+    is exact, for the binomial test of text.
     """
     from verify.planning.power import power
 

@@ -71,30 +71,33 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
     if other is not None and other < result.log10_pvalue - NOTABLE:
         option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
         steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
-    delta, width, gamma, alpha = mark.scheme.like_delta, mark.width, mark.scheme.rate, result.alpha
+    like, width, alpha = mark.scheme.like, mark.width, result.alpha
     if not reference:
-        gain = None if delta is None else reference_gain(kind, delta=delta, width=width, gamma=gamma, alpha=alpha)
+        gain = None
+        if like is not None:
+            gain = reference_gain(kind, delta=like.delta, width=width, gamma=like.gamma, alpha=alpha)
         less = "" if gain is None else f": it takes some {gain:,.0f} times less evidence" if gain >= 2 else ""
         steps.append(f"Name a `reference`, such as the model that the suspect grew from{less}.")
     if not result.n:  # nothing was read: more of the same is no advice
         return steps
-    if delta is None:
+    if like is None:
         steps.append(
             "How much evidence finds a student of such a mark was not measured: train one of your own (the command "
             "`stillmark student`), and test it in the same way."
         )
         return steps
     times = more_needed(
-        kind, have=max(1, have), delta=delta, width=width, gamma=gamma, reference=reference, alpha=alpha
+        kind, have=max(1, have), delta=like.delta, width=width, gamma=like.gamma, reference=reference, alpha=alpha
     )
+    strength = f"a mark of delta {like.delta:g}" if like == mark.scheme else f"a {mark.scheme.name} like this one"
     if times is not None and times > 1:
         steps.append(
-            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds a mark of delta {delta:g} "
+            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds {strength} "
             "in a student like those that were measured."
         )
     elif times is not None:
         steps.append(
-            f"This much evidence finds a mark of delta {delta:g} in students like those that were measured, "
+            f"This much evidence finds {strength} in students like those that were measured, "
             "which trained on marked text alone: it is no proof of innocence."
         )
     return steps

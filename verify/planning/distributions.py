@@ -19,6 +19,7 @@ from watermark.io.fields import is_number
 from watermark.io.records import Record, resumable, run_digest
 from watermark.models import model_digest
 from watermark.progress import Progress, silent
+from watermark.schemes.logits import Repeats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,9 +82,9 @@ def read_distributions(
             batch = answers[start : start + _TEXTS]
             logits = forward_logits(loaded, [one.ids for one in batch])
             for row, (answer, mark) in enumerate(zip(batch, marks[start : start + _TEXTS], strict=True)):
-                yield _along(logits[row], answer, mark, warpers)
+                yield _along(logits[row], answer, mark, warpers, sampling.repeats)
 
-    how = [sampling, digest(answers), [mark.commitment for mark in marks]]
+    how = [sampling.settings, digest(answers), [mark.commitment for mark in marks]]
     found = resumable(
         record,
         "" if record is None else run_digest(model_digest(model), *how),
@@ -138,13 +139,15 @@ def _warpers(sampling: Sampling) -> Callable[..., Tensor]:
     return warpers
 
 
-def _along(logits: Tensor, answer: Output, mark: Mark, warpers: Callable[..., Tensor]) -> Along:
+def _along(
+    logits: Tensor, answer: Output, mark: Mark, warpers: Callable[..., Tensor], repeats: Repeats = "mark"
+) -> Along:
     """logits: [at least T, V], along prompt and output."""
     import torch
 
     ids = answer.ids
     first = max(1, answer.start)  # nothing predicts a token at 0
-    contexts = torch.from_numpy(_contexts(ids, mark.width)).to(logits.device)
+    contexts = torch.from_numpy(_contexts(ids, mark.width, repeats)).to(logits.device)
     tokens = torch.from_numpy(ids).to(logits.device)
     step = max(1, _AT_ONCE // logits.shape[-1])
     sums = np.zeros(5)
@@ -173,8 +176,13 @@ def _entropy(logprobs: Tensor) -> Tensor:
     return entropy
 
 
-def _contexts(ids: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    """The tokens before each, int64 [T, width], oldest first, -1 where there is none."""
+def _contexts(ids: npt.NDArray[np.int64], width: int, repeats: Repeats) -> npt.NDArray[np.int64]:
+    """The tokens before each, int64 [T, width], oldest first, -1 where there is none or none is to be marked."""
     padded = np.concatenate([np.full(width, -1), ids])
     columns = [padded[i : i + len(ids)] for i in range(width)]
-    return np.stack(columns, axis=1) if columns else np.empty((len(ids), 0), np.int64)
+    contexts = np.stack(columns, axis=1) if columns else np.empty((len(ids), 0), np.int64)
+    if repeats == "once":
+        again = np.ones(len(ids), np.bool_)
+        again[np.unique(contexts, axis=0, return_index=True)[1]] = False
+        contexts[again] = -1
+    return contexts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -21,8 +21,9 @@ from verify.results import html_table, plural
 from verify.stats import binomial
 from verify.stats.binomial import LN10
 from verify.stats.search import least
-from watermark import StillmarkError, UsageError
+from watermark import GreenList, StillmarkError, Tournament, UsageError
 from watermark.errors import within
+from watermark.schemes.tournament import LIKE_DELTA, MOST_LAYERS
 
 TESTS: Final = {
     ("weights", True): "weights, reference",
@@ -49,7 +50,8 @@ class Power:
     Attributes:
         access: what can be had of the suspect: `text`, `top20` or `weights`.
         reference: whether a reference is at hand.
-        delta: the mark's delta; None where `effect` was named.
+        delta: the mark's delta; None where `effect` or `layers` was named.
+        layers: of a tournament; None for a green list.
         width: the mark's width.
         share: of the suspect's training text that is believed to have been marked.
         effect: green rate above gamma; None where `delta` was named.
@@ -71,6 +73,7 @@ class Power:
     access: str
     reference: bool
     delta: float | None
+    layers: int | None
     width: int
     share: float
     effect: float | None
@@ -91,7 +94,7 @@ class Power:
     def to_dict(self) -> dict[str, Any]:
         """The answer and what it depends on, for JSON."""
         names = (
-            "access", "reference", "delta", "width", "share", "effect", "gamma", "alpha", "power", "tokens",
+            "access", "reference", "delta", "layers", "width", "share", "effect", "gamma", "alpha", "power", "tokens",
             "extrapolated", "requests", "billed_tokens", "money", "basis",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
@@ -157,6 +160,7 @@ def power(
     access: str,
     *,
     delta: float | None = None,
+    layers: int | None = None,
     effect: float | None = None,
     reference: bool = True,
     width: int = 1,
@@ -172,12 +176,13 @@ def power(
     """How many tokens (or positions) a test will take, and what they cost.
 
     With `delta` the answer comes from students of green lists that were trained and measured: the order of magnitude
-    for a student like these. For tournaments none were measured yet. With `effect` it is exact, for the binomial test
-    of text.
+    for a student like these. With `layers` it comes from the same, by the delta that leaves as much in a student as a
+    tournament of so many layers. With `effect` it is exact, for the binomial test of text.
 
     Args:
         access: what can be had of the suspect: `text`, `top20` (the 20 largest log probabilities) or `weights`.
-        delta: the green list's delta. Either this or `effect`.
+        delta: the green list's delta. Either this, `layers` or `effect`.
+        layers: of a tournament.
         effect: for text: the suspect's green rate above gamma. A tournament has gamma 0.5 and several coins a pair:
             divide the tokens by the number of its layers.
         reference: whether a reference is at hand: the suspect's parent, say.
@@ -192,7 +197,7 @@ def power(
         price_out: of a million answer tokens.
 
     Raises:
-        UsageError: an argument lies outside its range, or neither or both of `delta` and `effect` are named.
+        UsageError: an argument lies outside its range, or not one of `delta`, `layers` and `effect` is named.
         StillmarkError: no student was measured near this delta and width, or no green rate lies so high.
 
     Example:
@@ -203,12 +208,13 @@ def power(
           cost       0.36
           basis      exact binomial test, distinct pairs: tokens that repeat a pair come on top
     """
-    if (delta is None) == (effect is None):
-        raise UsageError("name either `delta` or `effect`")
+    if [delta, layers, effect].count(None) != 2:
+        raise UsageError("name one of `delta`, `layers` and `effect`")
     if effect is not None and access != "text":
         raise UsageError("`effect` is a green rate of text: it goes with `access=text`")
     test = _test(access, reference)
     within("delta", delta, 0, math.inf)
+    within("layers", layers, 1, MOST_LAYERS, first=True, last=True)
     within("gamma", gamma, 0, 1)
     within("alpha", alpha, 0, 1)
     within("power", power, 0, 1)
@@ -222,8 +228,11 @@ def power(
         basis = "exact binomial test, distinct pairs: tokens that repeat a pair come on top"
         need = TokenBudget(pairs, False, basis)
     else:
-        assert delta is not None
-        need = tokens_needed(test, delta, width, gamma=gamma, alpha=alpha, power=power, share=share)
+        like = _like(delta, gamma, layers)
+        need = tokens_needed(test, like.delta, width, gamma=like.gamma, alpha=alpha, power=power, share=share)
+        if layers is not None:
+            basis = f"{need.basis}; {plural(layers, 'layer')} leave as much in a student as delta {like.delta:g}"
+            need = replace(need, basis=basis)
     asked = access != "weights"  # weights are at hand: nothing is sent, nothing is billed
     requests = math.ceil(need.tokens / answer_tokens) if asked else 0
     prompts, answers = requests * prompt_tokens, need.tokens if asked else 0
@@ -232,6 +241,7 @@ def power(
         access=access,
         reference=reference,
         delta=delta,
+        layers=layers,
         width=width,
         share=share,
         effect=effect,
@@ -249,6 +259,17 @@ def power(
         money=(prompts * (price_in or 0) + answers * (price_out or 0)) / 1e6 if priced else None,
         basis=need.basis,
     )
+
+
+def _like(delta: float | None, gamma: float, layers: int | None) -> GreenList:
+    """The green list whose students are meant. Raises StillmarkError for layers that were not measured."""
+    if layers is None:
+        assert delta is not None
+        return GreenList(gamma, delta)
+    like = Tournament(layers).like
+    if like is None:
+        raise StillmarkError(f"no student was measured with {layers} layers", f"measured: 1 to {max(LIKE_DELTA)}")
+    return like
 
 
 def more_needed(

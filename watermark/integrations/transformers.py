@@ -27,7 +27,7 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.errors import MarkError
 from watermark.mark import Mark, Marks, needs_sampling
-from watermark.schemes.logits import contexts_at_end
+from watermark.schemes.logits import Repeats, check_repeats, contexts_at_end
 from watermark.secret import no_pickle
 
 
@@ -37,18 +37,25 @@ class MarkLogitsProcessor(LogitsProcessor):
     Args:
         mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
         pad_token_id: the id that pads prompts on the left. A row's leading run of it is no context.
+        repeats: "once" marks a context only where it comes first in prompt and output.
+
+    Raises:
+        ValueError: `repeats` is unknown, or "once" with a mark of width 0.
     """
 
-    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
+    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None, repeats: Repeats = "mark") -> None:
+        check_repeats(repeats, mark.width)
         self.mark = mark
         self.pad_token_id = pad_token_id
+        self.repeats: Repeats = repeats
 
     def __reduce__(self) -> NoReturn:
         raise no_pickle()  # a card in the mark's place would be found out only when it is called
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids: integers [B, T], prompt + output so far; scores: floats [B, V]."""
-        return self.mark.bias_(scores, contexts_at_end(input_ids, self.mark.width, self.pad_token_id))
+        contexts = contexts_at_end(input_ids, self.mark.width, self.pad_token_id, self.repeats)
+        return self.mark.bias_(scores, contexts)
 
     @property
     def supports_continuous_batching(self) -> bool:  # type: ignore[override]
@@ -69,19 +76,25 @@ class MarkConfig(BaseWatermarkingConfig):
     Args:
         mark: the mark, or several; `Marks.by_row` gives each row of the batch its own.
         pad_token_id: the id that pads prompts on the left.
+        repeats: "once" marks a context only where it comes first in prompt and output.
+
+    Raises:
+        ValueError: `repeats` is unknown, or "once" with a mark of width 0.
     """
 
-    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None) -> None:
+    def __init__(self, mark: Mark | Marks, pad_token_id: int | None = None, repeats: Repeats = "mark") -> None:
+        check_repeats(repeats, mark.width)
         self.mark = mark
         self.pad_token_id = pad_token_id
+        self.repeats: Repeats = repeats
         self._to_be_saved = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (type(self)(self.mark, self.pad_token_id).to_dict(),)
+        return dict, (type(self)(self.mark, self.pad_token_id, self.repeats).to_dict(),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MarkConfig:
         # a GenerationConfig generates with a deep copy of itself, and saves a deep copy of its fields
-        copied = type(self)(self.mark, self.pad_token_id)
+        copied = type(self)(self.mark, self.pad_token_id, self.repeats)
         copied._to_be_saved = True
         return copied
 
@@ -90,7 +103,7 @@ class MarkConfig(BaseWatermarkingConfig):
 
     def construct_processor(self, vocab_size: int, device: torch.device | str = "cpu") -> MarkLogitsProcessor:
         """The processor that `generate` puts after all others. It adapts to the scores' width and device."""
-        return MarkLogitsProcessor(self.mark, self.pad_token_id)
+        return MarkLogitsProcessor(self.mark, self.pad_token_id, self.repeats)
 
     def to_dict(self) -> dict[str, Any]:
         """The card, or `marks` with the cards, and `pad_token_id`; None in a deep copy, which is what gets saved."""

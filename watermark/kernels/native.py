@@ -89,13 +89,16 @@ def _in_rows(
 
     whole = logits if logits.stride(1) == 1 else logits.contiguous()
     rows, columns = whole.shape
-    contexts = contexts.to(torch.int64).contiguous()
-    threads = max(1, min(torch.get_num_threads(), rows * columns * which.shape[1] // _SHARE))
+    if contexts.dtype != torch.int64 or not contexts.is_contiguous():
+        contexts = contexts.to(torch.int64).contiguous()
+    several, marks = which.shape
+    work = rows * columns * marks
+    threads = min(torch.get_num_threads(), work // _SHARE) if work >= 2 * _SHARE else 1
     kernel(
         whole.data_ptr(), _KINDS[str(whole.dtype)], rows, columns, whole.stride(0), first, limit,
         contexts.data_ptr(), contexts.shape[1],
-        which.data_ptr(), which.shape[1] if len(which) > 1 else 0, which.shape[1],
-        keys.data_ptr(), *(tensor.data_ptr() for tensor in parameters), exempt.data_ptr(), len(exempt), threads,
+        which.data_ptr(), marks if several > 1 else 0, marks,
+        keys.data_ptr(), *[tensor.data_ptr() for tensor in parameters], exempt.data_ptr(), exempt.shape[0], threads,
     )  # fmt: skip
     if whole is not logits:
         logits.copy_(whole)

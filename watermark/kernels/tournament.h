@@ -3,6 +3,7 @@
  * the cell's tokens are multiplied by. */
 
 #define CELLS 256
+#define FEW (LANES == 16 ? 16 : 8) /* cells that each sum their mass in a register */
 #define COPIES 8 /* of the masses, so that an addition seldom waits for the one before it */
 #define FLUSH 8  /* groups whose masses are summed in float32 */
 
@@ -67,7 +68,8 @@ INLINE float largest_of(const float *x)
 }
 
 typedef struct {
-    _Alignas(64) float some[COPIES][CELLS]; /* of the last groups */
+    _Alignas(64) float some[COPIES][CELLS]; /* of the last groups, token by token */
+    floats few[FEW];                        /* of the last groups, lane by lane, and negative: see `subtract_where` */
     double all[CELLS];
     float largest; /* masses are relative to this logit's */
     int groups;    /* in `some` */
@@ -75,16 +77,25 @@ typedef struct {
 
 static void flush(masses *m, int cells)
 {
-    for (int copy = 0; copy < COPIES; copy++)
-        for (int c = 0; c < cells; c++)
-            m->all[c] += m->some[copy][c], m->some[copy][c] = 0;
+    if (cells <= FEW)
+        for (int c = 0; c < cells; c++) {
+            for (int i = 0; i < LANES; i++)
+                m->all[c] -= m->few[c][i];
+            m->few[c] = all(0);
+        }
+    else
+        for (int copy = 0; copy < COPIES; copy++)
+            for (int c = 0; c < cells; c++)
+                m->all[c] += m->some[copy][c], m->some[copy][c] = 0;
     m->groups = 0;
 }
 
-/* Few cells: each sums its mass in a register, negative since that is what `subtract_where` leaves. */
+/* Few cells: each sums its mass in a register. */
 INLINE void add_few(masses *m, const float *x, const uint8_t *packed, int cells)
 {
-    floats sums[8] = {{0}};
+    floats sums[8];
+    for (int c = 0; c < cells; c++)
+        sums[c] = m->few[c];
     for (int quad = 0; quad < QUADS; quad++)
         for (int k = 0; k < 4; k++) {
             const floats mass = exponential(load(x + place(quad, k)) - m->largest);
@@ -93,9 +104,33 @@ INLINE void add_few(masses *m, const float *x, const uint8_t *packed, int cells)
                 sums[c] = subtract_where(sums[c], equal(cell, (uint32_t)c), mass);
         }
     for (int c = 0; c < cells; c++)
-        for (int i = 0; i < LANES; i++)
-            m->some[i % COPIES][c] -= sums[c][i];
+        m->few[c] = sums[c];
 }
+
+#if LANES == 16
+/* Sixteen cells, where there are registers for them. A comparison serves two cells: the bit that tells them apart sends
+ * a mass to one of two vectors. */
+INLINE void add_sixteen(masses *m, const float *x, const uint8_t *packed)
+{
+    floats sums[16];
+    for (int c = 0; c < 16; c++)
+        sums[c] = m->few[c];
+    for (int quad = 0; quad < QUADS; quad++)
+        for (int k = 0; k < 4; k++) {
+            const floats mass = exponential(load(x + place(quad, k)) - m->largest);
+            const lanes cell = cell_of(packed, quad, k), low = cell & 7;
+            const truth top = equal(cell & 8, 8);
+            const floats above = keep(top, mass), below = subtract_where(mass, top, mass);
+            for (int c = 0; c < 8; c++) {
+                const truth here = equal(low, (uint32_t)c);
+                sums[c] = subtract_where(sums[c], here, below);
+                sums[c + 8] = subtract_where(sums[c + 8], here, above);
+            }
+        }
+    for (int c = 0; c < 16; c++)
+        m->few[c] = sums[c];
+}
+#endif
 
 /* Many cells: one token after the other. */
 INLINE void add_many(masses *m, const float *x, const uint8_t *packed)
@@ -232,6 +267,10 @@ INLINE int tilt(const batch *b, const row_state *r, int layers, float *x, uint8_
             add_few(&m, group, at, 4);
         else if (layers == 3)
             add_few(&m, group, at, 8);
+#if LANES == 16
+        else if (layers == 4)
+            add_sixteen(&m, group, at);
+#endif
         else
             add_many(&m, group, at);
         if (++m.groups == FLUSH)

@@ -75,9 +75,9 @@ class GreenList:
         return self.delta
 
     @property
-    def like_delta(self) -> float | None:
-        """The delta of the green lists whose measured students stand for this scheme's (`verify.planning.power`)."""
-        return self.delta
+    def like(self) -> GreenList | None:
+        """The green list whose measured students stand for this scheme's (`verify.planning.power`)."""
+        return self
 
     @property
     def threshold(self) -> int:

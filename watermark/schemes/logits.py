@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Ids = Tensor | npt.NDArray[np.integer] | Sequence[Sequence[int]]  # rows; engines give lists and tuples too
+
+Repeats: TypeAlias = Literal["mark", "once"]
+"""Whether a context that comes again in a text is marked every time, or only the first time."""
 
 
 def bias_(
@@ -77,22 +80,29 @@ def _run(tables: Tables, kernel: Kernel | None, logits: Tensor, contexts: Tensor
     dispatch.run(tables.operation, kernel, logits, contexts, *there, first, limit)
 
 
-def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None) -> Tensor:
+def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None, repeats: Repeats = "mark") -> Tensor:
     """The last `width` tokens of each row, integers [B, width], oldest first, -1 where there is none.
 
     Args:
         input_ids: integers [B, T], prompt + output so far. In a list or a tuple rows may differ in length.
         width: the mark's.
         pad_token_id: a row's leading run of it is left padding, no tokens.
+        repeats: "once" gives -1 to a row in which these tokens came before, prompt included: no mark touches it, so
+            that the same words do not lead to the same next word every time.
 
     Raises:
-        ValueError: `input_ids` are not rows of integers.
+        ValueError: `input_ids` are not rows of integers; or `repeats` is unknown, or "once" where the width is 0, whose
+            one context comes at every token.
 
     >>> contexts_at_end([[7, 8, 9], (5,)], 2).tolist()
     [[8, 9], [-1, 5]]
+    >>> contexts_at_end([[7, 8, 7], [7, 8, 9]], 1, repeats="once").tolist()
+    [[-1], [9]]
     """
     import torch
     from torch.nn.functional import pad
+
+    check_repeats(repeats, width)
 
     if isinstance(input_ids, (list, tuple)) and not input_ids:
         input_ids = torch.empty((0, 0), dtype=torch.int64)
@@ -106,11 +116,32 @@ def contexts_at_end(input_ids: Ids, width: int, pad_token_id: int | None = None)
     batch, length = input_ids.shape
     if width == 0 or batch == 0:
         return input_ids[:, :0] if width == 0 else input_ids.new_empty((0, width))
-    tail = input_ids[:, -width:]
-    if pad_token_id is not None:
-        real = (input_ids != pad_token_id).cumsum(dim=1)[:, -width:] > 0
-        tail = tail.masked_fill(~real, -1)
+    if repeats == "mark":
+        tail = _without_padding(input_ids, pad_token_id, width)
+    else:
+        known = _without_padding(input_ids, pad_token_id, length)
+        tail = known[:, -width:]
+        if length > width:
+            before = (known.unfold(1, width, 1)[:, :-1] == tail[:, None]).all(dim=2).any(dim=1)
+            tail = tail.masked_fill(before[:, None], -1)
     return pad(tail, (max(width - length, 0), 0), value=-1)
+
+
+def check_repeats(repeats: Repeats, width: int) -> None:
+    """Raises ValueError for what `repeats` cannot be at this width."""
+    if repeats not in ("mark", "once"):
+        raise ValueError(f"want repeats 'mark' or 'once', got {repeats!r}")
+    if repeats == "once" and width == 0:
+        raise ValueError("at width 0 every token has the same context: it cannot be marked once")
+
+
+def _without_padding(input_ids: Tensor, pad_token_id: int | None, last: int) -> Tensor:
+    """The last tokens of each row, [B, last]; -1 for padding."""
+    tail = input_ids[:, -last:]
+    if pad_token_id is None:
+        return tail
+    real = (input_ids != pad_token_id).cumsum(dim=1)[:, -last:] > 0
+    return tail.masked_fill(~real, -1)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:

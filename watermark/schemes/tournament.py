@@ -17,8 +17,11 @@ from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, is_int, wrong_field
 from watermark.schemes.counting import pair_bits
+from watermark.schemes.greenlist import GreenList
 
 MOST_LAYERS: Final = 8
+LIKE_DELTA: Final = {1: 1.1, 2: 1.65, 3: 1.9, 4: 2.05}
+"""By layers: the delta of a green list (gamma 0.25) that leaves as much in a student (benchmarks/schemes.py)."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ class Tournament:
         return math.log(3)
 
     @property
-    def like_delta(self) -> float | None:
-        """None: no green list's students stand for a tournament's, and none of its own were measured yet."""
-        return None
+    def like(self) -> GreenList | None:
+        """The green list whose measured students stand for this scheme's; None for more layers than were measured."""
+        delta = LIKE_DELTA.get(self.layers)
+        return None if delta is None else GreenList(delta=delta)
 
     @property
     def parameters(self) -> dict[str, Any]:
