@@ -1,25 +1,24 @@
 """The tables in docs, made of what the benchmarks left in benchmarks/results.
 
-.venv/bin/python -m benchmarks.table          # write them into docs/results.md, limits.md, forensics.md and profiles.md
+.venv/bin/python -m benchmarks.table          # write them into docs/results.md, docs/limits.md and docs/forensics.md
 """
 
 from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RESULTS, LIMITS, FORENSICS = DOCS / "results.md", DOCS / "limits.md", DOCS / "forensics.md"
-PROFILES = DOCS / "profiles.md"
 SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
 EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
 NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
 TOKENIZERS = "<!-- tokenizers, made by benchmarks/table.py -->\n", "<!-- tokenizers end -->\n"
-DEDUPE = "<!-- dedupe, made by benchmarks/table.py -->\n", "<!-- dedupe end -->\n"
-ENGINES = "<!-- profiles, made by benchmarks/table.py -->\n", "<!-- profiles end -->\n"
+SCHEMES = "<!-- schemes, made by benchmarks/table.py -->\n", "<!-- schemes end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -111,8 +110,11 @@ def table(results: dict[str, Any], corpora: list[dict[str, Any]]) -> str:
             "",
             *embedding(results["embedding"]["figures"]),
             "",
-            *levels(results["levels"]["machine"], results["levels"]["figures"]),
-            "",
+            *chain.from_iterable(
+                [*levels(found["machine"], found["figures"]), ""]
+                for name, found in sorted(results.items(), reverse=True)
+                if name.startswith("levels")
+            ),
             *scoring(results["scoring"]["figures"]),
             "",
             *at_scale(results["attribution"]["figures"], corpora),
@@ -264,33 +266,53 @@ def _relay_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def schemes(results: dict[str, Any]) -> str:
+    """Arms of green lists and tournaments: what a student shows of each, and what each costs the teacher's text."""
+    shown = {"perplexity": 100, "self_bleu_3": 1, "distinct_2": 1, "entropy": 1, "at_limit": 100}
+    lines = [
+        "| the teacher's text | perplexity | Self-BLEU-3 | distinct-2 | entropy, nats | at the length limit |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, arm in results["arms"].items():
+        if "quality" not in arm:
+            continue
+        cells = []
+        for measure, factor in shown.items():
+            one = arm["quality"]["measures"][measure]
+            form, unit = (".1f", " %") if factor == 100 else (".3f", "")
+            change, low, high = (factor * value for value in (one["difference"], *one["interval"]))
+            cells.append(f"{change:+z{form}}{unit} ({low:z{form}} to {high:z{form}})")
+        lines.append(f"| {_arm_name(name)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| what a student shows, log10 p | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens "
+        "| an innocent, least | decoys, mean and sd |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, arm in results["arms"].items():
+        if "log10_pvalues" not in arm:
+            continue
+        found, decoys = arm["log10_pvalues"], arm["decoys"]
+        read = [", ".join(number(found[f"{test} at {n}"]) for n in (300, 1000, 3000)) for test in ("weights", "top 20")]
+        ((text, tokens),) = ((p, test.removeprefix("text at ")) for test, p in found.items() if test.startswith("text"))
+        least = number(min(arm["innocent"].values()))
+        lines.append(
+            f"| {_arm_name(name)} | {' | '.join(read)} | {number(text)}, {int(tokens):,} | {least} "
+            f"| {decoys['mean']:z.2f}, {decoys['sd']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _arm_name(name: str) -> str:
+    """Of an arm of benchmarks/schemes.py, as one reads it."""
+    arm, *more = name.split("-")
+    scheme, width = arm.split("w")
+    what = f"delta {scheme[1:]}" if scheme[0] == "d" else f"{scheme[1:]} layers"
+    said = {"2": "another key", "once": "a context marked once", "warm": "temperature 1.1"}
+    return ", ".join([what, *(["width 2"] if width == "2" else []), *(said[one] for one in more)])
+
+
 SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
-
-
-def dedupe(figures: dict[str, Any]) -> str:
-    """How often each way to count a text's windows calls human text marked."""
-    lines = [
-        f"| counted, of {figures['tokens']:,} tokens of human text | coins | false at 1 % | false at 0.1 % |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, row in figures["counted"].items():
-        lines.append(f"| {name} | {row['coins']:,} | {row['at 1 %']:.1%} | {row['at 0.1 %']:.1%} |")
-    return "\n".join(lines) + "\n"
-
-
-def engines(figures: dict[str, Any]) -> str:
-    """What each profile finds where it is, and how often it finds it under other keys."""
-    found, null = figures["found"]["profiles"], figures["null"]
-    lines = [
-        "| mark | keys at or below 0.05 | 0.01 | 0.001 | log10 p of its text | under another key | of unmarked text |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, row in null.items():
-        shares = " | ".join(f"{share:.2%}" for share in row["shares"].values())
-        here = found.get(name)
-        cells = ["-"] * 3 if here is None else [f"{here[one]:.1f}" for one in ("log10_p", "other_key", "unmarked")]
-        lines.append(f"| {name} | {shares} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def recorded(name: str) -> Any:
@@ -301,15 +323,13 @@ def recorded(name: str) -> Any:
 def made() -> list[tuple[Path, tuple[str, str], str]]:
     """Every table: the file that it stands in, the marks around it, and its text."""
     speed, corpora, found = recorded("speed"), recorded("corpus")["runs"], recorded("fingerprints")
-    others = recorded("profiles")
     return [
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
         (RESULTS, TOKENIZERS, tokenizers(recorded("tokenizers"))),
+        (RESULTS, SCHEMES, schemes(recorded("schemes"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
-        (PROFILES, DEDUPE, dedupe(others["dedupe"])),
-        (PROFILES, ENGINES, engines(others)),
     ]
 
 
