@@ -1,6 +1,6 @@
 """The tables in docs, made of what the benchmarks left in benchmarks/results.
 
-.venv/bin/python -m benchmarks.table          # write them into docs/results.md, limits.md, forensics.md and profiles.md
+.venv/bin/python -m benchmarks.table          # write them into docs/results.md, docs/limits.md and docs/forensics.md
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from typing import Any
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RESULTS, LIMITS, FORENSICS = DOCS / "results.md", DOCS / "limits.md", DOCS / "forensics.md"
-PROFILES = DOCS / "profiles.md"
 SPEED = "<!-- made by benchmarks/table.py -->\n", "<!-- end -->\n"
 EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions end -->\n"
 NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
 TOKENIZERS = "<!-- tokenizers, made by benchmarks/table.py -->\n", "<!-- tokenizers end -->\n"
 SCHEMES = "<!-- schemes, made by benchmarks/table.py -->\n", "<!-- schemes end -->\n"
-DEDUPE = "<!-- dedupe, made by benchmarks/table.py -->\n", "<!-- dedupe end -->\n"
-ENGINES = "<!-- profiles, made by benchmarks/table.py -->\n", "<!-- profiles end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -318,32 +315,6 @@ def _arm_name(name: str) -> str:
 SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
 
 
-def dedupe(figures: dict[str, Any]) -> str:
-    """How often each way to count a text's windows calls human text marked."""
-    lines = [
-        f"| counted, of {figures['tokens']:,} tokens of human text | coins | false at 1 % | false at 0.1 % |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, row in figures["counted"].items():
-        lines.append(f"| {name} | {row['coins']:,} | {row['at 1 %']:.1%} | {row['at 0.1 %']:.1%} |")
-    return "\n".join(lines) + "\n"
-
-
-def engines(figures: dict[str, Any]) -> str:
-    """What each profile finds where it is, and how often it finds it under other keys."""
-    found, null = figures["found"]["profiles"], figures["null"]
-    lines = [
-        "| mark | keys at or below 0.05 | 0.01 | 0.001 | log10 p of its text | under another key | of unmarked text |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, row in null.items():
-        shares = " | ".join(f"{share:.2%}" for share in row["shares"].values())
-        here = found.get(name)
-        cells = ["-"] * 3 if here is None else [f"{here[one]:.1f}" for one in ("log10_p", "other_key", "unmarked")]
-        lines.append(f"| {name} | {shares} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def recorded(name: str) -> Any:
     """A file of benchmarks/results."""
     return json.loads((HERE / "results" / f"{name}.json").read_text())
@@ -352,7 +323,6 @@ def recorded(name: str) -> Any:
 def made() -> list[tuple[Path, tuple[str, str], str]]:
     """Every table: the file that it stands in, the marks around it, and its text."""
     speed, corpora, found = recorded("speed"), recorded("corpus")["runs"], recorded("fingerprints")
-    others = recorded("profiles")
     return [
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
@@ -360,8 +330,6 @@ def made() -> list[tuple[Path, tuple[str, str], str]]:
         (RESULTS, SCHEMES, schemes(recorded("schemes"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
-        (PROFILES, DEDUPE, dedupe(others["dedupe"])),
-        (PROFILES, ENGINES, engines(others)),
     ]
 
 
