@@ -159,12 +159,12 @@ class _Size:
             config = {}
         inner = config.get("text_config")
         found = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
-        if not is_int(found):
+        if not isinstance(found, int) or not is_int(found):
             raise UsageError(
                 "the list is drawn from as many tokens as the model's logits are wide: how many?",
                 "name `vocabulary`, or a `tokenizer` folder that holds the model's config.json",
             )
-        return int(found)
+        return found
 
     def of_tokenizer(self) -> int:
         """The size of the tokenizer."""

@@ -24,6 +24,7 @@ from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, either, is_flag, is_int, is_null, is_number
 from watermark.schemes.engines.base import MOST_WIDTH, Engine, distinct, keys_of
+from watermark.schemes.greenlist import GreenList
 
 LEFT: Final = "lefthash"
 SELF: Final = "selfhash"
@@ -95,8 +96,8 @@ class PermutedList(Engine):
         return float(self.delta)
 
     @property
-    def like_delta(self) -> float | None:
-        return float(self.delta)
+    def like(self) -> GreenList | None:
+        return GreenList(self.gamma, self.delta)
 
     @property
     def shared(self) -> bool:
@@ -111,7 +112,8 @@ class PermutedList(Engine):
         code = self._seeds(key, contexts, tokens).astype(np.uint64) << np.uint64(32) | tokens.astype(np.uint64)
         asked, which = distinct(code)
         first = np.array(_first_part(self.size, number, asked.tolist()), np.bool_)
-        return (first != self.last)[which].astype(np.uint8)
+        found: prf.Ints = (first != self.last)[which].astype(np.uint8)
+        return found
 
     def inputs(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
         """The seed and the token. A seed of 0, of the token 0 alone, depends on no key: all its coins count as one."""
@@ -132,7 +134,8 @@ class PermutedList(Engine):
             products = np.uint64(secret).astype(np.int64) * hashed * hashed[:, -1:]
         least = products.min(axis=1)
         wrapped = least.astype(np.uint64) - np.uint64(1) * (least < 0)  # Python's least % (2**64 - 1)
-        return (wrapped & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        found: prf.I64 = (wrapped & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        return found
 
 
 def _first_part(size: int, number: int, asked: list[int]) -> list[bool]:

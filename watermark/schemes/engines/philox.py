@@ -20,6 +20,7 @@ from watermark.errors import MarkError
 from watermark.io.fields import Types, either, is_null, is_number
 from watermark.schemes.engines.base import MOST_WIDTH, U64, Engine, keys_of
 from watermark.schemes.engines.permuted import LEFT, SELF, is_seeding
+from watermark.schemes.greenlist import GreenList
 
 LEADING: Final = 4
 """Leading bits that a uniform number is read as."""
@@ -174,14 +175,14 @@ class PhiloxList(Engine):
         return float(self.delta)
 
     @property
-    def like_delta(self) -> float | None:
-        return float(self.delta)
+    def like(self) -> GreenList | None:
+        return GreenList(self.gamma, self.delta)
 
     def bits(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.Ints:
         seeds, ids = self._seeds(key, contexts, tokens), tokens.astype(np.uint64)
         zero = np.zeros(len(ids), np.uint64)
         words = philox((ids >> np.uint64(2), zero, zero, zero), (seeds & _MASK, seeds >> _HALF))
-        return (_chosen(words, ids) & np.uint64(0x7FFFFFFF)) < self.bound
+        return ((_chosen(words, ids) & np.uint64(0x7FFFFFFF)) < self.bound).astype(np.uint8)
 
     def inputs(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U32:
         """The seed, in two words, and the token. A seed of 0 depends on no key: all its coins count as one."""
@@ -194,7 +195,8 @@ class PhiloxList(Engine):
         (secret,) = keys_of(key)
         factor = np.array([secret], np.uint64)
         if self.seeding == LEFT:
-            return factor * contexts.astype(np.uint64).sum(axis=1)
+            product: U64 = factor * contexts.astype(np.uint64).sum(axis=1)
+            return product
         hashed = jenkins(np.column_stack([contexts, tokens]))
         products = (factor * hashed * hashed[:, -1:]).astype(np.int64)
         return np.asarray(products.min(axis=1), np.int64).astype(np.uint64)
