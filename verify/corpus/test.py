@@ -280,7 +280,7 @@ def corpus_test(
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     read_as = described(counts.pop("shapes", {}))
     n, green, bad, coins = counts["n"], counts["green"], counts["bad"], mark.scheme.coins
-    notes = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
+    notes: tuple[str, ...] = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
     shown = counts.pop("prompts_test")
     if shown and not unmarked and tokenizer_if_there(mark, tokenizer) is None:
         notes += (NOT_COMPARED,)

@@ -146,7 +146,7 @@ def _shown(text: TextLogprobs) -> Output:
 
 def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
     """What a result says of the records that were left out as malformed, and of ids that spell another text."""
-    notes = (left_out_bad(outputs.bad, outputs.first_bad),) if outputs.bad else ()
+    notes: tuple[str, ...] = (left_out_bad(outputs.bad, outputs.first_bad),) if outputs.bad else ()
     if isinstance(outputs, Outputs):
         notes += drift_notes(outputs.compared, outputs.differing, outputs.first_differing)
     return notes
