@@ -456,6 +456,9 @@ def test_every_line_that_an_endpoint_allows(
     assert found["verdict"] == CANNOT_TELL, "the budget ended before the mark could have shown"
     assert any("may be there and not have shown yet" in reason for reason in found["reasons"])
     assert (tmp_path / "r" / "readings" / "mark.reference.jsonl").exists()
+    assert any("log probabilities from before a mark" in step for step in found["next"])
+    text = stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "r" / "readings" / "mark.jsonl", "--json")
+    assert text.exit_code == 0, text.stderr
 
 
 def test_an_endpoint_without_log_probabilities(

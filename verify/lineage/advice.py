@@ -79,6 +79,12 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
     if other is not None and other < result.log10_pvalue - NOTABLE:
         option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
         steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
+    if access == kinds.ENDPOINT and isinstance(result, SequentialResult) and result.access != "text":
+        steps.append(
+            "A server may tell log probabilities from before a mark that it adds (vLLM does by default): test the text "
+            "of the answers too, by the command `stillmark test text` on `readings/mark.jsonl` in the folder of `out`, "
+            "and hold each of the two tests against half of alpha."
+        )
     like, width, alpha = mark.scheme.like, mark.width, result.alpha
     if not reference:
         gain = None
