@@ -262,8 +262,8 @@ def test_a_public_name_is_documented_with_types(package: types.ModuleType, name:
 # --- the command line ---
 
 COMMANDS = [
-    "mark new", "mark show", "mark publish", "mark derive", "mark check", "mark import", "generate",
-    "student", "verify", "test text",
+    "mark new", "mark import", "mark show", "mark publish", "mark derive", "mark check", "generate", "student",
+    "verify", "test text",
     "test logprobs", "test model", "test endpoint", "test corpus", "test weights", "test agreement", "test planted",
     "test canaries", "protect order", "protect plant", "protect canaries", "attribute", "count-contexts", "probes",
     "power", "quality", "report", "evidence plan", "evidence timestamp",
