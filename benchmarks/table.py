@@ -273,7 +273,7 @@ def schemes(results: dict[str, Any]) -> str:
         "| the teacher's text | perplexity | Self-BLEU-3 | distinct-2 | entropy, nats | at the length limit |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, arm in results["arms"].items():
+    for name, arm in sorted(results["arms"].items()):
         if "quality" not in arm:
             continue
         cells = []
@@ -289,7 +289,7 @@ def schemes(results: dict[str, Any]) -> str:
         "| an innocent, least | decoys, mean and sd |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, arm in results["arms"].items():
+    for name, arm in sorted(results["arms"].items()):
         if "log10_pvalues" not in arm:
             continue
         found, decoys = arm["log10_pvalues"], arm["decoys"]
