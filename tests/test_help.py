@@ -205,7 +205,10 @@ def test_the_script_for_a_shell_is_printed(shell: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("stillmark mark ", {"plain,check", "plain,derive", "plain,new", "plain,publish", "plain,show"}),
+        (
+            "stillmark mark ",
+            {"plain,check", "plain,derive", "plain,import", "plain,new", "plain,publish", "plain,show"},
+        ),
         ("stillmark mark p", {"plain,publish"}),
         ("stillmark power --access ", {"plain,text", "plain,top20", "plain,weights"}),
         ("stillmark power --price", {"plain,--price-in", "plain,--price-out"}),

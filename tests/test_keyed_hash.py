@@ -14,6 +14,7 @@ from click.testing import Result
 from tests import small
 from verify.corpus import plan
 from verify.data.dedup import distinct_rows, partition
+from watermark import Mark
 
 U32 = npt.NDArray[np.uint32]
 Run = Callable[..., Result]
@@ -89,10 +90,10 @@ def test_each_run_draws_its_seed_and_keeps_it(mark_file: Path, tmp_path: Path, s
     seeds = [json.loads((tmp_path / name / "run.json").read_text())["seed"] for name in ("a", "b")]
     assert len(set(seeds)) == 2
     assert all(len(seed) == 32 for seed in seeds)
-    held = plan.CorpusPlan.load(tmp_path / "a")
+    held = plan.CorpusPlan.load(tmp_path / "a", Mark.load(mark_file).seal_key)
     assert held is not None
     assert held.seed == seeds[0]
     body = json.loads((tmp_path / "a" / "run.json").read_text())
     for wrong in (body | {"seed": 5}, {name: value for name, value in body.items() if name != "seed"}):
         (tmp_path / "a" / "run.json").write_text(json.dumps(wrong))
-        assert "not the plan of a" in stillmark(*run, tmp_path / "a").stderr
+        assert "was changed since this run wrote it" in stillmark(*run, tmp_path / "a").stderr

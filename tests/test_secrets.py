@@ -301,7 +301,7 @@ def test_a_file_is_not_read_beyond_its_bound(tmp_path: Path, stillmark: Run, mon
     made().save(tmp_path / "m")
     (tmp_path / "labels").write_text("one\ntwo\nthree\n")
     (tmp_path / "o.jsonl").write_text('{"output_ids": [5, 6, 7]}\n')
-    monkeypatch.setattr("verify.radioactivity.attribution.MOST", 7)
+    monkeypatch.setattr("watermark.keyfile.MOST", 7)
     result = stillmark("attribute", "--mark", tmp_path / "m", "--labels", tmp_path / "labels", tmp_path / "o.jsonl")
     assert (result.exit_code, "MiB of labels" in result.stderr) == (1, True)
     monkeypatch.setattr("watermark.io.fields.MOST", 7)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from watermark.bounded import bounded
-from watermark.errors import StillmarkError, TokenizerError
+from watermark.errors import ModelError, StillmarkError, TokenizerError
 from watermark.extras import available, require
 from watermark.folder import printable, text_files
 
@@ -206,10 +206,13 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _folder(path: str | Path) -> Path:
-    """A folder whose files may be read. Raises TokenizerError, or ModelError: a file is none, lies elsewhere, ..."""
+    """A folder whose files may be read. Raises TokenizerError."""
     if not Path(path).is_dir():
         raise TokenizerError(f"{path}: no such directory", "name the directory that holds tokenizer.json")
-    text_files(Path(path))
+    try:
+        text_files(Path(path))
+    except ModelError as error:
+        raise TokenizerError(str(error), error.hint) from None
     return Path(path)
 
 
@@ -217,7 +220,7 @@ def _try(folder: Path) -> None:
     """Have a child process load a folder's tokenizer first, and read some text. Raises TokenizerError."""
     from watermark import confined
 
-    if not (folder / "tokenizer.json").exists():
+    if not (folder / "tokenizer.json").is_file():
         return
     digest = hashlib.sha256()
     for name, file in text_files(folder).items():

@@ -32,13 +32,13 @@ from verify.data.logprobs import read_recorded
 from verify.data.outputs import Output, Outputs, read_outputs
 from verify.fingerprint.answers import recorded
 from verify.fingerprint.planted import judge, questions
-from verify.radioactivity.attribution import read_labels
 from verify.radioactivity.logs import read_logs
 from verify.radioactivity.prompts import prompts_test
 from watermark import Mark, StillmarkError
 from watermark.io.fields import JsonError, array_items, load_json
 from watermark.io.prompts import Prompt, read_prompts
 from watermark.io.records import resuming
+from watermark.keyfile import read_labels
 from watermark.tokenizers import load
 
 EVIDENCE: Final = Path(__file__).parent.parent / "golden" / "evidence"

@@ -266,7 +266,7 @@ def calibrate(
                 raise InputError(path, 0, "no pair of it can be scored", "it says nothing of the key")
             logs, counts = np.empty(keys), np.empty(keys)
             for i in range(keys):
-                logs[i], counts[i] = _tried(mark.decoy(), pairs)
+                logs[i], counts[i] = _tried(mark.decoy(i), pairs)
                 update(i + 1, keys)
         own = _tried(mark, pairs)[0]
         materials.append(
