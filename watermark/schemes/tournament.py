@@ -24,8 +24,8 @@ MOST_LAYERS: Final = 8
 LIKE_DELTA: Final = {2: 1.5, 4: 1.8}
 """By layers: the delta of a green list (gamma 0.25) that leaves as much in a student (benchmarks/schemes.py).
 
-By z of the weights test at 300, 1,000 and 3,000 positions two layers lie at 1.70, 1.56 and 1.53 between the students of
-delta 1 and 2, four layers at 2.04, 1.92 and 1.81: the least of each, rounded down.
+By z of the weights test at 300, 1,000 and 3,000 positions two layers lie at 1.57, 1.53 and 1.54 between the students of
+delta 1 and 2, four layers at 1.85, 1.86 and 1.82: the least of each, rounded down.
 """
 
 
