@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_came(tmp_path: Path) -> None:
         run = [sys.executable, "-m", "verify.cli", "test", "endpoint", "--mark", tmp_path / "m", "--suspect", url]
         run += ["--model", "s", "--prompts", prompts, "--log", tmp_path / "log.jsonl", "--concurrency", "2"]
         with (tmp_path / "err").open("w") as errors:
-            stopped = subprocess.Popen(list(map(str, run)), stderr=errors)
+            # a job in the background of a shell ignores the signal, and so would what it starts
+            ready = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            stopped = subprocess.Popen(list(map(str, run)), stderr=errors, preexec_fn=ready)
         assert waiting.wait(120)
         time.sleep(1)  # the first answer is on its way
         stopped.send_signal(signal.SIGINT)

@@ -183,6 +183,13 @@ def marked_probes(teacher: Path, teacher_mark: Mark) -> list[Output]:
     return [Output(str(i), row[: len(prompt)], row[len(prompt) :]) for i, row in enumerate(whole.numpy())]
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32: how bfloat16 is rounded depends on the shape of a batch, and on the processor."""
+    monkeypatch.setattr("watermark.models.fast_bfloat16", lambda: False)
+
+
+@pytest.mark.usefixtures("exact")
 def test_readings_are_the_models_own_probabilities(teacher: Path, teacher_mark: Mark, speeches: np.ndarray) -> None:
     probes = [
         Output("a", speeches[:5], speeches[5:20]),
@@ -199,9 +206,9 @@ def test_readings_are_the_models_own_probabilities(teacher: Path, teacher_mark: 
     for p in range(15):
         entries = found.position == p
         likely = (direct[p + 4] > np.log(logprobs.MIN_PROBABILITY)).sum()
-        assert abs(int(entries.sum()) - int(likely)) <= 3, "padding shifts bfloat16 roundings at the edge"
+        assert abs(int(entries.sum()) - int(likely)) <= 1, "padding shifts roundings at the edge"
         for token, logprob in zip(found.tokens[entries], found.logprobs[entries], strict=True):
-            assert logprob == pytest.approx(float(direct[p + 4, int(token)]), abs=0.15)
+            assert logprob == pytest.approx(float(direct[p + 4, int(token)]), abs=0.002)
 
 
 def test_rule_2_in_reading(teacher: Path, teacher_mark: Mark, marked_probes: list[Output]) -> None:
@@ -319,9 +326,8 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     alone = [word for word in run if word not in ("--reference", teacher)]
     alone[alone.index("--suspect") + 1 : alone.index("--suspect") + 1] = [teacher]
     direct = json.loads(stillmark(*alone).stdout)
-    assert {**replayed, "files": 0, "reference": 0, "call": 0} == {
-        **{name: value for name, value in direct.items() if name in replayed}, "files": 0, "reference": 0, "call": 0
-    }  # fmt: skip
+    own = {"files": 0, "reference": 0, "call": 0, "prompts_test": 0}  # a log's prompts may be anybody's
+    assert replayed | own == {name: value for name, value in direct.items() if name in replayed} | own
     jsonl(*rows[:4], name="probes.jsonl")
     other = stillmark(*run)
     assert other.exit_code == 1
@@ -332,6 +338,7 @@ def test_what_was_read_is_kept_resumed_and_replayed(
     assert "cannot write" in blocked.stderr
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_text_longer_than_a_piece_is_read_whole(
     teacher: Path, teacher_mark: Mark, speeches: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,7 +201,8 @@ def test_where_every_coin_fell_the_better_way(jsonl: Jsonl, mark: Mark, mark_fil
 @pytest.mark.slow
 def test_real_text_agrees(speeches: np.ndarray, teacher: Path, jsonl: Jsonl, tmp_path: Path) -> None:
     """Human text by the teacher's tokens: a third of each speech's piece as the prompt."""
-    mark = Mark.new(teacher, secret=SECRET, label="speeches")
+    # the scripts do not look for copies in other spellings, and neither does the package without a tokenizer
+    mark = replace(Mark.new(teacher, secret=SECRET, label="speeches"), tokenizer_source=None)
     mark.save(tmp_path / "real.mark")
     pieces = speeches[:30_000].reshape(-1, 300).tolist()
     records = jsonl(*({"prompt_ids": piece[:100], "output_ids": piece[100:]} for piece in pieces))

@@ -70,6 +70,10 @@ class Client:
         self._manner = Manner(top=endpoint.top_logprobs)
         self._secrets = _secrets(endpoint, self._openai.api_key)
 
+    def close(self) -> None:
+        """Close its connections. A request that is under way in another thread fails."""
+        self._openai.close()
+
     def ask(self, prompt: Prompt, wanted: str, number: int = 1) -> tuple[dict[str, Any], ApiError | None]:
         """One request: `request`, the `answer` as it came, and `error`; `changed` if it had to be asked otherwise.
 

@@ -9,6 +9,7 @@ depends on the text after it, so that probes which may carry the mark are not se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -133,17 +134,18 @@ def _way(endpoint: Endpoint, first: Prompt, probe: Output, vocabulary: Vocabular
     as_text = replace(first, text=vocabulary.text(first.ids or ()), ids=None)
     words = ""
     for wanted in (PROMPT_LOGPROBS, ECHO):
-        client = Client(replace(endpoint, retries=min(endpoint.retries, 1)))  # some answer 500 to what they do not take
-        for prompt in (first, as_text):
-            fields, refusal = client.ask(prompt, wanted)
-            if refusal is not None:
-                raise refusal
-            words = words or fields["error"] or "".join(fields.get("changed", ())[-1:])
-            steps = along_prompt(fields["answer"]) if fields["error"] is None else ()
-            if len(steps) < 2 or not any(step.top for step in steps[1:]):
-                continue
-            if prompt is as_text or _same_tokens(steps, probe.ids.tolist(), vocabulary):
-                return wanted, prompt is first
+        patient = replace(endpoint, retries=min(endpoint.retries, 1))  # some answer 500 to what they do not take
+        with closing(Client(patient)) as client:
+            for prompt in (first, as_text):
+                fields, refusal = client.ask(prompt, wanted)
+                if refusal is not None:
+                    raise refusal
+                words = words or fields["error"] or "".join(fields.get("changed", ())[-1:])
+                steps = along_prompt(fields["answer"]) if fields["error"] is None else ()
+                if len(steps) < 2 or not any(step.top for step in steps[1:]):
+                    continue
+                if prompt is as_text or _same_tokens(steps, probe.ids.tolist(), vocabulary):
+                    return wanted, prompt is first
     raise NoLogprobsError(
         "the endpoint gives no log probabilities along a prompt" + (f": {words}" if words else ""),
         "`stillmark test endpoint` asks it questions instead",

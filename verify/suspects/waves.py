@@ -83,6 +83,7 @@ def request_in_waves(
                 )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a request under way would hold up Ctrl-C for minutes
+        client.close()
 
 
 def _alike(waiting: Sequence[Prompt], size: int, samples: int) -> tuple[list[Sequence[Prompt]], Sequence[Prompt]]:
