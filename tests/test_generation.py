@@ -15,6 +15,7 @@ from click.testing import Result
 from scipy.stats import binom
 
 from tests import small
+from verify import Outputs, attribute, text_test
 from watermark import GreenList, Mark, MarkError, Marks, Sampling, StillmarkError, TokenizerError, Tournament, generate
 from watermark.io.prompts import Prompt
 from watermark.models import load_model
@@ -141,6 +142,15 @@ def test_prompts_that_cannot_be_asked(model: Path) -> None:
         generate(model, ["w5", Prompt("1", "w6", None)])
     with pytest.raises(StillmarkError, match="prompt '1' is empty or holds an id outside"):
         generate(model, [Prompt("1", None, (999,))])
+
+
+@pytest.mark.parametrize("unmarked", [False, True])
+def test_what_was_written_is_tested_as_it_is(model: Path, mark: Mark, unmarked: bool) -> None:
+    """Without a file between: `copied` was missing there."""
+    written = generate(model, TEXTS, mark=mark, sampling=dataclasses.replace(SAMPLING, max_new_tokens=60))
+    found = text_test(mark, Outputs(tuple(written)), unmarked_prompts=unmarked)
+    assert found.log10_pvalue < -10
+    assert attribute(mark, ["a"], Outputs(tuple(written)), unmarked_prompts=unmarked).n > 50
 
 
 def test_what_shapes_outputs_is_called_as_before() -> None:

@@ -76,6 +76,7 @@ class Written:
         ended: whether it gave one.
         mark: commitment of the mark in it, a list of several, or None.
         new: whether this call wrote it, or an earlier one.
+        sequential, copied: as of outputs that were read; nobody looked for copies of the prompt.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Written:
     mark: str | list[str] | None
     new: bool = True
     sequential: bool = False
+    copied: npt.NDArray[np.bool_] | None = None
 
     @property
     def marked(self) -> bool:
