@@ -22,8 +22,8 @@ import scipy.stats
 
 from benchmarks.texts import speeches
 from verify.data.outputs import Output
-from verify.data.pairs import Pairs, distinct, scorable_batch
-from verify.data.reads import Reads, reads_of
+from verify.data.pairs import Pairs, Reads, distinct, scorable_batch
+from verify.data.reads import reads_of
 from verify.planning.demo import teacher_model
 from verify.profiles import import_mark
 from verify.radioactivity.text import text_result

@@ -57,7 +57,7 @@ def test_prompts_with_the_mark_are_a_matter_of_rule_2(jsonl: Jsonl) -> None:
 
 def test_a_test_without_rule_1_is_found_out(jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pair counted eight times: far too many keys at random reach every level."""
-    right = calibrating.extract
+    right = calibrating.pairs_of
 
     def wrong(*arguments: Any, **named: Any) -> Pairs:
         pairs = right(*arguments, **named)
@@ -65,7 +65,7 @@ def test_a_test_without_rule_1_is_found_out(jsonl: Jsonl, monkeypatch: pytest.Mo
         more = {name: getattr(pairs, name)[often] for name in ("contexts", "tokens", "counts")}
         return replace(pairs, **more)
 
-    monkeypatch.setattr(calibrating, "extract", wrong)
+    monkeypatch.setattr(calibrating, "pairs_of", wrong)
     found = verify.calibrate(MARK, jsonl(*written(MARK, 1, records=10)), keys=200)
     assert found.verdict == "not sound"
     assert "the test errs. Look at rule 1" in found.reasons[0]

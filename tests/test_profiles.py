@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, Wa
 
 import verify
 from tests import small
+from verify.data.logprobs import TextLogprobs, as_text
 from verify.data.outputs import Output
 from verify.data.pairs import extract, weigh
 from verify.data.reads import reads_of
 from verify.profiles import import_mark, read_profile
+from verify.radioactivity.prompts import prompts_test
+from verify.radioactivity.sequential import weighed_anew
 from verify.radioactivity.text import text_result
 from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, MarkError, Marks, UsageError
@@ -222,6 +225,15 @@ def test_selfhash_counts_an_anchor_and_a_token_once() -> None:
     weights = weigh(contexts.astype(np.uint32), tokens.astype(np.uint32), np.ones(4000), (), reads_of(mark))
     assert len(weights.tokens) == len(units)
     assert weights.weights.sum() == 4000
+    # where all text is looked at anew, and where the prompts are tested for the mark
+    ids = rng.integers(0, 40, 4000)
+    said = as_text(Output("a", None, ids))
+    none = TextLogprobs("a", ids, 0, *(np.zeros(0, kind) for kind in (np.int64, np.uint32, np.float32)))
+    anew = weighed_anew(mark, [said], [none], unmarked=True)
+    assert len(anew.tokens) == len(np.unique(mark.inputs(anew.contexts, anew.tokens), axis=0)) <= 40 * 40
+    tested = prompts_test(mark, [Output("a", ids, np.zeros(0, np.int64))], None)
+    assert tested is not None
+    assert tested.n <= 40 * 40
 
 
 def test_synthid_counts_a_class_once() -> None:

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from verify.data.dialects import is_logprob
 from verify.data.outputs import Output, check_ids
-from verify.data.pairs import Positions, contexts_before, scorable_in_order
-from verify.data.reads import PAIRS, Reads
+from verify.data.pairs import PAIRS, Positions, Reads, contexts_before, scorable_in_order
 from verify.data.shapes import Answers
 from watermark import InputError, Mark, StillmarkError
 from watermark.io.fields import is_int, is_text

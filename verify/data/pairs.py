@@ -1,7 +1,7 @@
 """Token sequences to distinct (context, token) pairs. The three validity rules live here and nowhere else.
 
 1. One coin a pair: a distinct pair counts once over the whole evidence, across records. (Pairs are distinct where the
-   PRF reads them as distinct: `verify.data.reads`.)
+   PRF reads them as distinct: `Reads`.)
 2. No leaks from the context: a position is skipped if its context occurred, with a successor, in any prompt of
    the evidence; a model that copies what it was shown is innocent. (In the record's own prompt is not enough: two
    records whose prompts show each other's contexts tie the coins of the one to the choices in the other.)
@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from verify.data.dedup import codes, distinct_rows
 from verify.data.outputs import Output
-from verify.data.reads import PAIRS, Reads
 from watermark import StillmarkError
 
 SEEN_CONTEXT: Final = "seen_context"
@@ -36,6 +35,30 @@ REPEATED_PAIR: Final = "repeated_pair"
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
+
+
+def whole_pairs(contexts: U32, tokens: U32) -> U32:
+    """The rows (context, token) of N pairs, uint32 [N, width + 1]."""
+    return np.column_stack([contexts, tokens])
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How pairs share coins.
+
+    Attributes:
+        inputs: of contexts uint32 [N, width] and tokens [N], rows uint32 [N, any]: pairs with the same row have the
+            same coins, and the coins of different rows are independent.
+        shared: pairs of different contexts may have the same row, so that a context that was never shown may still
+            have coins that were.
+    """
+
+    inputs: Callable[[U32, U32], U32] = whole_pairs
+    shared: bool = False
+
+
+PAIRS: Final = Reads()
+"""The PRF reads the whole pair, as that of our own schemes does."""
 
 
 @dataclass(frozen=True)

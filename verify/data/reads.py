@@ -1,43 +1,24 @@
-"""What a mark's PRF reads of a pair: the unit of rule 1, and whether rule 2 can go by contexts."""
+"""What may be scored of some outputs for a mark: its width, its special tokens, and what its PRF reads of a pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
 
-import numpy as np
-import numpy.typing as npt
-
+from verify.data.outputs import Output
+from verify.data.pairs import Pairs, Positions, Reads, distinct, scorable_batch
 from watermark import Mark
-
-U32 = npt.NDArray[np.uint32]
-
-
-def whole_pairs(contexts: U32, tokens: U32) -> U32:
-    """The rows (context, token) of N pairs, uint32 [N, width + 1]."""
-    return np.column_stack([contexts, tokens])
-
-
-@dataclass(frozen=True)
-class Reads:
-    """How pairs share coins.
-
-    Attributes:
-        inputs: of contexts uint32 [N, width] and tokens [N], rows uint32 [N, any]: pairs with the same row have the
-            same coins, and the coins of different rows are independent.
-        shared: pairs of different contexts may have the same row, so that a context that was never shown may still
-            have coins that were.
-    """
-
-    inputs: Callable[[U32, U32], U32] = whole_pairs
-    shared: bool = False
-
-
-PAIRS: Final = Reads()
-"""The PRF reads the whole pair, as that of our own schemes does."""
 
 
 def reads_of(mark: Mark) -> Reads:
     """How the pairs of a mark share coins."""
     return Reads(mark.inputs, mark.scheme.shared)
+
+
+def positions_of(mark: Mark, outputs: Iterable[Output], *, unmarked_prompts: bool = False) -> Positions:
+    """The positions of some outputs that may be scored for a mark; see `verify.data.pairs.scorable_batch`."""
+    return scorable_batch(outputs, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts, reads=reads_of(mark))
+
+
+def pairs_of(mark: Mark, outputs: Iterable[Output], *, unmarked_prompts: bool = False) -> Pairs:
+    """The distinct pairs of some outputs for a mark (rule 1)."""
+    return distinct(positions_of(mark, outputs, unmarked_prompts=unmarked_prompts))

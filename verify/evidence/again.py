@@ -10,7 +10,8 @@ import numpy as np
 
 from verify.data.logprobs import TextLogprobs, as_text, at_common_places, keep_top_of_text, most_named
 from verify.data.outputs import Outputs, read_outputs
-from verify.data.pairs import WeightedPairs, extract
+from verify.data.pairs import WeightedPairs
+from verify.data.reads import pairs_of
 from verify.evidence.scored import CHERNOFF, MIXTURE, SEQUENTIAL, Scored
 from verify.evidence.statement import Statement
 from verify.radioactivity.inputs import recorded, tables
@@ -52,7 +53,7 @@ def scored_again(
         if promised.rule in (BINOMIAL, COUNTS) and "method" in result:
             unmarked = result.get("unmarked_prompts") is True
             read = _outputs(mark, _files(result.get("files"), said, here), result, tokenizer)
-            pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked)
+            pairs = pairs_of(mark, read, unmarked_prompts=unmarked)
             weights = pairs.counts[:, None].astype(np.float64)[:, : promised.pairs.weights.shape[1]]
             weights = np.minimum(weights, 20)
             return Scored(promised.rule, WeightedPairs(pairs.contexts, pairs.tokens, weights), np.zeros(0, np.int64))

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
-from verify.data.pairs import Pairs, extract
+from verify.data.pairs import Pairs
+from verify.data.reads import pairs_of
 from verify.display import Heading, Paragraph, Part, Rows, Table, plain
 from verify.progress import Stages, silent
 from verify.radioactivity.inputs import outputs_of
@@ -261,7 +262,7 @@ def calibrate(
             progress=progress,
         )  # fmt: skip
         with progress(f"trying keys on {path}", "keys") as update:
-            pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+            pairs = pairs_of(mark, read, unmarked_prompts=unmarked_prompts)
             if not len(pairs.tokens):
                 raise InputError(path, 0, "no pair of it can be scored", "it says nothing of the key")
             logs, counts = np.empty(keys), np.empty(keys)
@@ -304,7 +305,7 @@ def _tried(mark: Mark, pairs: Pairs) -> tuple[float, float]:
 
 
 def _if_marked(mark: Mark, read: Outputs) -> float:
-    return _tried(mark, extract(read, mark.width, mark.exempt))[0]
+    return _tried(mark, pairs_of(mark, read))[0]
 
 
 def _level(log10_pvalues: Floats, level: float) -> Level:

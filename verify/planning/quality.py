@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtri, ndtri_exp
 
 from verify.data.outputs import Output
-from verify.data.pairs import extract
+from verify.data.reads import pairs_of
 from verify.planning.distributions import Along, perplexity, read_distributions
 from verify.planning.power import MEASURED_GAMMA, POWER, measured_need
 from verify.planning.quality_result import Evidence, Measure, Quality
@@ -193,7 +193,7 @@ class _Arm:
     @cached_property
     def text(self) -> TextResult:
         """The exact binomial test of these answers for the key."""
-        pairs = extract(self.outputs, self.key.width, self.key.exempt, unmarked_prompts=self.free)
+        pairs = pairs_of(self.key, self.outputs, unmarked_prompts=self.free)
         return text_result(self.key, pairs)
 
     def figures(self) -> dict[str, float]:

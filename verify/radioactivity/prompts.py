@@ -17,7 +17,7 @@ import numpy as np
 from verify.data.folding import PLAIN, Bools, Folding, spellings, texts_shown
 from verify.data.logprobs import TextLogprobs
 from verify.data.outputs import Ids, Output
-from verify.data.pairs import distinct, scorable_batch
+from verify.data.reads import pairs_of
 from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, TokenizerError
 from watermark.tokenizers import AnyTokenizer, Tokenizer
@@ -147,7 +147,7 @@ def _encoded(tokenizer: AnyTokenizer, texts: list[str]) -> list[list[int]]:
 def _fit(mark: Mark, texts: Sequence[Ids]) -> tuple[int, float]:
     """How many distinct pairs there are, and log10 p: of all together, and of the best block of them."""
     outputs = [Output("", None, ids) for ids in texts]
-    pairs = distinct(scorable_batch(outputs, mark.width, mark.exempt, unmarked_prompts=True))
+    pairs = pairs_of(mark, outputs, unmarked_prompts=True)
     hits = mark.hits(pairs.contexts, pairs.tokens)
     coins, rate, n = mark.scheme.coins, mark.scheme.rate, len(hits)
     whole = binomial_log10_sf(int(hits.sum()), n * coins, rate)

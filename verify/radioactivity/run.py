@@ -31,8 +31,8 @@ from verify.data.logprobs import (
     most_named,
 )
 from verify.data.outputs import Output, Outputs
-from verify.data.pairs import distinct, extract, scorable_batch
-from verify.data.reads import reads_of
+from verify.data.pairs import distinct
+from verify.data.reads import pairs_of, positions_of
 from verify.lineage.plan import ATTRIBUTION, LineagePlan
 from verify.planning.builtin import builtin_prompts
 from verify.progress import Stages, on, silent
@@ -163,7 +163,7 @@ def text_test(
         along = None if reference is None else _along(mark, reference, kept, 1, tokenizer, progress)
         found = replayed(mark, "text", alpha, list(map(as_text, kept)), along, prompts, unmarked=unmarked_prompts)
         return replace(found, inputs=_inputs(read, reference), warnings=found.warnings + notes)
-    positions = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts, reads=reads_of(mark))
+    positions = positions_of(mark, read, unmarked_prompts=unmarked_prompts)
     weights, expected = None, None
     along = []
     if reference is not None and len(read):
@@ -189,7 +189,7 @@ def text_test(
         if result.significant:
             result = replace(result, tilt=tilt_of(mark, positions, expected))
     if not unmarked_prompts and result.pairs.prompts:
-        free = scorable_batch(read, mark.width, mark.exempt, unmarked_prompts=True, reads=reads_of(mark))
+        free = positions_of(mark, read, unmarked_prompts=True)
         if weights is not None:
             weights = excess(free, logprobs_at_positions(along, free), mark.exempt)
         other = text_log10_if_unmarked(mark, distinct(free), chosen, weights)
@@ -546,7 +546,7 @@ def attribute(
         progress=progress,
     )
     read, prompts, notes = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
-    pairs = extract(read, mark.width, mark.exempt, unmarked_prompts=unmarked_prompts)
+    pairs = pairs_of(mark, read, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
         digest = None if plan is None else fixed.digest
         found = attribution(mark, names, pairs, alpha, update, plan=digest, planned_before=before)

@@ -36,11 +36,10 @@ from verify.data.pairs import (
     SeenPairs,
     WeightedPairs,
     contexts_before,
-    scorable_batch,
     scorable_in_order,
     weigh,
 )
-from verify.data.reads import reads_of
+from verify.data.reads import positions_of, reads_of
 from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult, score
@@ -222,7 +221,7 @@ def weighed_anew(
     mark: Mark, answers: Sequence[TextLogprobs], references: Sequence[TextLogprobs], *, unmarked: bool
 ) -> WeightedPairs:
     """The coins of some answers, weighed as those of a fixed sample; the weights do not depend on the key."""
-    positions = scorable_batch(map(as_output, answers), mark.width, mark.exempt, unmarked_prompts=unmarked)
+    positions = positions_of(mark, map(as_output, answers), unmarked_prompts=unmarked)
     return excess(positions, logprobs_at_positions(references, positions), mark.exempt)
 
 

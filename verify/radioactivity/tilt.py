@@ -23,8 +23,8 @@ from scipy.special import logsumexp, ndtri
 
 from verify.data.dedup import distinct_rows
 from verify.data.logprobs import LogprobTable, TextLogprobs, as_output, logprobs_at_positions
-from verify.data.pairs import Positions, scorable_batch
-from verify.data.reads import reads_of
+from verify.data.pairs import Positions
+from verify.data.reads import positions_of
 from verify.results import LEVEL
 from verify.stats.binomial import Interval
 from watermark import Mark
@@ -145,9 +145,7 @@ def tilt_of_answers(
     mark: Mark, answers: Sequence[TextLogprobs], along: Sequence[TextLogprobs] | None, *, unmarked: bool
 ) -> Tilt | None:
     """The same of answers that a suspect wrote. along: what a reference says along them; unmarked: the prompts are."""
-    positions = scorable_batch(
-        map(as_output, answers), mark.width, mark.exempt, unmarked_prompts=unmarked, reads=reads_of(mark)
-    )
+    positions = positions_of(mark, map(as_output, answers), unmarked_prompts=unmarked)
     return tilt_of(mark, positions, None if along is None else logprobs_at_positions(along, positions))
 
 
