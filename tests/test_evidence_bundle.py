@@ -120,6 +120,25 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
 # --- what holds ---
 
 
+def test_a_bundle_on_another_engines_mark(here: Here, tmp_path: Path) -> None:
+    """Its secret is longer, so that its card was called malformed; which pairs count once is known by the key alone."""
+    config = {"seeding_scheme": "selfhash", "hashing_key": 15485863, "bias": 2.0, "context_width": 3}
+    verify.import_mark("transformers", config, vocabulary=SIZE).save(tmp_path / "m")
+    outputs = here.folder / "text.jsonl"
+    verify.suspect(outputs, mark=tmp_path / "m", unmarked_prompts=True, out=tmp_path / "case")
+    bundle = tmp_path / "bundle"
+    made = make_bundle(tmp_path / "case", here.folder / "key", bundle)
+    assert made["tests"] == ["mark"]
+    with_mark = here.check(bundle=bundle, reveal=tmp_path / "m", card=None, plan=None)
+    without = here.check(bundle=bundle, reveal=None, card=None, plan=None)
+    other = here.check(bundle=bundle, card=None, plan=None)
+    found = [{one.name: one.status for one in checked.checks} for checked in (with_mark, without, other)]
+    assert (with_mark.differences, without.differences) == ((), ())
+    assert (found[0]["pairs"], found[0]["p-values"], found[0]["commitment"]) == (HOLDS, HOLDS, HOLDS)
+    assert (found[1]["pairs"], found[1]["p-values"]) == (OPEN, OPEN)
+    assert (found[2]["pairs"], found[2]["commitment"]) == (OPEN, DIFFERS)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_bundle_holds(here: Here, name: str) -> None:
     found = here.check(name)

@@ -36,7 +36,7 @@ def scored_again(
     """What a test scored, from the files.
 
     Args:
-        mark: with the card's parameters; its secret is not used.
+        mark: with the card's parameters; only of another engine's mark its secret is used, to tell pairs apart.
         result: of the test, as in JSON.
         here: the files that were named, by their SHA-256.
         said: the bundle.

@@ -21,7 +21,7 @@ from verify.data.pairs import Pairs
 from verify.data.reads import pairs_of
 from verify.display import Heading, Paragraph, Part, Rows, Table, plain
 from verify.progress import Stages, silent
-from verify.radioactivity.inputs import outputs_of
+from verify.radioactivity.inputs import beside_prompts, outputs_of
 from verify.results import new_axes
 from verify.stats import binomial
 from watermark import InputError, Mark, UsageError
@@ -261,6 +261,8 @@ def calibrate(
             mark, path, tokenizer, columns=columns, need_prompts=not unmarked_prompts, skip_bad=skip_bad,
             progress=progress,
         )  # fmt: skip
+        if not unmarked_prompts:  # else this is where it shows whether that was said wrongly
+            read, _, _ = beside_prompts(mark, read, tokenizer, unmarked=False)
         with progress(f"trying keys on {path}", "keys") as update:
             pairs = pairs_of(mark, read, unmarked_prompts=unmarked_prompts)
             if not len(pairs.tokens):

@@ -117,7 +117,7 @@ def check_bundle(
             _time(said, tsa),
             _commitment(said, secret, published, card, spelled),
             _inputs(said, read),
-            _pairs(said, read, wrong, tokenizer),
+            _pairs(said, read, wrong, secret, tokenizer),
             *([] if proven is None else [_proofs(said, proven)]),
             *escrowed,
             _numbers(said, secret, hits, numbers),
@@ -308,7 +308,13 @@ def _chain(said: Statement, read: Mapping[Path, Input]) -> Iterator[str]:
             )
 
 
-def _pairs(said: Statement, read: Mapping[Path, Input], wrong: Sequence[str], tokenizer: PathLike | None) -> Checked:
+def _pairs(
+    said: Statement,
+    read: Mapping[Path, Input],
+    wrong: Sequence[str],
+    secret: Mark | None,
+    tokenizer: PathLike | None,
+) -> Checked:
     """The pairs keep the rules, are as many as the result says, and are those that the files give."""
     found, against, lacking = list(wrong), list[str](), False
     results = {_text(one, "test"): _object(one, "result") for one in _tests(said)}
@@ -333,8 +339,9 @@ def _pairs(said: Statement, read: Mapping[Path, Input], wrong: Sequence[str], to
             continue
         try:
             again = scored_again(
-                said.stand_in, result, {one.sha256: path for path, one in read.items()}, said, scored, tokenizer
-            )
+                _knows_pairs(said, secret), result, {one.sha256: path for path, one in read.items()}, said, scored,
+                tokenizer,
+            )  # fmt: skip
         except NotHereError as error:
             lacking = True
             against.append(f"{name}: {len(scored):,} pairs; they were not found again, since {error}")
@@ -350,6 +357,19 @@ def _pairs(said: Statement, read: Mapping[Path, Input], wrong: Sequence[str], to
     if found:
         return _checked("pairs", whole, found)
     return Checked("pairs", OPEN if lacking else HOLDS, whole)
+
+
+def _knows_pairs(said: Statement, secret: Mark | None) -> Mark:
+    """A mark that tells which pairs count once. Of another engine's mark only the mark itself does.
+
+    Raises NotHereError.
+    """
+    assert said.stand_in is not None
+    if said.stand_in.scheme.embeds:
+        return said.stand_in
+    if secret is None or said.card is None or secret.matches(said.card):
+        raise NotHereError("which pairs of another engine's mark count once depends on its key: it takes the mark")
+    return secret
 
 
 def _of_excess(result: Mapping[str, Any]) -> bool:

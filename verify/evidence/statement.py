@@ -101,7 +101,7 @@ def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def mark_of_card(card: Mapping[str, Any]) -> Mark:
-    """A mark with the parameters of a card, and 32 zeros for a secret: it says what may be scored, and no coin.
+    """A mark with the parameters of a card, and zeros for a secret: it says what may be scored, and no coin.
 
     Raises:
         StillmarkError: it is no card.
@@ -114,7 +114,8 @@ def mark_of_card(card: Mapping[str, Any]) -> Mark:
         raise StillmarkError(f"the card is malformed: {wrong or 'its format'}")
     try:
         parameters: dict[str, Any] = {name: card.get(name) for name in PARAMETERS if name != "tokenizer_source"}
-        return Mark(bytes(32), from_fields(card), **parameters)
+        scheme = from_fields(card)
+        return Mark(bytes(scheme.secret_bytes), scheme, **parameters)
     except (MarkError, TypeError, ValueError) as error:
         raise StillmarkError(f"the card is malformed: {error}") from None
 
