@@ -113,7 +113,7 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
         "plan": _plan(plan),
         "promised": None if promised is None else _plan(promised),
         "result": result,
-        "timestamp": None if stamp is None else b64encode(_bytes(stamp)).decode(),
+        "timestamp": None if stamp is None else b64encode(files.read_bytes(stamp)).decode(),
         "version": __version__,
     }
     subject = [{"name": one.name, "digest": {"sha256": one.sha256}} for one in inputs]
@@ -128,13 +128,6 @@ def own_salt(salt: bytes, name: str) -> bytes:
 
 def _plan(plan: LineagePlan) -> dict[str, Any]:
     return {"format": PLAN_FORMAT} | plan.to_dict()
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 def _card(path: Path) -> dict[str, Any]:

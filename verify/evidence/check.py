@@ -18,7 +18,7 @@ import numpy as np
 from verify.evidence.again import NotHereError, scored_again
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
 from verify.evidence.escrow import differing, read_coins
-from verify.evidence.inputs import Input, chain_of, changes, input_of
+from verify.evidence.inputs import Input, chain_of, changes, input_of, object_in
 from verify.evidence.proofs import false_proofs
 from verify.evidence.scored import CLOSE, Hits, Scored, differences, faults, hits_under, recomputed
 from verify.evidence.signing import MAX_BYTES, Envelope, read_envelope, read_key
@@ -31,7 +31,8 @@ from verify.results import plural
 from verify.stats import binomial
 from verify.stats.multiple import holm
 from watermark import InputError, Mark, StillmarkError
-from watermark.io.fields import JsonError, is_int, is_number, is_text, load_object
+from watermark.io import files
+from watermark.io.fields import is_int, is_number, is_text
 from watermark.keyfile import read_json
 from watermark.mark import as_mark
 
@@ -84,18 +85,16 @@ def check_bundle(
         >>> found.verdict, found.differences  # doctest: +SKIP
     """
     path = Path(bundle)
-    try:
+    with files.reading(path):
         if path.stat().st_size > MAX_BYTES:
             raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no bundle")
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
     key = None if public_key is None else read_key(public_key)
     secret = None if reveal is None else as_mark(reveal)
     escrow = None if escrow_key is None else read_key(escrow_key)
-    shown = None if opening is None else _json(Path(opening))
-    proven = None if proofs is None else _json(Path(proofs))
-    answered = None if coins is None else _bytes(Path(coins))
+    shown = None if opening is None else object_in(Path(opening))
+    proven = None if proofs is None else object_in(Path(proofs))
+    answered = None if coins is None else files.read_bytes(Path(coins))
     published = None if card is None else read_json(Path(card), "card")
     spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
     planned = None if plan is None else read_plan(Path(plan))
@@ -129,22 +128,6 @@ def check_bundle(
         said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
         return CheckResult(bundle=str(bundle), checks=(signature, _checked("statement", "its form", [said_of_it])))
     return CheckResult(bundle=str(bundle), checks=checks, finding=_text(said.result, "verdict"), numbers=numbers)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return load_object(path)
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
-    except JsonError as error:
-        raise InputError(path, 0, str(error)) from None
 
 
 def _checked(name: str, against: str, wrong: Sequence[str]) -> Checked:

@@ -18,11 +18,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from verify.evidence.inputs import object_in
 from verify.evidence.scored import Hits, Scored, hits_under
 from verify.evidence.signing import Envelope, read_envelope, signed
 from verify.evidence.statement import Hidden, Statement, opened, read_statement
 from verify.results import plural
-from watermark import InputError, Mark, MarkError, StillmarkError
+from watermark import Mark, MarkError, StillmarkError
 from watermark.errors import within
 from watermark.io import files
 from watermark.io.fields import JsonError, is_text, load_object
@@ -69,10 +70,10 @@ def answer_coins(
     """
     mark, bundle = as_mark(mark), Path(bundle)
     within("most", most, 1, float("inf"), first=True)
-    data = _read(bundle)
+    data = files.read_bytes(bundle)
     said = read_statement(read_envelope(data).payload)
     if opening is not None:
-        said, wrong = opened(said, load_object(_read(Path(opening))))
+        said, wrong = opened(said, object_in(Path(opening)))
         if wrong:
             raise StillmarkError(f"the opening is not that of the bundle: {wrong[0]}")
     if said.card is None or (differs := mark.matches(said.card)):
@@ -100,13 +101,6 @@ def answer_coins(
     with files.writing(Path(out)):
         files.replace(Path(out), envelope.to_bytes())
     return {"out": str(out), "keyid": next(iter(envelope.signatures)), "pairs": number, "left": max(0, most - spent)}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from watermark import InputError, StillmarkError
 from watermark.io import files
 from watermark.io.chain import read_link
-from watermark.io.fields import is_text, list_of
+from watermark.io.fields import JsonError, is_text, list_of, load_object
 
 MOST_LINES: Final = 200_000
 """Lines of one file whose digests a bundle holds."""
@@ -48,12 +48,18 @@ def input_of(path: Path, name: str) -> Input:
     """A file of the evidence. Raises InputError."""
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         return Input(name, files.sha256(path))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
+    data = files.read_bytes(path)
     lines = tuple(hashlib.sha256(line).hexdigest()[:HEX] for line in data.split(b"\n") if line.strip())
     return Input(name, hashlib.sha256(data).hexdigest(), lines if len(lines) <= MOST_LINES else None)
+
+
+def object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError."""
+    with files.reading(path):
+        try:
+            return load_object(path)
+        except JsonError as error:
+            raise InputError(path, 0, str(error)) from None
 
 
 def inputs_of_fields(fields: Any) -> tuple[Input, ...]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from verify.evidence.bundle import OPENING_FORMAT, own_salt
+from verify.evidence.inputs import object_in
 from verify.evidence.merkle import prove, root_by
 from verify.evidence.statement import Hidden, Statement
 from watermark import InputError, StillmarkError, UsageError
 from watermark.io import files
-from watermark.io.fields import JsonError, is_int, is_text, load_object
+from watermark.io.fields import is_int, is_text
 
 PROOF_FORMAT: Final = "stillmark-proof/v1"
 
@@ -34,12 +35,7 @@ def prove_pairs(opening: str | Path, pairs: Sequence[int], out: str | Path, *, t
         InputError: the opening cannot be read, or `out` cannot be written.
     """
     path = Path(opening)
-    try:
-        fields = load_object(path)
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
-    except JsonError as error:
-        raise InputError(path, 0, str(error)) from None
+    fields = object_in(path)
     if fields.get("format") != OPENING_FORMAT:
         raise InputError(path, 0, f"not of format {OPENING_FORMAT}")
     scored = fields["tests"].get(test)

@@ -54,7 +54,7 @@ def read_key(path: str | Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey
 
-    data = _read(Path(path), "public key")
+    data = files.read_bytes(Path(path), "public key")
     try:
         key = load_pem_public_key(data)
     except ValueError:
@@ -62,13 +62,6 @@ def read_key(path: str | Path) -> Any:
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(path, 0, "a key of another kind than Ed25519")
     return SSlibKey.from_crypto(key)
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read the {what}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def signed(payload: bytes, key: str | Path, payload_type: str = PAYLOAD_TYPE) ->
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    data = _read(Path(key), "key")
+    data = files.read_bytes(Path(key), "key")
     try:
         private = load_pem_private_key(data, None)
     except (ValueError, TypeError):  # nothing of the file is quoted

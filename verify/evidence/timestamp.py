@@ -119,9 +119,7 @@ def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
     from rfc3161_client import VerificationError, VerifierBuilder
 
     try:
-        chain = load_pem_x509_certificates(certificate.read_bytes())
-    except OSError as error:
-        raise InputError(certificate, 0, f"cannot read: {error.strerror}") from None
+        chain = load_pem_x509_certificates(files.read_bytes(certificate))
     except ValueError:
         raise InputError(certificate, 0, "no certificate in PEM") from None
     found = _response(response)

@@ -41,13 +41,25 @@ def writing(
         raise InputError(path, 0, f"cannot write: {reason}", hint) from error
 
 
+@contextmanager
+def reading(path: Path, what: str = "", hint: str | None = None) -> Iterator[None]:
+    """Errors of reading `path` in this block as InputError, in words; what: names the file in them, if it is named."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(path, 0, f"cannot read{what and f' the {what}'}: {error.strerror}", hint) from None
+
+
+def read_bytes(path: Path, what: str = "") -> bytes:
+    """A file, whole. Raises InputError."""
+    with reading(path, what):
+        return path.read_bytes()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hex. Raises InputError where it cannot be read."""
-    try:
-        with open_to_read(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(path, 0, f"cannot read: {error.strerror}") from None
+    with reading(path), open_to_read(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock(descriptor: int, *, unknown: bool = True) -> bool:
