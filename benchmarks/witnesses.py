@@ -14,7 +14,8 @@ import torch
 
 from verify.data.logprobs import LogprobTable, TextLogprobs, keep_top_of_text, scorable_logprobs
 from verify.data.outputs import Output, read_outputs
-from verify.data.pairs import Positions, WeightedPairs, scorable_batch
+from verify.data.pairs import Positions, WeightedPairs
+from verify.data.reads import positions_of, reads_of
 from verify.planning.demo import teacher_model
 from verify.radioactivity.logprobs import log10_bound
 from verify.suspects.model import read_weights
@@ -64,12 +65,15 @@ def shuffled(texts: Sequence[TextLogprobs], seed: int) -> list[TextLogprobs]:
 def readings(texts: Sequence[TextLogprobs], mark: Mark, k: int | None = None, *, unmarked: bool = True) -> LogprobTable:
     """What may be scored of texts; k: only the k largest log probabilities."""
     return scorable_logprobs(
-        [text if k is None else keep_top_of_text(text, k) for text in texts], mark.width, unmarked=unmarked
+        [text if k is None else keep_top_of_text(text, k) for text in texts],
+        mark.width,
+        unmarked=unmarked,
+        reads=reads_of(mark),
     )
 
 
 def written(texts: Sequence[Output], mark: Mark) -> Positions:
-    return scorable_batch(texts, mark.width, mark.exempt, unmarked_prompts=True)
+    return positions_of(mark, texts, unmarked_prompts=True)
 
 
 def sampled(texts: Sequence[TextLogprobs], k: int) -> list[TextLogprobs]:
