@@ -3,6 +3,7 @@
     python -m benchmarks.profiles null        # 2,000 keys on real human text, each profile
     python -m benchmarks.profiles dedupe      # selfhash: n-grams counted, as the peer counts them, and pairs as here
     python -m benchmarks.profiles found [VLLM]   # text that the engines' code marks, of the 135M model
+    python -m benchmarks.profiles textseal    # why TextSeal's marks are not imported: coins that lean on each other
 
 `VLLM` is a folder that holds the package `vllm` (0.33.0), of which the files of its watermarks are enough. Figures go
 to benchmarks/results/profiles.json.
@@ -143,6 +144,50 @@ def dedupe(keys: int = 100, tokens: int = 5000) -> dict[str, Any]:
     return {"tokens": len(text), "keys": keys, "counted": shown}
 
 
+def textseal(keys: int = 2000, draws: int = 100_000) -> dict[str, Any]:
+    """TextSeal 0.0.5: coins of two tokens in one context, over keys; and the spread of z over keys, on human text.
+
+    Its function adds multiples of the tokens and of the key before it mixes, so that the difference of two sums is the
+    same under every key. z is of the green list (gamma 0.5), over distinct sums; independent coins give it an sd of 1.
+    """
+    primes, rng = (10_000_019, 10_000_247, 10_000_439, 10_000_643), np.random.default_rng(0)
+
+    def numbers(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # 64 bits wrap, as in torch
+            mixed = sums * np.int64(15_485_863) * np.int64(40_499)
+        return np.asarray((mixed ^ mixed >> np.int64(13)) % 8191)
+
+    def keyed() -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return rng.integers(-(2**63), 2**63 - 1, draws) * np.int64(500_001_713)
+
+    sums, correlations = keyed(), []
+    first = numbers(sums) < 4095.5
+    for apart in rng.integers(1, SIZE, 500):
+        second = numbers(sums + apart * np.int64(100_000_007)) < 4095.5
+        correlations.append(abs(float(np.corrcoef(first, second)[0, 1])))
+    spread = {}
+    for width, tokens in ((1, 5000), (1, 20_000), (2, 5000), (2, 20_000), (4, 5000), (4, 20_000)):
+        windows = np.lib.stride_tricks.sliding_window_view(human()[1000 : 1000 + tokens], width + 1)
+        read = np.unique(windows[:, :-1] @ np.array(primes[:width]) + 100_000_007 * windows[:, -1])
+        rate = 4096 / 8191
+        z = [
+            ((numbers(read + key) < 4095.5).sum() - len(read) * rate) / np.sqrt(len(read) * rate * (1 - rate))
+            for key in keyed()[:keys]
+        ]
+        spread[f"width {width}, {tokens} tokens"] = round(float(np.std(z)), 3)
+    found = {
+        "token differences looked at": len(correlations),
+        "correlation, largest": round(max(correlations), 3),
+        "share above 0.05": float(np.mean(np.array(correlations) > 0.05)),
+        "a difference's own noise": round(draws**-0.5, 4),
+        "keys": keys,
+        "sd of z": spread,
+    }
+    print(found, flush=True)
+    return found
+
+
 def vllm_philox(folder: Path) -> Any:
     """vLLM's PRF from its files alone: the package itself would bring its kernels."""
     for name in ("vllm", "vllm.v1", "vllm.v1.watermarking", "vllm.v1.watermarking.prfs"):
@@ -227,7 +272,12 @@ def _gamma(prf: Any, made: np.ndarray) -> float:
 
 def main() -> None:
     part, *rest = sys.argv[1:]
-    parts = {"null": null, "dedupe": dedupe, "found": lambda: found(Path(rest[0]) if rest else None)}
+    parts = {
+        "null": null,
+        "dedupe": dedupe,
+        "textseal": textseal,
+        "found": lambda: found(Path(rest[0]) if rest else None),
+    }
     made = parts[part]()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps(known | {part: made}, indent=1, sort_keys=True) + "\n")
