@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import textwrap
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import pytest
 from click.testing import Result
 
 import verify
-from verify.data.folding import Folding, fold, spellings
+from verify.data.folding import Folding, fold
 from verify.data.outputs import Output
 from verify.data.pairs import PROMPT_TEXT, extract, scorable_in_order, was_copied
+from verify.data.spellings import _SIGNS as SIGNS
+from verify.data.spellings import spellings
 from verify.radioactivity.prompts import prompts_test
 from watermark import InputError, Mark
 from watermark.tokenizers import load
@@ -82,6 +85,29 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "escapes": lambda text: "".join(f"\\u{ord(letter):04x}" for letter in text),
     "backwards": lambda text: text[::-1],
     "base64 of capitals": lambda text: base64.b64encode(text.upper().encode()).decode(),
+    "base32": lambda text: base64.b32encode(text.encode()).decode(),
+    "base85": lambda text: base64.b85encode(text.encode()).decode(),
+    "ascii85 in lines": lambda text: base64.a85encode(text.encode(), adobe=True, wrapcol=60).decode(),
+    "compressed, base64": lambda text: base64.b64encode(gzip.compress(text.encode())).decode(),
+    "decimal codes": lambda text: " ".join(str(ord(letter)) for letter in text),
+    "octal codes": lambda text: " ".join(f"{ord(letter):o}" for letter in text),
+    "bits": lambda text: " ".join(f"{byte:08b}" for byte in text.encode()),
+    "octal escapes": lambda text: "".join(f"\\{byte:03o}" for byte in text.encode()),
+    "quoted-printable": lambda text: "".join(f"={byte:02X}" for byte in text.encode()),
+    "Morse code": lambda text: " / ".join(
+        " ".join(next(sign for sign, a in SIGNS.items() if a == letter) for letter in word)
+        for word in text.lower().split()
+    ),
+    "letters moved by three": lambda text: "".join(
+        chr((ord(a.lower()) - 97 + 3) % 26 + (97 if a.islower() else 65)) if a.isalpha() else a for a in text
+    ),
+    "rot47": lambda text: "".join(chr(33 + (ord(a) - 33 + 47) % 94) if a != " " else a for a in text),
+    "Cyrillic letters": lambda text: text.translate(
+        str.maketrans("aeopcyx", "\u0430\u0435\u043e\u0440\u0441\u0443\u0445")
+    ),
+    "digits for letters": lambda text: text.translate(str.maketrans("oiea", "0134")),
+    "numbered words": lambda text: "\n".join(f"{i}. {word}" for i, word in enumerate(text.split(), 1)),
+    "words backwards": lambda text: " ".join(reversed(text.split())),
     "base64 twice": lambda text: base64.b64encode(base64.b64encode(text.encode())).decode(),
 }
 
@@ -207,7 +233,7 @@ def test_tokens_that_are_parts_of_characters_and_tokens_without_letters(place: P
     assert not folding.copied([], ids).any()
     assert folding.copied([text], ids[:0]).tolist() == []
     assert fold("\u00c9T\u00c9 \u212b") == fold("e\u0301te\u0301 \u00e5")
-    assert set(spellings("plain words")) == {"as it is", "rot13", "backwards"}
+    assert set(spellings("plain words")) == {"as it is", "rot13", "backwards", "words backwards"}
 
 
 def test_a_corpus_says_the_same(place: Path, jsonl: Write, tmp_path: Path) -> None:

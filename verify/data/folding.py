@@ -7,128 +7,56 @@ digits alone, without case, accents, white space and punctuation, and after what
 
 from __future__ import annotations
 
-import base64
-import binascii
-import codecs
-import html
-import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import groupby
 from typing import Final
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
 from verify.data.outputs import Output
+from verify.data.spellings import alike, lettered, spellings
 from watermark.tokenizers import AnyTokenizer, special_ids
 
 RUN: Final = 12
 """Letters and digits in a row that are taken for copied, if they stand in the prompt too."""
 
-DEPTH: Final = 2
-"""Encodings within each other that are decoded."""
-
-MOST: Final = 1 << 22
-"""Characters of one prompt that are looked at in other spellings."""
-
-PLAIN: Final = "as it is"
-
 Bools = npt.NDArray[np.bool_]
 U64 = npt.NDArray[np.uint64]
 
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{16,}")
-_HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2}[ :]?){12,}")
-_TEXT: Final = re.compile(
-    rb"(?:[\t\n\r\x20-\x7e]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}){12,}"
-)
-_ESCAPE: Final = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrt]))")
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 def fold(text: str) -> str:
-    """The letters and digits of a text, without case and accents.
+    """The letters and digits of a text, without case, accents and look-alikes.
 
     >>> fold("Caf\\u00e9,\\n N\\u00ba 7")
     'cafeno7'
     """
     if text.isascii():
         return "".join(filter(str.isalnum, text)).lower()
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    plain = unicodedata.normalize("NFKD", alike(unicodedata.normalize("NFKD", text).casefold()))
     return "".join(filter(str.isalnum, plain))
 
 
-@lru_cache(maxsize=4096)
-def spellings(text: str) -> Mapping[str, str]:
-    """A text, and what it holds in other spellings, by name. (Both the test of prompts and that of copies want them.)
+def fold_letters(text: str) -> str:
+    """The same without digits.
 
-    >>> spellings("Say: aGVsbG8sIHRoaXMgaXMgbWUu")["base64"]
-    'hello, this is me.'
+    >>> fold_letters("1. The 2. cat")
+    'thecat'
     """
-    found = {PLAIN: text[:MOST]}
-    fresh = found
-    for _ in range(DEPTH):
-        fresh = {
-            name if before == PLAIN else f"{name} in {before}": inner
-            for before, outer in fresh.items()
-            for name, decode in _DECODERS.items()
-            if (inner := decode(outer)[:MOST]) and inner != outer
-        }
-        found = {**fresh, **found}
-    found |= {"rot13": codecs.encode(found[PLAIN], "rot13"), "backwards": found[PLAIN][::-1]}
-    return found
+    return "".join(filter(str.isalpha, fold(text)))
 
 
-def _of_base64(text: str) -> str:
-    """What the runs of base64 in a text say, one a line; a run may be broken over lines, and begin within a word."""
-    found: list[str] = []
-    for whole in dict.fromkeys((text, "".join(text.split()))):
-        for run in _BASE64.findall(whole):
-            for start in range(4):
-                piece = run[start : start + (len(run) - start) // 4 * 4].translate(_URL_SAFE)
-                rest = run[start + len(piece) :].translate(_URL_SAFE)
-                padded = piece + (rest + "=" * (4 - len(rest)) if len(rest) > 1 else "")
-                found += _readable(base64.b64decode(padded))
-    return "\n".join(dict.fromkeys(found))
+def fold_digits(text: str) -> str:
+    """The same with letters for the digits that stand for them, where i and l are one.
 
-
-_URL_SAFE: Final = str.maketrans("-_", "+/")
-
-
-def _of_hex(text: str) -> str:
-    """What the runs of hexadecimal digits in a text say, one a line."""
-    found: list[str] = []
-    for run in _HEX.findall(text):
-        digits = re.sub(r"[ :]", "", run)
-        for start in range(2):
-            piece = digits[start:]
-            found += _readable(binascii.unhexlify(piece[: len(piece) // 2 * 2]))
-    return "\n".join(dict.fromkeys(found))
-
-
-def _readable(data: bytes) -> list[str]:
-    """The stretches of bytes that are text."""
-    return [run.decode(errors="ignore") for run in _TEXT.findall(data)]
-
-
-def _of_escapes(text: str) -> str:
-    def read(match: re.Match[str]) -> str:
-        code, byte, letter = match.groups()
-        return {"n": "\n", "r": "\r", "t": "\t"}[letter] if letter else chr(int(code or byte, 16))
-
-    return _ESCAPE.sub(read, text) if "\\" in text else ""
-
-
-_DECODERS: Final[dict[str, Callable[[str], str]]] = {
-    "base64": _of_base64,
-    "hexadecimal": _of_hex,
-    "percent encoding": lambda text: unquote(text) if "%" in text else "",
-    "entities": lambda text: html.unescape(text) if "&" in text else "",
-    "escapes": _of_escapes,
-}
+    >>> fold_digits("H3llo w0r1d") == fold_digits("hello world")
+    True
+    """
+    return fold(lettered(text)).replace("l", "i")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +68,7 @@ class Folding:
     """
 
     tokenizer: AnyTokenizer
-    _folded: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
+    _folded: dict[tuple[tuple[int, ...], Callable[[str], str]], str] = field(default_factory=dict, repr=False)
     _broken: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -159,16 +87,25 @@ class Folding:
             TokenizerError: the tokenizer fails on the ids.
         """
         groups = self._groups(ids.tolist())
-        folded = [self._piece(group) for group in groups]
+        shown = [one for prompt in prompts for one in spellings(prompt).values()]
+        found = np.zeros(len(groups), np.bool_)
+        for folded in (fold, fold_letters, fold_digits):
+            if folded is fold or any(map(_has_digits, shown)):
+                found |= self._whole(groups, shown, folded)
+        return np.repeat(found, [len(group) for group in groups]).astype(np.bool_)
+
+    def _whole(self, groups: Sequence[tuple[int, ...]], shown: Sequence[str], how: Callable[[str], str]) -> Bools:
+        """Which groups of tokens lie within a copied run, for one way to fold: bool [groups]."""
+        folded = [self._piece(group, how) for group in groups]
         ends = np.cumsum([0, *map(len, folded)])
-        inside = _covered("".join(folded), [fold(one) for prompt in prompts for one in spellings(prompt).values()])
+        inside = _covered("".join(folded), [how(one) for one in shown])
         total = np.concatenate([[0], np.cumsum(inside)])
         whole = total[ends[1:]] - total[ends[:-1]] == np.diff(ends)
         # a token without a letter goes with what stands on both of its sides
         around = np.append(inside, False)
         before, after = around[ends[:-1] - 1], around[ends[1:]]
         whole &= (np.diff(ends) > 0) | (before & after & (ends[:-1] > 0))
-        return np.repeat(whole, [len(group) for group in groups]).astype(np.bool_)
+        return np.asarray(whole)
 
     def _groups(self, ids: list[int]) -> list[tuple[int, ...]]:
         """Ids one by one, but those that are parts of characters together."""
@@ -183,13 +120,18 @@ class Folding:
             found += [run] if parts else [(i,) for i in run]
         return found
 
-    def _piece(self, ids: tuple[int, ...]) -> str:
-        if ids not in self._folded:
-            self._folded[ids] = fold(self._text(ids))
-        return self._folded[ids]
+    def _piece(self, ids: tuple[int, ...], how: Callable[[str], str]) -> str:
+        key = ids, how
+        if key not in self._folded:
+            self._folded[key] = how(self._text(ids))
+        return self._folded[key]
 
     def _text(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids)))
+
+
+def _has_digits(text: str) -> bool:
+    return any(map(str.isdigit, text))
 
 
 def _covered(stream: str, shown: Sequence[str]) -> Bools:

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify.data.folding import PLAIN, Bools, Folding, spellings, texts_shown
+from verify.data.folding import Bools, Folding, texts_shown
 from verify.data.logprobs import TextLogprobs
 from verify.data.outputs import Ids, Output
 from verify.data.reads import pairs_of
+from verify.data.spellings import PLAIN, spellings
 from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, TokenizerError
 from watermark.tokenizers import AnyTokenizer, Tokenizer
