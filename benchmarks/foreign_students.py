@@ -38,11 +38,11 @@ ARMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 """The engine and its configuration: as the engines have it by default, and with a context of one token."""
 BATCH: Final = 64
 CANDIDATES: Final = 2000
-"""Most probable tokens that SynthID draws from."""
+"""Most probable tokens that are drawn from: the engines' code would take hours on all."""
 
 
 class SynthID(SynthIDTextWatermarkLogitsProcessor):
-    """transformers' processor, on the most probable tokens only: on all it takes seconds a token."""
+    """transformers' processor."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         best, self.candidates = scores.float().topk(CANDIDATES)
@@ -59,11 +59,13 @@ class Gumbel(LogitsProcessor):
     def __init__(self, prf: Any, width: int, start: int) -> None:
         self.prf, self.width, self.start = prf, width, start
 
-    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        written = ids[:, self.start :][:, -self.width :]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        written = input_ids[:, self.start :][:, -self.width :]
         context = torch.nn.functional.pad(written, (self.width - written.shape[1], 0), value=-1)
-        uniform = self.prf.uniform(context, torch.arange(logits.shape[1]))
-        return logits.float() - torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float32).tiny)))
+        best, candidates = scores.float().topk(CANDIDATES)
+        uniform = self.prf.uniform(context, candidates).clamp_min(torch.finfo(torch.float32).tiny)
+        drawn = best - torch.log(-torch.log(uniform))
+        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter(1, candidates, drawn)
 
 
 def options_of(name: str, vllm: Path) -> Callable[[int], dict[str, Any]]:
