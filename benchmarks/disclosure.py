@@ -62,7 +62,8 @@ def main() -> None:
         "held_out": len(held),
         "top": {str(top): curve(asked, held, top) for top in TOPS},
     }
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    known = json.loads(out.read_text()) if out.exists() else {}  # students of them are measured by soft_students.py
+    out.write_text(json.dumps(known | found, indent=1) + "\n")
     print(json.dumps(found["top"]))
 
 

@@ -19,6 +19,7 @@ EVASIONS = "<!-- evasions, made by benchmarks/table.py -->\n", "<!-- evasions en
 NULLS = "<!-- nulls, made by benchmarks/table.py -->\n", "<!-- nulls end -->\n"
 TOKENIZERS = "<!-- tokenizers, made by benchmarks/table.py -->\n", "<!-- tokenizers end -->\n"
 SCHEMES = "<!-- schemes, made by benchmarks/table.py -->\n", "<!-- schemes end -->\n"
+ENGINES = "<!-- engines, made by benchmarks/table.py -->\n", "<!-- engines end -->\n"
 MODELS = "<!-- fingerprints, made by benchmarks/table.py -->\n", "<!-- fingerprints end -->\n"
 
 
@@ -292,14 +293,9 @@ def schemes(results: dict[str, Any]) -> str:
     for name, arm in sorted(results["arms"].items()):
         if "log10_pvalues" not in arm:
             continue
-        found, decoys = arm["log10_pvalues"], arm["decoys"]
-        read = [", ".join(number(found[f"{test} at {n}"]) for n in (300, 1000, 3000)) for test in ("weights", "top 20")]
-        ((text, tokens),) = ((p, test.removeprefix("text at ")) for test, p in found.items() if test.startswith("text"))
-        least = number(min(arm["innocent"].values()))
-        lines.append(
-            f"| {_arm_name(name)} | {' | '.join(read)} | {number(text)}, {int(tokens):,} | {least} "
-            f"| {decoys['mean']:z.2f}, {decoys['sd']:.2f} |"
-        )
+        decoys, least = arm["decoys"], number(min(arm["innocent"].values()))
+        shown = f"{_of_student(arm['log10_pvalues'])} | {least} | {decoys['mean']:z.2f}, {decoys['sd']:.2f}"
+        lines.append(f"| {_arm_name(name)} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
@@ -310,6 +306,72 @@ def _arm_name(name: str) -> str:
     what = f"delta {scheme[1:]}" if scheme[0] == "d" else f"{scheme[1:]} layers"
     said = {"2": "another key", "once": "a context marked once", "warm": "temperature 1.1"}
     return ", ".join([what, *(["width 2"] if width == "2" else []), *(said[one] for one in more)])
+
+
+def engines(results: dict[str, Any], soft: dict[str, Any]) -> str:
+    """Marks of other engines: students of them, text, the null, and what counts once; and students of probabilities."""
+    lines = [
+        "| the student learned from | width | its text's perplexity | weights, 300, 1,000, 3,000 positions "
+        "| top 20, the same | text, tokens | an innocent, least |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, one in results.get("students", {}).items():
+        least = number(min(one["innocent"].values()))
+        learned = f"{_ENGINE_OF[name.split('-')[0]]} | {one['width']} | {one['perplexity']:.1f}"
+        lines.append(f"| {learned} | {_of_student(one['log10_pvalues'])} | {least} |")
+    if students := soft.get("students", {}):
+        lines += [
+            "",
+            "| the student of delta 2 learned | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens |",
+            "|---|--:|--:|--:|",
+        ]
+        what = {
+            "raw": "the 20 largest log probabilities from before the mark",
+            "marked": "the 20 largest after it",
+        }
+        lines += [f"| {what[name]} | {_of_student(one['log10_pvalues'])} |" for name, one in students.items()]
+    if "found" in results:
+        about = results["found"]
+        lines += [
+            "",
+            f"| {about['answers']} answers, {about['tokens']} tokens, log10 p | distinct pairs | its own key | another key "
+            "| unmarked text | human text |",
+            "|---|--:|--:|--:|--:|--:|",
+        ]
+        lines += [
+            f"| {name} | {one['pairs']} | {number(one['log10_p'])} | {number(one['other_key'])} "
+            f"| {number(one['unmarked'])} | {number(one['human'])} |"
+            for name, one in about["profiles"].items()
+        ]
+    if "null" in results:
+        lines += ["", "| human text, 2,000 keys | tokens | distinct pairs | at 5 % | at 1 % | at 0.1 % |"]
+        lines.append("|---|--:|--:|--:|--:|--:|")
+        for name, one in results["null"].items():
+            cells = " | ".join(f"{100 * one['shares'][level]:.2f} %" for level in ("0.05", "0.01", "0.001"))
+            lines.append(f"| {name} | {one['tokens']:,} | {one['pairs']:,} | {cells} |")
+    if "dedupe" in results:
+        about = results["dedupe"]
+        lines += [
+            "",
+            f"| `selfhash`, width 4: what counts once, {about['tokens']:,} tokens of human text, {about['keys']} keys "
+            "| coins | at 1 % | at 0.1 % |",
+            "|---|--:|--:|--:|",
+        ]
+        lines += [
+            f"| {name} | {one['coins']:,} | {100 * one['at 1 %']:.0f} % | {100 * one['at 0.1 %']:.0f} % |"
+            for name, one in about["counted"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+_ENGINE_OF = {"synthid": "transformers' SynthID, 30 layers", "gumbel": "vLLM's Gumbel"}
+
+
+def _of_student(found: dict[str, float]) -> str:
+    """Three cells: by weights, by the top 20, by text."""
+    read = [", ".join(number(found[f"{test} at {n}"]) for n in (300, 1000, 3000)) for test in ("weights", "top 20")]
+    ((text, tokens),) = ((p, test.removeprefix("text at ")) for test, p in found.items() if test.startswith("text"))
+    return f"{' | '.join(read)} | {number(text)}, {int(tokens):,}"
 
 
 SPOKEN = {"own": "the mark's", "bpe8k": "bytes, 8k", "bpe16k": "bytes, 16k", "unigram8k": "unigram, 8k"}
@@ -328,6 +390,7 @@ def made() -> list[tuple[Path, tuple[str, str], str]]:
         (RESULTS, MODELS, fingerprints(found)),
         (RESULTS, TOKENIZERS, tokenizers(recorded("tokenizers"))),
         (RESULTS, SCHEMES, schemes(recorded("schemes"))),
+        (RESULTS, ENGINES, engines(recorded("profiles"), recorded("disclosure"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
     ]

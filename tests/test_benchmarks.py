@@ -12,7 +12,9 @@ from benchmarks.table import HERE, made
 
 
 @pytest.mark.parametrize(
-    ("file", "marks", "text"), made(), ids=["speed", "fingerprints", "tokenizers", "schemes", "evasions", "nulls"]
+    ("file", "marks", "text"),
+    made(),
+    ids=["speed", "fingerprints", "tokenizers", "schemes", "engines", "evasions", "nulls"],
 )
 def test_docs_show_the_recorded_figures(file: Path, marks: tuple[str, str], text: str) -> None:
     before, _, rest = file.read_text().partition(marks[0])
