@@ -322,7 +322,8 @@ def engines(results: dict[str, Any], soft: dict[str, Any]) -> str:
     if students := soft.get("students", {}):
         lines += [
             "",
-            "| the student of delta 2 learned | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens |",
+            "| the student of delta 2 learned | weights, 300, 1,000, 3,000 positions | top 20, the same "
+            "| text, tokens |",
             "|---|--:|--:|--:|",
         ]
         what = {
@@ -334,8 +335,8 @@ def engines(results: dict[str, Any], soft: dict[str, Any]) -> str:
         about = results["found"]
         lines += [
             "",
-            f"| {about['answers']} answers, {about['tokens']} tokens, log10 p | distinct pairs | its own key | another key "
-            "| unmarked text | human text |",
+            f"| {about['answers']} answers, {about['tokens']} tokens, log10 p | distinct pairs | its own key "
+            "| another key | unmarked text | human text |",
             "|---|--:|--:|--:|--:|--:|",
         ]
         lines += [
