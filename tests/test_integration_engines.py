@@ -67,6 +67,9 @@ def sglang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
         module = ModuleType(".".join(parts[:i]))
         monkeypatch.setitem(sys.modules, module.__name__, module)
     module.CustomLogitProcessor = type("CustomLogitProcessor", (ABC,), {})  # type: ignore[attr-defined]
+    context = ModuleType("sglang.srt.runtime_context")
+    context.get_schedule = lambda: SimpleNamespace(disable_overlap_schedule=True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, context.__name__, context)
     monkeypatch.delitem(sys.modules, "watermark.integrations.sglang", raising=False)
     monkeypatch.setenv("STILLMARK_MARK", str(tmp_path / "teacher.mark"))
     monkeypatch.setenv("STILLMARK_LABELS", "*")
@@ -107,3 +110,39 @@ def test_sglang(sglang: ModuleType, scheme: Any, tmp_path: Path) -> None:
     else:
         torch.testing.assert_close(found[6], expected(mark, [6, 7], logits[6], 1.0))
     assert torch.equal(sglang.MarkProcessor()(logits.clone()), logits), "without parameters nothing is known of a row"
+
+
+def test_sglang_with_its_overlap_schedule(sglang: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There the request's output lacks its last token while the next one is drawn: a mark that nobody would find."""
+    mark_of(SCHEMES[0]).save(tmp_path / "teacher.mark")
+    schedule = SimpleNamespace(disable_overlap_schedule=False)
+    monkeypatch.setattr(sys.modules["sglang.srt.runtime_context"], "get_schedule", lambda: schedule)
+    with pytest.raises(UsageError, match="overlap schedule"):
+        sglang.MarkProcessor()(torch.zeros(1, SIZE), [{}])
+    monkeypatch.delitem(sys.modules, "sglang.srt.runtime_context")
+    older = ModuleType("sglang.srt.server_args")
+    older.get_global_server_args = lambda: schedule  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, older.__name__, older)
+    assert sglang.overlaps()
+    schedule.disable_overlap_schedule = True
+    assert sglang.overlaps() is False
+    monkeypatch.delitem(sys.modules, older.__name__)
+    assert sglang.overlaps() is None
+    with pytest.raises(UsageError, match="--disable-overlap-schedule"):
+        sglang.MarkProcessor()(torch.zeros(1, SIZE), [{}])
+
+
+def test_sglang_marks_the_first_token_of_a_speculative_step(sglang: ModuleType, tmp_path: Path) -> None:
+    """A request has a row for each drafted token then; only the first one's context is written."""
+    mark = mark_of(SCHEMES[0])
+    mark.save(tmp_path / "teacher.mark")
+    sampling = SimpleNamespace(temperature=1.0, top_k=-1)
+    params = [
+        {"__req__": SimpleNamespace(origin_input_ids=[5], output_ids=[last], sampling_params=sampling)}
+        for last in (7, 8)
+    ]
+    logits = torch.zeros(6, SIZE)
+    found = sglang.MarkProcessor()(logits.clone(), [one for one in params for _ in range(3)])
+    for row, last in ((0, 7), (3, 8)):
+        torch.testing.assert_close(found[row], expected(mark, [last], logits[row], 1.0))
+    assert torch.equal(found[[1, 2, 4, 5]], logits[[1, 2, 4, 5]])
