@@ -1,15 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
+# Tests of engines that are installed for them alone.
+ENGINES := --ignore tests/vllm --ignore tests/llama
 
-.PHONY: demo test test-report test-vllm check fuzz lint notebooks docs clean
+.PHONY: demo test test-report test-vllm test-llama check fuzz lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
 
 test: .venv/ready
 	$(BIN)/python -c "from verify.planning.demo import teacher_model; print('teacher:', teacher_model())"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser --ignore tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser $(ENGINES)
 
 # The report in a real browser. Debian's Chromium is installed if there is none.
 test-report: .venv/ready
@@ -22,9 +24,14 @@ test-report: .venv/ready
 test-vllm: .venv-vllm/ready
 	OMP_NUM_THREADS=1 $(VLLM)/pytest -n 0 -s tests/vllm tests/test_integration_vllm.py
 
+# The adapter in a real llama.cpp, which is compiled once: some ten minutes.
+test-llama: .venv/ready
+	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -s tests/llama
+
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser --ignore tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser $(ENGINES)
 
 # Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
 fuzz: .venv/ready

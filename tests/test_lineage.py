@@ -25,7 +25,7 @@ from verify.lineage import run
 from verify.lineage import verdict as verdicts
 from verify.lineage.access import ENDPOINT, LOGPROBS, TEXT, recognise
 from verify.lineage.access import WEIGHTS as FOLDER
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan
 from verify.lineage.verdict import (
     BOTH,
     CANNOT_TELL,
@@ -282,7 +282,7 @@ def test_the_one_verb(
     assert set(line) >= {"test", "log10_pvalue", "log10_pvalue_adjusted", "stands", "result"}
     assert line["test"] == MARK
     assert line["stands"] is (expected != UNRELATED)
-    assert {one["test"] for one in found["not_tested"]} == set(LINES) - {MARK}
+    assert {one["test"] for one in found["not_tested"]} == set(LINES) - {MARK, WRITTEN}
     assert found["next"]
     assert json.loads((tmp_path / "kept" / "result.json").read_text()) == found
     shown = stillmark(*command)
@@ -349,6 +349,53 @@ def test_an_endpoint_with_nothing_but_the_mark(here: Path, stillmark: Run, monke
     assert found["tests"][0]["result"]["billed_tokens"] > 0
     assert Path(found["out"], "readings", "mark.jsonl").exists()
     assert small_mark.secret.hex() not in done.stdout
+
+
+@pytest.mark.usefixtures("no_key")
+@pytest.mark.parametrize("told", [True, False], ids=["log probabilities from before the mark", "none"])
+def test_a_relay_whose_server_tells_log_probabilities_from_before_the_mark(
+    told: bool, here: Path, stillmark: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does by default: what it says of next tokens is unmarked, and what it writes is not."""
+    mark = Mark.load(here / "m")
+    written, said = small.logits(mark, 5, 2.0), small.logits(None, 5)
+    draw = np.random.RandomState(2)
+
+    def reply(body: small.Record) -> small.Record:
+        ids = small.sample(written, 40, draw)
+        record = {"id": "x", "prompt_ids": [5], "output": small.spell(ids), "output_ids": ids}
+        return small.answer(small.read(said, record), told and bool(body.get("logprobs")))
+
+    monkeypatch.chdir(here)
+    with small.serve(reply) as (url, seen):
+        command = (
+            "verify",
+            url,
+            "--mark",
+            "m",
+            "--prompts",
+            "prompts.jsonl",
+            "--model",
+            "s",
+            "--out",
+            "raw" + str(told),
+        )
+        done = stillmark(*command, "--json")
+        assert done.exit_code == 0, done.stderr
+        asked = len(seen)
+        assert json.loads(stillmark(*command, "--json").stdout) == json.loads(done.stdout)
+        assert len(seen) == asked
+    found = json.loads(done.stdout)
+    assert found["verdict"] == RELAYED
+    lines = {line["test"]: line for line in found["tests"]}
+    if told:
+        assert not lines[MARK]["stands"], "false failure 5e-4, key fixed"
+        assert lines[WRITTEN]["log10_pvalue"] < -10
+        assert lines[WRITTEN]["log10_pvalue_adjusted"] == pytest.approx(lines[WRITTEN]["log10_pvalue"] + np.log10(2))
+    else:
+        assert list(lines) == [MARK], "the test for the mark is of the text already"
+        (why,) = [one for one in found["not_tested"] if one["test"] == WRITTEN]
+        assert (why["failed"], why["why"]) == (False, "the test 'mark' is of the text")
 
 
 @pytest.fixture
@@ -446,7 +493,10 @@ def test_every_line_that_an_endpoint_allows(
     assert "hunter2" not in result.stdout
     assert "sk-not-to-be-seen" not in result.stdout
     lines = {line["test"]: line for line in found["tests"]}
-    assert list(lines) == [MARK, PLANTED, AGREEMENT]
+    assert list(lines) == [MARK, WRITTEN, PLANTED, AGREEMENT]
+    assert lines[MARK]["result"]["alpha"] == pytest.approx(1e-3 / 4), "it is asked until its finding stands beside all"
+    assert lines[WRITTEN]["result"]["access"] == "text"
+    assert lines[WRITTEN]["result"]["records"] == lines[MARK]["result"]["records"]
     assert lines[AGREEMENT]["result"]["agreeing"] > 12 * 15
     assert not lines[AGREEMENT]["stands"], "one control tells nothing"
     assert lines[MARK]["result"]["billed_tokens"] >= 200, "V4: what was billed is in the result"
@@ -456,9 +506,6 @@ def test_every_line_that_an_endpoint_allows(
     assert found["verdict"] == CANNOT_TELL, "the budget ended before the mark could have shown"
     assert any("may be there and not have shown yet" in reason for reason in found["reasons"])
     assert (tmp_path / "r" / "readings" / "mark.reference.jsonl").exists()
-    assert any("log probabilities from before a mark" in step for step in found["next"])
-    text = stillmark("test", "text", "--mark", tmp_path / "m", tmp_path / "r" / "readings" / "mark.jsonl", "--json")
-    assert text.exit_code == 0, text.stderr
 
 
 def test_an_endpoint_without_log_probabilities(

@@ -22,7 +22,7 @@ from verify.evidence.merkle import root_of
 from verify.evidence.report import read_result
 from verify.evidence.signing import signed
 from verify.lineage.plan import FORMAT as PLAN_FORMAT
-from verify.lineage.plan import LineagePlan, is_mark, read_plan
+from verify.lineage.plan import WRITTEN, LineagePlan, is_mark, read_plan
 from verify.lineage.run import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP
 from watermark import InputError, MarkError, StillmarkError, UsageError, __version__
 from watermark.io import files
@@ -88,7 +88,7 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
     """The statement on a case, and what opens its roots."""
     result = read_result(case)
     plan = read_plan(case / PLAN)
-    if sum(map(is_mark, plan.lines)) > 1:
+    if sum(is_mark(line) and line != WRITTEN for line in plan.lines) > 1:
         raise StillmarkError(f"{case}: tested for several marks, and a bundle holds one", "test for each by itself")
     promised = read_plan(case / PROMISED) if (case / PROMISED).exists() else None
     stamp = timestamp or (case / STAMP if (case / STAMP).exists() else None)

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from verify.lineage import access as kinds
-from verify.lineage.plan import AGREEMENT, CANARIES, SHUFFLED, WEIGHTS, is_mark
+from verify.lineage.plan import AGREEMENT, CANARIES, SHUFFLED, WEIGHTS, WRITTEN, is_mark
 from verify.lineage.verdict import DISTILLED_OR_RELAYED
 from verify.planning.power import more_needed, reference_gain
 from verify.radioactivity.logprobs import WeightedResult
@@ -37,7 +37,7 @@ def advice(found: Verdict, marks: Mapping[str, Mark], *, reference: bool) -> tup
     marks: by the line of the plan that tests for each; reference: one was named.
     """
     steps: list[str] = []
-    lines = [one for one in found.lines if is_mark(one.name)]
+    lines = [one for one in found.lines if is_mark(one.name) and one.name != WRITTEN]
     if found.carried:
         steps.append(
             "Before you rely on it, run the same command on models that are surely innocent: none may carry the mark."
@@ -79,12 +79,6 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
     if other is not None and other < result.log10_pvalue - NOTABLE:
         option = "unmarked_probes" if isinstance(result, WeightedResult) else "unmarked_prompts"
         steps.append(f"If what it was shown cannot carry the mark, say so with `{option}=True`: see the note.")
-    if access == kinds.ENDPOINT and isinstance(result, SequentialResult) and result.access != "text":
-        steps.append(
-            "A server may tell log probabilities from before a mark that it adds (vLLM does by default): test the text "
-            "of the answers too, by the command `stillmark test text` on `readings/mark.jsonl` in the folder of `out`, "
-            "and hold each of the two tests against half of alpha."
-        )
     like, width, alpha = mark.scheme.like, mark.width, result.alpha
     if not reference:
         gain = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from verify.fingerprint import independence
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.lineage import access as kinds
 from verify.lineage.access import Access
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan
+from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan
 from verify.planning import builtin
 from verify.radioactivity.sequential import LOOKS, MAX_FUTILE, MIN_TILT
 from verify.radioactivity.text import BINOMIAL, EXCESS
@@ -150,6 +150,17 @@ def unplanned_of(given: Given) -> dict[str, str]:
     elif access.kind not in (kinds.WEIGHTS, kinds.ENDPOINT):
         why[AGREEMENT] = "recorded text cannot be asked"
     return {name: why[name] for name in LINES if name in why}
+
+
+def planned_of(given: Given, unplanned: Mapping[str, str]) -> list[str]:
+    """The lines of the plan: all tests but some.
+
+    What an endpoint writes is tested beside what it says of next tokens: a server may tell log probabilities from
+    before a mark that it adds itself, as vLLM does.
+    """
+    written = given.access.kind == kinds.ENDPOINT and MARK not in unplanned
+    planned = [name for name in LINES if name not in unplanned and (name != WRITTEN or written)]
+    return [line for name in planned for line in (given.marks if name == MARK else (name,))]
 
 
 def plan_of(given: Given, lines: Sequence[str], alpha: float) -> LineagePlan:

@@ -16,10 +16,11 @@ from watermark.io.fields import JsonError, Types, is_number, is_text, list_of, l
 WEIGHTS: Final = "weights"
 SHUFFLED: Final = "weights, units shuffled"
 MARK: Final = "mark"
+WRITTEN: Final = "text of the answers"
 PLANTED: Final = "planted answers"
 CANARIES: Final = "canaries"
 AGREEMENT: Final = "agreement"
-LINES: Final = (WEIGHTS, SHUFFLED, MARK, PLANTED, CANARIES, AGREEMENT)
+LINES: Final = (WEIGHTS, SHUFFLED, MARK, WRITTEN, PLANTED, CANARIES, AGREEMENT)
 """Every test of a verdict, in the order in which they are made."""
 
 ATTRIBUTION: Final = "attribution"
@@ -48,8 +49,8 @@ def is_line(line: str) -> bool:
 
 
 def is_mark(line: str) -> bool:
-    """Whether a line of a plan is the test for a mark; of several marks each has its own, `mark NAME`."""
-    return line == MARK or line.startswith(f"{MARK} ")
+    """Whether a line of a plan is a test for a mark; of several marks each has its own, `mark NAME`."""
+    return line in (MARK, WRITTEN) or line.startswith(f"{MARK} ")
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
-from verify.lineage.given import Given, check_usage, lines_of, plan_of, unplanned_of
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
+from verify.lineage.given import Given, check_usage, lines_of, plan_of, planned_of, unplanned_of
+from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan, is_mark
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.logs import UnusableLogprobsError
 from verify.radioactivity.run import endpoint_test, logprob_test, text_test
-from verify.radioactivity.sequential import SequentialResult
+from verify.radioactivity.sequential import EndpointResult, SequentialResult
 from verify.radioactivity.text import TextResult
 from verify.results import Result
 from verify.suspects.asking import NoLogprobsError
@@ -155,7 +155,7 @@ def suspect(
             if (stamp := Path(f"{plan}.tsr")).exists():
                 with files.writing(folder / STAMP):
                     files.replace(folder / STAMP, stamp.read_bytes())
-    lines = adjusted(fixed, _run(fixed, _tests(given, alpha, progress)))
+    lines = adjusted(fixed, _run(fixed, _tests(given, fixed, progress)))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
     notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
@@ -259,10 +259,9 @@ def _prepared(arguments: Mapping[str, Any]) -> tuple[Given, LineagePlan, dict[st
     given = Given(access=access, readings=None if folder is None else folder / "readings", **named)
     check_usage(given)
     unplanned = unplanned_of(given)
-    if len(unplanned) == len(LINES):
+    planned = planned_of(given, unplanned)
+    if not planned:
         raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
-    planned = [name for name in LINES if name not in unplanned]
-    planned = [line for name in planned for line in (given.marks if name == MARK else (name,))]
     return given, plan_of(given, planned, alpha), unplanned, folder
 
 
@@ -272,6 +271,10 @@ def _digests(given: Given) -> dict[str, str]:
     return {str(path): files.sha256(path) for path in (*given.access.files, *kept)}
 
 
+class _NothingNewError(StillmarkError):
+    """A planned test that has nothing of its own to look at."""
+
+
 def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[PlannedTest]:
     """Make the planned tests in order; a test that cannot be made becomes a line that says why.
 
@@ -279,10 +282,12 @@ def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[P
     error.
     """
     lines, unread = [], list[InputError]()
-    marks = sum(map(is_mark, plan.lines))
+    marks = sum(is_mark(name) and name != WRITTEN for name in plan.lines)
     for name in plan.lines:
         try:
             lines.append(PlannedTest(name, tests[name]()))
+        except _NothingNewError as error:
+            lines.append(PlannedTest(name, None, str(error)))
         except (ApiError, ModelError, TokenizerError) as error:
             lines.append(PlannedTest(name, None, str(error), failed=True))
         except InputError as error:
@@ -301,9 +306,11 @@ def _several(mark: Mark | PathLike | Sequence[Mark | PathLike] | None) -> Sequen
     return (mark,) if isinstance(mark, Mark | PathLike) else mark
 
 
-def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[], Result]]:
+def _tests(given: Given, plan: LineagePlan, progress: Stages) -> dict[str, Callable[[], Result]]:
     """How each line is made."""
     compared: list[WeightsComparison] = []
+    asked: list[Result] = []
+    alpha = plan.alpha
 
     def weights() -> WeightsComparison:
         if not compared:
@@ -313,10 +320,17 @@ def _tests(given: Given, alpha: float, progress: Stages) -> dict[str, Callable[[
                 compared.append(compare(teacher, folder, given.seed, update, order))
         return compared[0]
 
+    def mark(line: str) -> Result:
+        # asked until its own evidence stands among all tests, whatever they find
+        level = alpha / len(plan.lines) if given.access.kind == kinds.ENDPOINT else alpha
+        asked.append(_mark(given, line, level, progress))
+        return asked[0]
+
     return {
         WEIGHTS: lambda: weights().independence(alpha),
         SHUFFLED: lambda: weights().match(list(_shares(given, progress)), alpha),
-        **{line: partial(_mark, given, line, alpha, progress) for line in given.marks},
+        **{line: partial(mark, line) for line in given.marks},
+        WRITTEN: lambda: _written(given, asked, alpha / len(plan.lines), progress),
         PLANTED: lambda: planted_test(
             _there(given.mark, "mark"),
             given.asked,
@@ -423,6 +437,25 @@ def _mark(given: Given, line: str, alpha: float, progress: Stages) -> Result:
         return test(decoys=mark.scheme.decoys)
     except UsageError:  # answers of a sequential run, whose test has no decoys
         return test()
+
+
+def _written(given: Given, asked: Sequence[Result], alpha: float, progress: Stages) -> Result:
+    """The test for the mark in the text of the answers that the test for it asked for."""
+    if not asked:
+        raise _NothingNewError(f"the test '{MARK}' has no answers")
+    (result,) = asked
+    if not isinstance(result, EndpointResult) or result.access == "text":
+        why = "is of the text" if isinstance(result, EndpointResult) else "read along probes, and asked nothing"
+        raise _NothingNewError(f"the test '{MARK}' {why}")
+    return text_test(
+        _there(given.mark, "mark"),
+        result.log,
+        reference=given.reference,
+        unmarked_prompts=result.unmarked,
+        alpha=alpha,
+        tokenizer=given.tokenizer,
+        progress=progress,
+    )
 
 
 def _own_writing(access: str, made: Sequence[Result]) -> bool:
