@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from verify.data.dialects import Said, said
@@ -14,6 +14,12 @@ _TEXTS: Final = (
     "content", "value", "text", "parts", "thinking", "reasoning_content", "reasoning", "input", "output", "arguments",
     "tool_calls", "function", "function_call",
 )  # fmt: skip
+
+
+_QUIET: Final = 64
+"""Characters of a text under another name that say how to answer, or of what kind something is, and show nothing."""
+
+_MEDIA: Final = frozenset(("image_url", "image", "images", "video", "video_url", "audio", "input_audio"))
 
 
 class ShapeError(ValueError):
@@ -61,7 +67,7 @@ def last_answer(turns: Sequence[Mapping[str, Any]]) -> tuple[Said, Sequence[Mapp
         ShapeError: it wrote none.
     """
     for i in reversed(range(len(turns))):
-        if by_suspect(turns[i]):
+        if by_suspect(turns[i]) and not any(turns[i].get(name) is True for name in ("prefix", "partial", "prefill")):
             return _written(turns[i]), turns[:i]
     raise ShapeError("no turn of the conversation is by the assistant")
 
@@ -76,20 +82,28 @@ def _written(turn: Mapping[str, Any]) -> Said:
 def shown_in(value: Any) -> str:
     """All text in a message, a part of one, or a list of them: whatever a model was shown of it.
 
-    A picture or a sound is left out. Calls of tools and their results are text.
+    A picture or a sound is left out. Calls of tools and their results are text, and so is a longer text under a name
+    that is not known.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        value = [value[name] for name in _TEXTS if value.get(name) is not None]
+        value = [value[name] for name in _TEXTS if value.get(name) is not None] + [other_texts(value, _TEXTS)]
     if isinstance(value, Sequence):
         return "\n".join(text for one in value if (text := shown_in(one)))
     return ""
 
 
+def other_texts(fields: Mapping[Any, Any], known: Collection[str]) -> str:
+    """The longer texts under other names than those that are known: a passage, a document, an example."""
+    rest = [value for name, value in fields.items() if name not in known and name not in _MEDIA]
+    return "\n".join(text for value in rest if len(text := every_text(value)) > _QUIET)
+
+
 def every_text(value: Any) -> str:
-    """All text in a value, such as a description of tools, wherever it stands."""
+    """All text in a value, such as a description of tools, wherever it stands; no data of pictures and sounds."""
     if isinstance(value, str):
-        return value
-    value = list(value.values()) if isinstance(value, Mapping) else value
+        return "" if value.startswith(("data:image", "data:audio", "data:video")) else value
+    if isinstance(value, Mapping):
+        value = [one for name, one in value.items() if name not in _MEDIA]
     return "\n".join(text for one in value if (text := every_text(one))) if isinstance(value, list) else ""

@@ -16,6 +16,7 @@ from verify.data.conversations import (
     every_text,
     is_conversation,
     last_answer,
+    other_texts,
     shown_in,
     turns_of,
 )
@@ -51,6 +52,14 @@ PROMPTS: Final = (
 )  # fmt: skip
 """Fields that hold, together and in this order, what a model was shown."""
 
+DOCUMENTS: Final = (
+    "documents", "document", "docs", "doc", "passages", "passage", "contexts", "contents", "knowledge", "background",
+    "article", "retrieved", "retrieved_context", "retrieved_documents", "search_results", "sources", "observations",
+    "observation", "source", "metadata", "multi_modal_data", "chat_history", "dialogue", "dialog", "developer", "preamble", "system_instruction", "examples",
+    "few_shot", "demonstrations", "prefix", "suffix", "prefill", "query",
+)  # fmt: skip
+"""Fields that may hold a longer text that it was shown besides."""
+
 NAMES: Final = ("id", "custom_id", "request_id", "doc_id")
 """Fields that may hold a record's name."""
 
@@ -65,6 +74,7 @@ class Answer:
         output_ids, prompt_ids: the same in the suspect's own tokens, where the log has them.
         steps: what was said at each token of the output.
         stop: why it ended, in the server's word.
+        beside: text that it was shown besides `prompt_ids`.
     """
 
     output: str | None
@@ -73,6 +83,7 @@ class Answer:
     prompt_ids: Any = None
     steps: tuple[Step, ...] = ()
     stop: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ def prompt_of(fields: Fields, output: str | None = None) -> str | None:
         ShapeError: a field that should hold it holds a number.
     """
     parts = [_shown(name, fields[name], output) for name in PROMPTS if fields.get(name) is not None]
+    parts.append(other_texts({name: fields[name] for name in DOCUMENTS if name in fields}, ()))
     return "\n".join(filter(None, parts)) or None
 
 
@@ -103,12 +115,16 @@ def _shown(name: str, value: Any, output: str | None) -> str:
         return every_text(value)
     if name in REQUESTS:
         value = _opened(value)
+        if isinstance(value, Mapping) and answer_in(value) is not None:
+            return ""
     if is_conversation(value):
         turns = turns_of(value)
         if by_suspect(turns[-1]) and output in (None, last_answer(turns)[0].text):
             turns = turns[:-1]
         return shown_in(turns)
-    return (prompt_of(value, output) if isinstance(value, Mapping) else None) or shown_in(value)
+    if not isinstance(value, Mapping) or (told := prompt_of(value, output)) is None:
+        return shown_in(value)
+    return "\n".join(filter(None, (told, other_texts(value, (*PROMPTS, *DOCUMENTS)))))
 
 
 def _opened(value: Any) -> Any:
@@ -191,9 +207,10 @@ def of_choices(fields: Fields, answer: Fields) -> list[Answer]:
     found = [said(answer, i) for i in numbers]
     ids = _ids_shown(fields)
     return [
-        Answer(_written(one), None if ids else prompt_of(fields, one.text), None, ids, one.steps, one.stop)
+        Answer(_written(one), None if ids else shown, None, ids, one.steps, one.stop, shown if ids else None)
         for one in found
         if _written(one) is not None
+        for shown in (prompt_of(fields, one.text),)
     ]
 
 
@@ -257,16 +274,17 @@ def _of_lm_eval(fields: Fields) -> list[Answer]:
     arguments = fields.get("arguments")
     asked = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
     asked = asked if isinstance(asked, list) else []
-    asked = [dig(one, "arg_0") if isinstance(one, Mapping) else dig(one, 0) for one in asked]
+    first = [dig(one, "arg_0") if isinstance(one, Mapping) else dig(one, 0) for one in asked]
+    beside = other_texts({str(i): one for i, one in enumerate(asked)}, ()), every_text(fields.get("doc"))
     found = []
     for i, row in enumerate(fields["resps"] if isinstance(fields["resps"], list) else ()):
-        shown = shown_in(asked[i if i < len(asked) else 0]) if asked else None
+        shown = shown_in(first[i if i < len(first) else 0]) if first else None
         for text in row if isinstance(row, list) else [row]:
             if not isinstance(text, str):
                 raise ShapeError(
                     "'resps' hold no text: the task asked for likelihoods", "use samples of generated text"
                 )
-            found.append(Answer(text, shown))
+            found.append(Answer(text, shown, beside="\n".join(filter(None, beside)) or None))
     return found
 
 

@@ -242,7 +242,7 @@ def _output(record: Record, parts: Parts) -> Output:
     assert isinstance(output, np.ndarray)
     says = (fields.get("marked"), fields["mark"] is not None if "mark" in fields else None)
     marked = True if True in says else False if False in says else None
-    text = fields.get("prompt") or None
+    text = "\n".join(one for one in (fields.get("prompt"), fields.get("beside")) if isinstance(one, str)) or None
     return Output(record.name, prompt, output, fields.get("ended"), marked, fields.get("sequential") is True, text)
 
 

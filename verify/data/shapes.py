@@ -8,7 +8,7 @@ token of the output, with the tokens as the server names them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -20,6 +20,7 @@ from verify.data.conversations import ShapeError
 from verify.data.formats import (
     ANSWERS,
     CONVERSATIONS,
+    DOCUMENTS,
     NAMES,
     PROMPTS,
     REQUESTS,
@@ -45,8 +46,8 @@ OURS: Final = (*KEPT, "prompt", "prompt_ids", "output", "output_ids", "context_i
 
 FIELDS: Final = frozenset(
     (
-        *OURS, *OTHER_PROMPTS, *PROMPTS, *REQUESTS, *RESPONSES, *ANSWERS, *CONVERSATIONS, *NAMES, "choices", "outputs",
-        "prompt_token_ids", "resps", "arguments", "object", "error", "message", "done",
+        *OURS, *OTHER_PROMPTS, *PROMPTS, *DOCUMENTS, *REQUESTS, *RESPONSES, *ANSWERS, *CONVERSATIONS, *NAMES,
+        "choices", "outputs", "prompt_token_ids", "resps", "arguments", "object", "error", "message", "done",
     )
 )  # fmt: skip
 """What is read of a record."""
@@ -217,15 +218,15 @@ def _is_native(fields: Fields) -> bool:
     return isinstance(fields.get("output"), str) or not {"output_ids", "context_ids", "top_logprobs"}.isdisjoint(fields)
 
 
-_SHOWN_BESIDE: Final = frozenset(PROMPTS) - {"prompt"}
+_SHOWN_BESIDE: Final = frozenset((*PROMPTS, *DOCUMENTS)) - {"prompt"}
 
 
 def _native(record: Record, keep: Collection[str]) -> Record | RecordError:
-    """A record of our own with all that was shown as its prompt, if it has no ids of it."""
+    """A record of our own with all that was shown as its prompt, or as text beside its ids."""
     ids, beside = record.fields.get("prompt_ids"), _SHOWN_BESIDE & record.fields.keys()
-    if "prompt_ids" in record.fields:
+    if "prompt_ids" in record.fields and isinstance(record.fields.get("answer"), Mapping):
         beside -= set(REQUESTS)  # our logs keep them; where a text was read and nothing written, it is the prompt there
-    if (ids is not None and not _is_empty(ids)) or not (beside or isinstance(record.fields.get("prompt"), list)):
+    if not (beside or isinstance(record.fields.get("prompt"), list)):
         return checked(record)
     fields = {name: value for name, value in record.fields.items() if name not in _SHOWN_BESIDE - beside}
     output = fields.get("output")
@@ -234,6 +235,8 @@ def _native(record: Record, keep: Collection[str]) -> Record | RecordError:
     except ShapeError as error:
         return record.error(str(error), error.hint)
     kept = {name: value for name, value in fields.items() if name not in beside or name in keep}
+    if ids is not None and not _is_empty(ids):
+        return checked(Record(record.path, record.line, kept | {"beside": prompt}))
     return checked(Record(record.path, record.line, kept | {"prompt": prompt or fields.get("prompt")}))
 
 
@@ -246,6 +249,7 @@ def _as_record(record: Record, answer: Answer, number: int, keep: Collection[str
     said = {"id": name, "prompt": answer.prompt, "output": answer.output, "ended": ended, "sampled": True}
     said |= {name: fields[name] for name in ("mark", "marked", "sequential", *keep) if name in fields}
     named = {"prompt_ids": answer.prompt_ids, "output_ids": answer.output_ids, "steps": answer.steps}
+    named["beside"] = answer.beside
     said |= {name: value for name, value in named.items() if value is not None and not _is_empty(value)}
     if "output_ids" in said or "prompt_ids" in said:
         said["own_ids"] = True  # of the suspect's tokenizer, which may be another than the mark's
