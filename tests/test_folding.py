@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import gzip
 import json
 import textwrap
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +16,10 @@ import pytest
 from click.testing import Result
 
 import verify
+from verify.data.decoders import _SIGNS as SIGNS
 from verify.data.folding import Folding, fold
 from verify.data.outputs import Output
 from verify.data.pairs import PROMPT_TEXT, extract, scorable_in_order, was_copied
-from verify.data.spellings import _SIGNS as SIGNS
 from verify.data.spellings import spellings
 from verify.radioactivity.prompts import prompts_test
 from watermark import InputError, Mark
@@ -79,6 +81,8 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "small letters": str.lower,
     "a word a line": lambda text: text.replace(" ", "\n"),
     "letters apart": " ".join,
+    "dots between letters": ".".join,
+    "a list of letters": lambda text: json.dumps(list(text)),
     "hexadecimal": lambda text: text.encode().hex(" "),
     "percent": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
     "entities": lambda text: "".join(f"&#{ord(letter)};" for letter in text),
@@ -108,6 +112,36 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "digits for letters": lambda text: text.translate(str.maketrans("oiea", "0134")),
     "numbered words": lambda text: "\n".join(f"{i}. {word}" for i, word in enumerate(text.split(), 1)),
     "words backwards": lambda text: " ".join(reversed(text.split())),
+    "base64 of UTF-16": lambda text: base64.b64encode(text.encode("utf-16-le")).decode(),
+    "hexadecimal of UTF-16": lambda text: text.encode("utf-16-be").hex(),
+    "hexadecimal, quoted": lambda text: ",".join(f'"{byte:02x}"' for byte in text.encode()),
+    "hexadecimal backwards": lambda text: text.encode().hex()[::-1],
+    "base64 backwards": lambda text: base64.b64encode(text.encode()).decode()[::-1],
+    "base64 word by word": lambda text: " ".join(base64.b64encode(word.encode()).decode() for word in text.split()),
+    "base64 quoted": lambda text: textwrap.indent(
+        "\n".join(textwrap.wrap(base64.b64encode(text.encode()).decode(), 30)), "> "
+    ),
+    "deflated, base64": lambda text: base64.b64encode(zlib.compress(text.encode())[2:-4]).decode(),
+    "base32 in small letters": lambda text: base64.b32encode(text.encode()).decode().lower(),
+    "base32, hexadecimal": lambda text: base64.b32hexencode(text.encode()).decode(),
+    "UTF-7": lambda text: "".join(f"+{base64.b64encode(a.encode('utf-16-be')).decode().rstrip('=')}-" for a in text),
+    "uuencode": lambda text: (
+        "\n" + "".join(binascii.b2a_uu(text.encode()[i : i + 45]).decode() for i in range(0, len(text.encode()), 45))
+    ),
+    "each word backwards": lambda text: " ".join(word[::-1] for word in text.split()),
+    "mirrored letters": lambda text: "".join(
+        chr(219 - ord(a)) if a.islower() else chr(155 - ord(a)) if a.isupper() else a for a in text
+    ),
+    "places in the alphabet": lambda text: " 0 ".join(
+        " ".join(str(ord(a) - 96) for a in word) for word in text.lower().split()
+    ),
+    "doubled letters": lambda text: "".join(2 * a if a.isalpha() else a for a in text),
+    "tags": lambda text: "".join(chr(0xE0000 + ord(a)) for a in text),
+    "variation selectors": lambda text: "".join(chr(0xFE00 + b if b < 16 else 0xE0100 + b - 16) for b in text.encode()),
+    "Braille": lambda text: "".join(chr(0x2800 + b) for b in text.encode()),
+    "squares": lambda text: "".join(chr(0x1F170 + ord(a) - 97) if a.isalpha() else a for a in text.lower()),
+    "unseen bits": lambda text: "".join(f"{b:08b}" for b in text.encode()).translate({48: 0x200B, 49: 0x200C}),
+    "base64 three times": lambda text: base64.b64encode(base64.b64encode(base64.b64encode(text.encode()))).decode(),
     "base64 twice": lambda text: base64.b64encode(base64.b64encode(text.encode())).decode(),
 }
 
@@ -123,12 +157,11 @@ def test_a_suspect_that_undoes_a_disguise_is_innocent(disguise: str, place: Path
     assert found["verdict"] != "carries the mark"
     assert found["log10_pvalue"] > -1
     assert found["n"] < 60, "of 400 pairs"
-    assert found["prompts_test"]["carry"] == (disguise != "letters apart")
-    if disguise != "letters apart":  # of these no token is the mark's
-        assert any(one.startswith("The prompts carry the mark themselves") for one in found["warnings"])
-        refused = stillmark(*run, "--unmarked-prompts")
-        assert refused.exit_code == 1
-        assert "--unmarked-prompts does not hold: the prompts carry the mark" in " ".join(refused.stderr.split())
+    assert found["prompts_test"]["carry"]
+    assert any(one.startswith("The prompts carry the mark themselves") for one in found["warnings"])
+    refused = stillmark(*run, "--unmarked-prompts")
+    assert refused.exit_code == 1
+    assert "--unmarked-prompts does not hold: the prompts carry the mark" in " ".join(refused.stderr.split())
 
 
 def test_the_same_by_answers_in_order_and_by_recorded_log_probabilities(place: Path, jsonl: Write) -> None:
@@ -233,7 +266,7 @@ def test_tokens_that_are_parts_of_characters_and_tokens_without_letters(place: P
     assert not folding.copied([], ids).any()
     assert folding.copied([text], ids[:0]).tolist() == []
     assert fold("\u00c9T\u00c9 \u212b") == fold("e\u0301te\u0301 \u00e5")
-    assert set(spellings("plain words")) == {"as it is", "rot13", "backwards", "words backwards"}
+    assert set(spellings("plain words")) == {"as it is", "backwards", "words backwards", "each word backwards"}
 
 
 def test_a_corpus_says_the_same(place: Path, jsonl: Write, tmp_path: Path) -> None:
@@ -250,3 +283,67 @@ def test_a_corpus_says_the_same(place: Path, jsonl: Write, tmp_path: Path) -> No
     assert found.warnings == alone.warnings
     with pytest.raises(InputError, match="`unmarked_prompts` does not hold"):
         verify.corpus_test(place / "m", file, tmp_path / "free", unmarked_prompts=True)
+
+
+def test_what_no_spelling_explains_is_warned_of(place: Path, jsonl: Write) -> None:
+    """A cipher that nobody knows here: the result says that it may hold what the suspect copies."""
+    mark = Mark.load(place / "m")
+    draw = np.random.default_rng(3)
+    code = {
+        letter: chr(33 + i)
+        for i, letter in enumerate(draw.permutation(list(" abcdefghijklmnopqrstuvwxyzBDFGKLMNPRST")))
+    }
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    rows = [{"prompt": "".join(code[a] for a in text), "output": text} for text in texts]
+    found = verify.text_test(mark, jsonl(*rows))
+    assert found.prompts_test is not None
+    assert not found.prompts_test.carry
+    assert found.prompts_test.strange > 1000
+    assert any("no text in a known language or spelling" in one for one in found.warnings)
+    plain = [
+        {"prompt": " ".join(WORDS[i] for i in draw.integers(len(WORDS), size=80)), "output": text} for text in texts
+    ]
+    found = verify.text_test(mark, jsonl(*plain))
+    assert found.prompts_test is not None
+    assert (found.prompts_test.strange, found.prompts_test.unread) == (0, 0)
+
+
+def test_a_long_prompt_hides_no_other(place: Path, jsonl: Write) -> None:
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    rows = [{"prompt": "badan fibas " * 100_000, "output": "badan"}]
+    rows += [{"prompt": text.upper(), "output": "badan fibas"} for text in texts]
+    found = verify.text_test(mark, jsonl(*rows))
+    assert found.prompts_test is not None
+    assert found.prompts_test.carry
+    assert found.prompts_test.unread == 1_200_000
+    assert any("1,200,000 characters of them were not looked at" in one for one in found.warnings)
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda text: {"prompt": "Say it.", "input": {"passage": text}},
+        lambda text: {"prompt": "Say it.", "documents": [{"title": "a", "body": text}]},
+        lambda text: {"prompt_ids": [260, 261], "system": text},
+        lambda text: {"prompt_ids": [260, 261], "messages": [{"role": "user", "content": text.upper()}]},
+        lambda text: {"prompt": "Say it.", "request": {"messages": [], "extra_body": {"suffix": text}}},
+        lambda text: {"prompt": "Say it.", "history": [{"role": "tool", "content": "", "tool_response": text}]},
+    ],
+)
+def test_what_stands_elsewhere_in_a_record_was_shown(
+    hide: Callable[[str], dict[str, object]], place: Path, jsonl: Write
+) -> None:
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    found = verify.text_test(mark, jsonl(*(hide(text) | {"output": text} for text in texts)))
+    assert found.log10_pvalue > -1
+    assert found.prompts_test is not None
+    assert found.prompts_test.carry
+
+
+def test_an_answer_that_was_given_is_none(place: Path, jsonl: Write) -> None:
+    """The last turn of the assistant may be what it was made to begin with."""
+    turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "badan", "prefix": True}]
+    with pytest.raises(InputError, match="no turn of the conversation is by the assistant"):
+        verify.text_test(place / "m", jsonl({"messages": turns}))

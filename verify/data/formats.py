@@ -54,9 +54,9 @@ PROMPTS: Final = (
 
 DOCUMENTS: Final = (
     "documents", "document", "docs", "doc", "passages", "passage", "contexts", "contents", "knowledge", "background",
-    "article", "retrieved", "retrieved_context", "retrieved_documents", "search_results", "sources", "observations",
-    "observation", "source", "metadata", "multi_modal_data", "chat_history", "dialogue", "dialog", "developer", "preamble", "system_instruction", "examples",
-    "few_shot", "demonstrations", "prefix", "suffix", "prefill", "query",
+    "article", "retrieved", "retrieved_context", "retrieved_documents", "search_results", "sources", "source",
+    "observations", "observation", "metadata", "multi_modal_data", "chat_history", "dialogue", "dialog", "developer",
+    "preamble", "system_instruction", "examples", "few_shot", "demonstrations", "prefix", "suffix", "prefill", "query",
 )  # fmt: skip
 """Fields that may hold a longer text that it was shown besides."""
 

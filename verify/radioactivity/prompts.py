@@ -32,6 +32,12 @@ BLOCK: Final = 64
 MOST: Final = 1 << 20
 """Characters of all prompts together that are tested in other spellings."""
 
+PASSAGE: Final = 128
+"""Characters of a passage that is looked at by itself."""
+
+MOST_STRANGE: Final = 256
+"""Fewer characters than these that are no text are nothing to warn of."""
+
 NOT_COMPARED: Final = (
     "The mark's tokenizer is not at hand: what the suspect copied of its prompts in another spelling was not looked "
     "for, and counts."
@@ -46,11 +52,16 @@ class PromptsTest:
         n: distinct pairs of the prompts, in the spelling that fits best.
         log10_pvalue: over all spellings.
         spelling: the one that fits best.
+        unread: characters that were not looked at in other spellings, since there are too many.
+        strange: characters in passages that are no text in a language, as the tokenizer sees it: such a passage may be
+            text in a spelling that is not known here.
     """
 
     n: int
     log10_pvalue: float
     spelling: str
+    unread: int = 0
+    strange: int = 0
 
     @property
     def carry(self) -> bool:
@@ -66,11 +77,25 @@ class PromptsTest:
 
     def warnings(self) -> tuple[str, ...]:
         """What a result says of such prompts."""
-        if not self.carry:
-            return ()
+        found = []
+        if self.carry:
+            found.append(self._carried())
+        if self.strange >= MOST_STRANGE:
+            found.append(
+                f"{self.strange:,} characters of the prompts are no text in a known language or spelling: a suspect "
+                "that decodes such a passage copies what it was shown, and that counts here. Look at them."
+            )
+        if self.unread:
+            found.append(
+                f"The prompts are long: {self.unread:,} characters of them were not looked at in other spellings, and "
+                "what a suspect copied of them in another spelling counts."
+            )
+        return tuple(found)
+
+    def _carried(self) -> str:
         return (
             f"The prompts carry the mark themselves ({self}): a suspect that copies them is innocent. What it copied "
-            f"was left out where that could be told; in a spelling that is not known, it counts.",
+            f"was left out where that could be told; in a spelling that is not known, it counts."
         )
 
 
@@ -86,10 +111,11 @@ def prompts_test(mark: Mark, shown: Sequence[Output], tokenizer: AnyTokenizer | 
         None where nothing was shown.
     """
     prompts = {_key(one): one for one in shown if one.start or one.prompt}.values()
+    unread = strange = 0
     found = {PLAIN: [one.prompt_ids for one in prompts if one.prompt_ids is not None]}
     if tokenizer is not None:
         with suppress(TokenizerError):  # ids that are none are an error elsewhere
-            texts = _in_other_spellings(Folding(tokenizer), prompts)
+            texts, unread, strange = _in_other_spellings(Folding(tokenizer), prompts)
             names, said = [name for name, _ in texts], [text for _, text in texts]
             for name, ids in zip(names, _encoded(tokenizer, said), strict=True):
                 found.setdefault(name, []).append(np.array(ids, np.int64))
@@ -97,7 +123,7 @@ def prompts_test(mark: Mark, shown: Sequence[Output], tokenizer: AnyTokenizer | 
     if not tested:
         return None
     name, n, log10_p = min(tested, key=lambda one: one[2])
-    return PromptsTest(n, min(0.0, log10_p + math.log10(len(tested))), name)
+    return PromptsTest(n, min(0.0, log10_p + math.log10(len(tested))), name, unread, strange)
 
 
 def of_parts(parts: Sequence[Mapping[str, Any] | None]) -> PromptsTest | None:
@@ -106,25 +132,55 @@ def of_parts(parts: Sequence[Mapping[str, Any] | None]) -> PromptsTest | None:
     if not tested:
         return None
     best = min(tested, key=lambda one: one.log10_pvalue)
-    return replace(best, log10_pvalue=min(0.0, best.log10_pvalue + math.log10(len(tested))))
+    return replace(
+        best,
+        log10_pvalue=min(0.0, best.log10_pvalue + math.log10(len(tested))),
+        unread=sum(one.unread for one in tested),
+        strange=sum(one.strange for one in tested),
+    )
 
 
 def _key(output: Output) -> tuple[bytes, str]:
     return b"" if output.prompt_ids is None else output.prompt_ids.tobytes(), output.prompt or ""
 
 
-def _in_other_spellings(folding: Folding, prompts: Iterable[Output]) -> list[tuple[str, str]]:
-    """The texts that prompts hold in other spellings than their ids, with the name of the spelling."""
+def _in_other_spellings(folding: Folding, prompts: Iterable[Output]) -> tuple[list[tuple[str, str]], int, int]:
+    """The texts that prompts hold in other spellings than their ids, with the name of the spelling.
+
+    Returns:
+        these, and how many characters were not looked at, and are strange: see `PromptsTest`.
+    """
     found: list[tuple[str, str]] = []
-    left = MOST
-    for one in prompts:
-        texts = [one.prompt or ""] if one.prompt_ids is None else texts_shown(folding, one)
-        for text in texts:
-            if left <= 0:
-                return found
-            left -= len(text)
-            found += _forms(text, known=one.prompt_ids is not None)
-    return found
+    shown = [
+        (text, one.prompt_ids is not None)
+        for one in prompts
+        for text in ([one.prompt or ""] if one.prompt_ids is None else texts_shown(folding, one))
+    ]
+    read, unread = list[str](), 0
+    for text, known in sorted(shown, key=lambda one: len(one[0])):  # a long one hides no other
+        if sum(map(len, read)) + len(text) > MOST:
+            unread += len(text)
+            continue
+        read.append(text)
+        found += _forms(text, known=known)
+    return found, unread, _strange(folding.tokenizer, read)
+
+
+def _strange(tokenizer: AnyTokenizer, texts: Sequence[str]) -> int:
+    """How many characters lie in passages that take a token for every second of them, or more.
+
+    English takes one for every fourth, and programs for every third. Other scripts take more: passages in them are left
+    out, and only signs that nobody reads count.
+    """
+    pieces = [text[i : i + PASSAGE] for text in dict.fromkeys(texts) for i in range(0, len(text), PASSAGE)]
+    pieces = [piece for piece in pieces if len(piece) > PASSAGE // 2 and not _foreign(piece)]
+    tokens = map(len, _encoded(tokenizer, pieces))
+    return sum(len(piece) for piece, number in zip(pieces, tokens, strict=True) if 2 * number > len(piece))
+
+
+def _foreign(text: str) -> bool:
+    """Whether a fifth of a text or more are letters of another script than the Latin one."""
+    return not text.isascii() and 5 * sum(one.isalpha() and one > "\u024f" for one in text) >= len(text)
 
 
 def _forms(text: str, *, known: bool) -> Iterator[tuple[str, str]]:
