@@ -283,7 +283,7 @@ def _is_table(fields: Fields) -> bool:
         turns = turns_of(fields[name])
     except ShapeError:
         return False  # the reader of conversations says what is wrong
-    return bool(turns) and not by_suspect(turns[-1])  # else the text beside it is what was hoped for
+    return not by_suspect(turns[-1])  # else the text beside it is what was hoped for
 
 
 def _of_table(fields: Fields) -> list[Answer]:
