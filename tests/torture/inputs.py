@@ -84,6 +84,7 @@ def apart(serving: Callable[[], AbstractContextManager[Any]]) -> Iterator[str]:
     child = os.fork()
     if child == 0:
         os.close(heard[1])
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a server says of a client that hangs up
         with serving() as served:
             os.write(told[1], (served if isinstance(served, str) else served[0]).encode())
             threading.Thread(target=lambda: (os.read(heard[0], 1), os._exit(0)), daemon=True).start()
