@@ -4,7 +4,7 @@ VLLM := .venv-vllm/bin
 # Tests of engines that are installed for them alone.
 ENGINES := --ignore tests/vllm --ignore tests/llama
 
-.PHONY: demo test test-report test-vllm test-llama check fuzz lint notebooks docs clean
+.PHONY: demo test test-report test-vllm test-llama check fuzz torture lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -35,7 +35,11 @@ check: lint
 
 # Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
 fuzz: .venv/ready
-	STILLMARK_FUZZ=$(or $(CASES),10000) OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/fuzz
+	$(BIN)/python -m tests.fuzz --cases $(or $(CASES),10000) $(TARGETS)
+
+# Long commands, killed so many times each: they must end as if nobody had.
+torture: .venv/ready
+	$(BIN)/python -m tests.torture --kills $(or $(KILLS),20) $(COMMANDS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

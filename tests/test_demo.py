@@ -143,7 +143,7 @@ def test_a_killed_demo_goes_on_where_it_was(
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.communicate()  # returns when the last process that holds the pipes is gone: the workers end by themselves
-    (out / ".marked_student.left").mkdir()
+    (out / ".marked_student.unfinished").mkdir()
 
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr

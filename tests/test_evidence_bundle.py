@@ -698,6 +698,19 @@ def test_single_pairs_are_shown_with_proofs(here: Here, stillmark: Run, tmp_path
     assert json.loads(opening.read_text())["salt"] not in whole, "or all pairs could be guessed"
     with pytest.raises(UsageError, match=f"there is no pair {number + 1}"):
         prove_pairs(opening, [number + 1], out)
+    good = json.loads(opening.read_bytes())
+    (name, shown), *_ = good["tests"].items()
+    for wrong, message in (
+        ({"tests": "x"}, "no opening of format"),
+        ({"salt": 5}, "no opening of format"),
+        ({"salt": "x"}, "64 hex digits"),
+        ({"tests": {name: shown | {"n": {}}}}, "'n' must be an integer"),
+        ({"tests": {name: shown | {"tokens": []}}}, "'tokens'"),
+        ({"tests": {name: shown | {"contexts": None}}}, "'contexts'"),
+    ):
+        opening.write_text(json.dumps(good | wrong))
+        with pytest.raises(InputError, match=message):
+            prove_pairs(opening, [1], out, test=name)
 
 
 # --- a third party that holds the secret ---

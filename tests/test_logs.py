@@ -359,6 +359,9 @@ def test_a_mixture_is_malformed(mark: Mark, tmp_path: Path) -> None:
     [
         ({"messages": [{"role": "user", "content": "w5"}]}, "no turn of the conversation is by the assistant"),
         ({"messages": [{"role": "assistant", "content": "w5"}, "x"]}, "a turn of a conversation must have a 'role'"),
+        ({"messages": [{"role": "user"}, "x"], "answer": "w5"}, "a turn of a conversation must have a 'role'"),
+        ({"messages": {"role": ["a"], "content": []}, "answer": "w5"}, "the columns of a conversation must be equally"),
+        ({"messages": {"role": ["a"], "content": []}, "output": "w5"}, "the columns of a conversation must be equally"),
         ({"resps": [[[-1.5, False]]], "arguments": [["w5"]]}, "'resps' hold no text"),
         ({"outputs": [{"text": "w5"}, {"text": 5}]}, "an output needs 'text' or 'token_ids'"),
         ({"outputs": [{"token_ids": [5, 5000]}]}, "'output_ids' holds id 5000 at position 1, outside the vocabulary"),

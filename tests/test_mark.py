@@ -98,6 +98,8 @@ def test_a_card_of_other_types_does_not_belong(tmp_path: Path, stillmark: Callab
     """F19, F14: `true` for `1.0` was "belongs"; an `exempt` that is a number, or half a surrogate, a traceback."""
     made, card = Mark(SECRET, scheme=GreenList(delta=1.0), label="a"), tmp_path / "card"
     assert made.matches(made.card()) == []
+    for name, value in made.card().items():
+        assert made.matches({key: one for key, one in made.card().items() if key != name}) == [name], value
     assert made.matches(json.loads(json.dumps(made.card() | {"delta": 1}))) == [], "JSON knows one kind of number"
     assert made.matches(made.card() | {"delta": True, "exempt": [False]}) == ["delta", "exempt"]
     for change, message in (({"exempt": 5}, "'exempt' must be"), ({"delta": True}, "'delta' must be a number"),

@@ -281,7 +281,7 @@ def test_a_kill_leaves_no_second_copy_of_a_secret(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", sync)
     made().save(tmp_path / "m")
-    assert seen == [[]]
+    assert seen == [[], ["m"]], "and then its name is put on the disk"
 
 
 def test_a_log_is_no_link_and_no_other_file(tmp_path: Path) -> None:

@@ -232,7 +232,8 @@ class Mark:
         named = mine.keys() | card.keys()
         if "parent" not in mine.keys() & card.keys():  # it is no part of the identity
             named -= {"parent"}
-        return sorted(wrong | {name for name in named if mine.get(name) != card.get(name)})
+        missing = object()  # null is another thing
+        return sorted(wrong | {name for name in named if mine.get(name, missing) != card.get(name, missing)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mark to a new file of mode 0600.

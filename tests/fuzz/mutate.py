@@ -1,67 +1,17 @@
-"""Strategies: JSON with a few places changed, bytes with a few spoiled, and how long to look."""
+"""JSON with a few places changed, bytes with a few spoiled: each from a generator, so that a case can be made again."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
+from random import Random
 from typing import Any, Final
 
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-
-CASES: Final = int(os.environ.get("STILLMARK_FUZZ", "25"))
-"""Cases of each target: few in every run of the tests, many by `make fuzz`."""
-
-fuzz: Final = settings(
-    max_examples=CASES,
-    deadline=None,  # the machine may be busy; what hangs is seen by the one who waits
-    derandomize="STILLMARK_FUZZ" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-"""Of every target. Without STILLMARK_FUZZ the cases are the same in every run."""
-
-ODD: Final = st.sampled_from(
-    [
-        None, True, False, 0, 1, -1, 2**31, 2**32, 2**63, 2**64, 10**400, 1.5, -0.0, 1e308, float("inf"), float("nan"),
-        "", "\x00", "\x1b[2K", "\u202e", "\u2028", "a" * 300, [], {}, [[]], [None], [True], {"": None}, [1, [2]],
-        "output_ids", "-Infinity", "1e999", [-1], [2**32], ["5"], {"5": {"logprob": -1.5}}, "data: {}",
-    ]
+ODD: Final[tuple[Any, ...]] = (
+    None, True, False, 0, 1, -1, 2**31, 2**32, 2**63, 2**64, 10**400, 1.5, -0.0, 1e308, float("inf"), float("nan"),
+    "", "\x00", "\x1b[2K", "\u202e", "\u2028", "\ud800", "a" * 300, [], {}, [[]], [None], [True], {"": None}, [1, [2]],
+    "output_ids", "-Infinity", "1e999", [-1], [2**32], ["5"], {"5": {"logprob": -1.5}}, "data: {}",
 )  # fmt: skip
-
-JSON: Final = st.recursive(
-    ODD | st.text(max_size=12) | st.integers() | st.floats(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-
-
-@st.composite
-def changed(draw: st.DrawFn, value: Any, most: int = 3) -> Any:
-    """A JSON value with up to so many places replaced, left out, added or exchanged."""
-    found = copy.deepcopy(value)
-    for _ in range(draw(st.integers(1, most))):
-        found = _change(draw, found)
-    return found
-
-
-def _change(draw: st.DrawFn, value: Any) -> Any:
-    inside = isinstance(value, dict | list) and len(value) > 0
-    if not inside or draw(st.integers(0, 5)) == 0:
-        return draw(JSON)
-    where = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
-    kind = draw(st.integers(0, 7))
-    if kind == 0:
-        del value[where]
-    elif kind == 1 and isinstance(value, dict):
-        value[draw(st.text(max_size=8) | st.sampled_from(NAMES))] = value[where]
-    elif kind == 1:
-        value.insert(where, copy.deepcopy(value[where]))
-    else:
-        value[where] = _change(draw, value[where])
-    return value
-
 
 NAMES: Final = (
     "id", "prompt", "prompt_ids", "output", "output_ids", "messages", "system", "input", "response", "request",
@@ -69,35 +19,85 @@ NAMES: Final = (
     "run", "steps",
 )  # fmt: skip
 
+SPOILS: Final = (b"\xff", b"\x00", b"\xed\xa0\x80", b"[" * 3000, b'"id": 1, ', b"\r", b"\n", b"9" * 5000)
 
-@st.composite
-def spoiled(draw: st.DrawFn, data: bytes, most: int = 4) -> bytes:
+
+def text(draw: Random, most: int = 12) -> str:
+    """Some characters, of one byte and of several, now and then one that ends a line."""
+    alphabet = 'ab5 {"\\,:éß\u0301\U0001f642\u2028\x00\n\r'
+    return "".join(draw.choices(alphabet, k=draw.randint(0, most)))
+
+
+def value(draw: Random, depth: int = 2) -> Any:
+    """Some JSON."""
+    kind = draw.randrange(8)
+    if kind < 4:
+        return copy.deepcopy(draw.choice(ODD))
+    if kind == 4 or depth == 0:
+        return text(draw)
+    if kind == 5:
+        return draw.choice((draw.randint(-9, 300), draw.getrandbits(70), draw.uniform(-9, 9)))
+    if kind == 6:
+        return [value(draw, depth - 1) for _ in range(draw.randint(0, 3))]
+    return {text(draw, 6): value(draw, depth - 1) for _ in range(draw.randint(0, 3))}
+
+
+def changed(draw: Random, found: Any, most: int = 3) -> Any:
+    """A JSON value with up to so many places replaced, left out, added or exchanged."""
+    found = copy.deepcopy(found)
+    for _ in range(draw.randint(1, most)):
+        found = _change(draw, found)
+    return found
+
+
+def _change(draw: Random, found: Any) -> Any:
+    inside = isinstance(found, dict | list) and len(found) > 0
+    if not inside or draw.randrange(6) == 0:
+        return value(draw)
+    where = draw.choice(list(found) if isinstance(found, dict) else range(len(found)))
+    kind = draw.randrange(8)
+    if kind == 0:
+        del found[where]
+    elif kind == 1 and isinstance(found, dict):
+        found[draw.choice((text(draw, 8), draw.choice(NAMES)))] = found[where]
+    elif kind == 1:
+        found.insert(where, copy.deepcopy(found[where]))
+    else:
+        found[where] = _change(draw, found[where])
+    return found
+
+
+def spoiled(draw: Random, data: bytes, most: int = 4) -> bytes:
     """Some bytes with up to so many places flipped, cut out, written twice or written over."""
     found = bytearray(data)
-    for _ in range(draw(st.integers(1, most))):
-        at = draw(st.integers(0, max(0, len(found) - 1)))
-        length = draw(st.sampled_from([1, 1, 2, 4, 8, 64, len(found)]))
-        kind = draw(st.integers(0, 4))
+    for _ in range(draw.randint(1, most)):
+        at = draw.randint(0, max(0, len(found) - 1))
+        length = draw.choice((1, 1, 2, 4, 8, 64, len(found)))
+        kind = draw.randrange(5)
         if kind == 0 and found:
-            found[at] ^= 1 << draw(st.integers(0, 7))
+            found[at] ^= 1 << draw.randrange(8)
         elif kind == 1:
             del found[at : at + length]
         elif kind == 2:
             found[at:at] = found[at : at + length]
         elif kind == 3:
-            found[at : at + length] = draw(st.binary(max_size=8))
+            found[at : at + length] = draw.randbytes(draw.randint(0, 8))
         else:
-            found[at:at] = draw(
-                st.sampled_from(
-                    [b"\xff", b"\x00", b"\xed\xa0\x80", b"[" * 3000, b'"id": 1, ', b"\r", b"\n", b"9" * 5000]
-                )
-            )
+            found[at:at] = draw.choice(SPOILS)
     return bytes(found)
 
 
-@st.composite
-def lines(draw: st.DrawFn, records: list[Any]) -> bytes:
+def encoded(found: Any) -> bytes:
+    """JSON as bytes, whatever is in it."""
+    return json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def document(draw: Random, found: Any) -> bytes:
+    """A JSON file with a few places changed; now and then its text is spoiled instead."""
+    return spoiled(draw, encoded(found)) if draw.randrange(4) == 0 else encoded(changed(draw, found))
+
+
+def lines(draw: Random, records: list[Any]) -> bytes:
     """Records as JSONL, a few of them changed; now and then the text itself is spoiled."""
-    chosen = [draw(changed(one)) if draw(st.integers(0, 2)) == 0 else one for one in records]
-    data = "".join(json.dumps(one) + "\n" for one in chosen).encode("utf-8", "surrogatepass")
-    return draw(spoiled(data)) if draw(st.integers(0, 3)) == 0 else data
+    data = b"".join(encoded(changed(draw, one) if draw.randrange(3) == 0 else one) + b"\n" for one in records)
+    return spoiled(draw, data) if draw.randrange(4) == 0 else data

@@ -56,7 +56,8 @@ def plant(
 ) -> None:
     """Fine-tune a model until it knows the answers to keyed questions.
 
-    Release the new folder, and test suspects with `stillmark test planted` and the same --number.
+    Release the new folder, and test suspects with `stillmark test planted` and the same --number. The same command goes
+    on after a kill.
     """
     from dataclasses import replace
 

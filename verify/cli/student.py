@@ -38,7 +38,7 @@ def student(
     """Train a student on outputs, as somebody who distils a teacher would.
 
     A student of marked outputs is a positive control: does your mark, at your settings, show in a model
-    trained on this much of it?
+    trained on this much of it? The same command goes on after a kill.
     """
     from verify.planning.student import Training, train_student
 

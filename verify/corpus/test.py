@@ -17,7 +17,6 @@ coins to another it says nothing, although each p-value by itself stays exact.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -399,5 +398,5 @@ def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
         start = stop
     assert writer is not None
     writer.close()
-    os.replace(scratch, folder / "documents.parquet")
+    files.publish(scratch, folder / "documents.parquet")
     return int((q <= np.log10(alpha)).sum())

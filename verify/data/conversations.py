@@ -34,11 +34,13 @@ def turns_of(value: Any) -> list[Mapping[str, Any]]:
     """The turns of a conversation: a list of objects, or an object of lists, as older tables hold it.
 
     Raises:
-        ShapeError: it is neither, or a turn names nobody.
+        ShapeError: it is neither, its lists differ in length, or a turn names nobody.
     """
     if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
         names, columns = list(value), list(value.values())
-        value = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
+        if len(set(map(len, columns))) > 1:
+            raise ShapeError("the columns of a conversation must be equally long")
+        value = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ShapeError("a conversation must be a list of turns")
     for turn in value:
@@ -50,7 +52,7 @@ def turns_of(value: Any) -> list[Mapping[str, Any]]:
 def is_conversation(value: Any) -> bool:
     """Whether a value looks like a conversation: its first turn is one."""
     if isinstance(value, Mapping):
-        return any(isinstance(value.get(name), list) for name in ("role", "from"))
+        return any(isinstance(value.get(name), list) and value[name] for name in ("role", "from"))
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, Mapping) and isinstance(first.get("role", first.get("from")), str)
 

@@ -294,8 +294,14 @@ def _of_lm_eval(fields: Fields) -> list[Answer]:
 def _is_table(fields: Fields) -> bool:
     if not any(isinstance(fields.get(name), str) for name in ANSWERS):
         return False
-    name = _conversation_in(fields)  # beside one that goes on to an answer, another text is what was hoped for
-    return name is None or not by_suspect(turns_of(fields[name])[-1])
+    name = _conversation_in(fields)
+    if name is None:
+        return True
+    try:
+        turns = turns_of(fields[name])
+    except ShapeError:
+        return False  # the reader of conversations says what is wrong
+    return not by_suspect(turns[-1])  # else the text beside it is what was hoped for
 
 
 def _of_table(fields: Fields) -> list[Answer]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from verify.evidence.bundle import OPENING_FORMAT, own_salt
+from verify.evidence.bundle import own_salt
 from verify.evidence.inputs import object_in
 from verify.evidence.merkle import prove, root_by
-from verify.evidence.statement import Hidden, Statement
+from verify.evidence.scored import scored_of_fields
+from verify.evidence.statement import Hidden, Statement, opened_tests
 from watermark import InputError, StillmarkError, UsageError
 from watermark.io import files
 from watermark.io.fields import is_int, is_text
@@ -36,15 +37,20 @@ def prove_pairs(opening: str | Path, pairs: Sequence[int], out: str | Path, *, t
     """
     path = Path(opening)
     fields = object_in(path)
-    if fields.get("format") != OPENING_FORMAT:
-        raise InputError(path, 0, f"not of format {OPENING_FORMAT}")
-    scored = fields["tests"].get(test)
-    if scored is None:
-        raise UsageError(f"the opening has no pairs of the test '{test}'", f"it has: {', '.join(fields['tests'])}")
+    try:
+        tests, salt = opened_tests(fields)
+        if not isinstance(shown := tests.get(test), dict):
+            raise UsageError(f"the opening has no pairs of the test '{test}'", f"it has: {', '.join(tests)}")
+        contexts = shown.get("contexts")
+        scored = scored_of_fields(shown, len(contexts) if isinstance(contexts, list) else 0, test)
+    except UsageError:
+        raise
+    except StillmarkError as error:
+        raise InputError(path, 0, str(error)) from None
     for pair in pairs:
-        if not 1 <= pair <= scored["n"]:
-            raise UsageError(f"there is no pair {pair}", f"they are numbered from 1 to {scored['n']:,}")
-    proofs = prove(scored, own_salt(bytes.fromhex(fields["salt"]), test), pairs)
+        if not 1 <= pair <= len(scored):
+            raise UsageError(f"there is no pair {pair}", f"they are numbered from 1 to {len(scored):,}")
+    proofs = prove(scored.to_dict(), own_salt(salt, test), pairs)
     whole = {"format": PROOF_FORMAT, "test": test, "pairs": proofs}
     with files.writing(Path(out)):
         files.replace(Path(out), (json.dumps(whole) + "\n").encode())

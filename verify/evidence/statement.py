@@ -151,19 +151,24 @@ def _timestamp(text: Any) -> bytes | None:
         raise StillmarkError("'timestamp' is no base64") from None
 
 
+def opened_tests(opening: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What an opening shows of each test, not looked at, and its salt. Raises StillmarkError."""
+    tests, salt = opening.get("tests"), opening.get("salt")
+    if opening.get("format") != OPENING_FORMAT or not isinstance(tests, dict) or not is_text(salt):
+        raise StillmarkError(f"no opening of format {OPENING_FORMAT}")
+    try:
+        return tests, bytes.fromhex(str(salt))
+    except ValueError:
+        raise StillmarkError("the salt of an opening is 64 hex digits") from None
+
+
 def opened(statement: Statement, opening: Mapping[str, Any]) -> tuple[Statement, list[str]]:
     """The statement with the pairs that an opening shows, and where its roots are not those that were promised.
 
     Raises:
         StillmarkError: it is no opening.
     """
-    tests, salt = opening.get("tests"), opening.get("salt")
-    if opening.get("format") != OPENING_FORMAT or not isinstance(tests, dict) or not is_text(salt):
-        raise StillmarkError(f"no opening of format {OPENING_FORMAT}")
-    try:
-        secret = bytes.fromhex(str(salt))
-    except ValueError:
-        raise StillmarkError("the salt of an opening is 64 hex digits") from None
+    tests, secret = opened_tests(opening)
     pairs, wrong = dict(statement.pairs), []
     for name, hidden in statement.pairs.items():
         if not isinstance(hidden, Hidden):

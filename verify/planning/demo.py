@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +135,6 @@ def run(model: Path, out: Path, say: Callable[[str], None], show: Show = lambda 
         StillmarkError: a step fails, or the folder holds a run with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".*_student.*"):  # of a run that was killed
-        shutil.rmtree(left)
     asked = out / "prompts.jsonl"
     lines = (json.dumps({"id": one.id, "prompt": one.text}) + "\n" for one in questions(PROMPTS))
     files.replace(asked, "".join(lines).encode())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,8 +25,8 @@ from watermark.errors import within
 from watermark.extras import require
 from watermark.io import files
 from watermark.io.prompts import Prompt, encode_prompt
-from watermark.io.records import Record
-from watermark.models import fast_bfloat16, load_model
+from watermark.io.records import Record, run_digest
+from watermark.models import fast_bfloat16, load_model, model_digest
 from watermark.progress import Progress, doing, silent
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ def train_student(
     """Train a model further on outputs, as somebody who distils a teacher would: a positive control.
 
     All weights are trained, by transformers' Trainer. They are kept in float32 and multiplied in bfloat16 where the
-    machine is fast at it; the student is saved in bfloat16, whole or not at all.
+    machine is fast at it; the student is saved in bfloat16, whole or not at all. A call that was killed goes on from
+    its last checkpoint, in the folder `.NAME.unfinished` beside `out`, to the same weights on the same machine.
 
     Args:
         base: folder of the model to start from.
@@ -158,8 +161,8 @@ def train_student(
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
 
     Raises:
-        ModelError: `out` exists, or `base` cannot be loaded.
-        InputError: the outputs cannot be used, or `out` cannot be written.
+        ModelError: `out` exists, `base` cannot be loaded, or a checkpoint is of another base, outputs or settings.
+        InputError: the outputs cannot be used, or `out` cannot be written, or another call makes it.
 
     Example:
         >>> import verify
@@ -167,15 +170,43 @@ def train_student(
     """
     base, out = Path(base), Path(out)
     sources = files_of(outputs if isinstance(outputs, str | Path) else list(outputs))
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
-    with files.writing(out), files.new_folder(out) as scratch:
+    with files.writing(out), files.unfinished(out) as kept:
+        if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+            raise ModelError(f"{out}: exists already", "choose another `out`, or remove it")
         records = chain(secret, *(Answers(path, columns) for path in sources))
-        trained = _train(base, records, scratch, training, progress)
-        if not secret:
-            about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
-            (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
+        with files.new_folder(out) as scratch:
+            trained = _train(base, records, scratch, training, kept, progress)
+            if not secret:
+                about = {"base": base.name, "records": trained[0], "tokens": trained[1], "loss": trained[2]}
+                (scratch / "student.json").write_text(json.dumps(asdict(training) | about, indent=1) + "\n")
     return TrainingReport(out, *trained)
+
+
+CHECKPOINT_SECONDS: Final = 60.0
+"""Between two checkpoints, at least."""
+CHECKPOINT_SHARE: Final = 0.02
+"""Of the time, that checkpoints may take; what the first one will take is reckoned from its size."""
+CHECKPOINT_BYTES: Final = 12
+"""A parameter's: its weight and the optimizer's two numbers."""
+DISK: Final = 200e6
+"""Bytes that a slow disk writes in a second."""
+DRAWN: Final = "drawn.npy"
+"""In a checkpoint: the state of the generator that the order of the epoch's records was drawn from."""
+
+
+def _run_of(base: Path, examples: Sequence[Example], training: Training) -> str:
+    """A digest of all that shapes a training: another one, another training."""
+    taught = hashlib.sha256(json.dumps([[one.prompt_ids, one.output_ids] for one in examples]).encode())
+    return run_digest(training, model_digest(base), taught.hexdigest())
+
+
+def _last_checkpoint(kept: Path, run: str) -> Path | None:
+    """The checkpoint that a killed training left. Raises ModelError if it is of another training."""
+    found = sorted(kept.glob("*.checkpoint"))
+    if any(not one.name.startswith(run) for one in found):
+        message = f"{kept}: holds a checkpoint of a training with another base, outputs or settings"
+        raise ModelError(message, "choose another `out`, or remove this folder")
+    return found[-1] if found else None
 
 
 def _train(
@@ -183,20 +214,52 @@ def _train(
     records: Iterable[Record | InputError],
     folder: Path,
     training: Training,
+    kept: Path,
     progress: Progress,
 ) -> tuple[int, int, float]:
+    """Train into a folder. kept: the folder for checkpoints, from which a killed training goes on."""
     require("torch", "transformers", "accelerate")
     with doing("loading PyTorch and transformers"):
         import torch
         from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    class Progress(TrainerCallback):
+    class Steps(TrainerCallback):
+        """Shows the progress, and keeps the newest checkpoint: whole, on the disk, and no others."""
+
+        begun = saved = cost = 0.0
+        drawn = torch.get_rng_state()
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved = time.monotonic()
+            self.cost = CHECKPOINT_BYTES * model.num_parameters() / DISK
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            """The order of the records is drawn next, which the Trainer would draw anew after a kill."""
+            if last is not None and state.global_step == int(last.stem.rpartition("-")[2]):
+                torch.set_rng_state(torch.from_numpy(np.load(last / DRAWN)))
+            self.drawn = torch.get_rng_state()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step, state.max_steps)
+            self.begun = time.monotonic()
+            due = self.begun - self.saved >= max(CHECKPOINT_SECONDS, self.cost / CHECKPOINT_SHARE)
+            control.should_save = due and state.global_step < state.max_steps
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            before = list(kept.glob("*.checkpoint"))
+            made = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            np.save(made / DRAWN, self.drawn.numpy())
+            files.publish(made, kept / f"{run}-{state.global_step:012}.checkpoint")
+            for one in before:
+                shutil.rmtree(one)
+            self.saved = time.monotonic()
+            self.cost = self.saved - self.begun
 
     with doing(f"loading {base.name}"):
         model, tokenizer = load_model(base, dtype=torch.float32)
     examples = read_examples(records, tokenizer, training.max_length)
+    run = _run_of(base, examples, training)
+    last = _last_checkpoint(kept, run)
     progress(0, math.ceil(len(examples) / training.batch_size * training.epochs))
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
@@ -208,7 +271,7 @@ def _train(
         bf16=fast_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
-        logging_strategy="no",
+        logging_steps=1,  # a checkpoint holds the loss of each step before it
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -220,10 +283,12 @@ def _train(
         args=arguments,
         train_dataset=rows,  # a list of rows is all it indexes
         data_collator=_collate,
-        callbacks=[Progress()],
+        callbacks=[Steps()],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is for results
-    loss = float(trainer.train().training_loss)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    loss = math.fsum(losses) / len(losses)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(folder)

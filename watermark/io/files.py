@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -90,40 +90,81 @@ def open_to_read(path: Path) -> io.BufferedReader:
     raise OSError(errno.EINVAL, "it is a device, and no file")
 
 
+def settle(path: Path) -> None:
+    """What a file holds is on the disk when this returns, and survives a power cut; of a folder, the names in it.
+
+    Raises OSError.
+    """
+    if os.name != "posix":
+        return  # Windows opens no folder, and flushes no file that is open for reading
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot, for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def publish(scratch: Path, path: Path) -> None:
+    """Give a file, or a folder with all in it, its name, once it is on the disk. Raises OSError."""
+    for one in scratch.rglob("*") if scratch.is_dir() else ():
+        settle(one)
+    settle(scratch)
+    os.replace(scratch, path)
+    settle(path.parent)
+
+
 @contextmanager
 def _written(path: Path, data: bytes, private: bool) -> Iterator[Path]:
-    """A temporary file beside `path` that holds the data; it is removed if it is still there at the end."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """A file beside `path` that holds the data, on the disk; it is removed if the block fails.
+
+    It is held, so that one that a killed process left is told from one in use: who writes `path` next removes it.
+    """
+    for number in itertools.count():
+        temporary = path.with_name(f".{path.name}.new{number or ''}")
+        _remove_left_file(temporary)
+        try:
+            held = _write_nameless(temporary, data, private)
+            if held is None:
+                _fill(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, _mode(private)), data)
+            break
+        except FileExistsError:
+            continue  # in use
     try:
-        if not _write_nameless(temporary, data, private):
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, _mode(private))
-            _fill(file, data)
         yield temporary
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
 
 
-def _write_nameless(path: Path, data: bytes, private: bool) -> bool:
+def _write_nameless(path: Path, data: bytes, private: bool) -> int | None:
     """Write a new file that has no name until it is whole, so that a kill leaves nothing of it.
 
-    Returns False where that is not possible. Raises FileExistsError.
+    Returns its descriptor, which holds it; None where all this is not possible. Raises FileExistsError.
     """
     if not hasattr(os, "O_TMPFILE"):
-        return False
+        return None
     try:
         file = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, _mode(private))
     except OSError:
-        return False  # a file system without them
+        return None  # a file system without them
     held = os.dup(file)
     try:
         _fill(file, data)
+        lock(held)
         # src_dir_fd: only where one is named does Python follow the link to the file
         os.link(f"/proc/self/fd/{held}", path, src_dir_fd=held, follow_symlinks=True)
-    except FileNotFoundError:
-        return False  # no /proc
-    finally:
+    except BaseException as error:
         os.close(held)
-    return True
+        if isinstance(error, FileNotFoundError):
+            return None  # no /proc
+        raise
+    return held
 
 
 def _mode(private: bool) -> int:
@@ -161,15 +202,21 @@ def create(path: Path, data: bytes, *, private: bool = False) -> None:
 
     private: it holds a secret, or what only a secret's holder may know: nobody else may read it.
     """
-    if not _write_nameless(path, data, private):
+    held = _write_nameless(path, data, private)
+    if held is None:
         with _written(path, data, private) as temporary:
             os.link(temporary, path)  # unlike a rename, a link never replaces
+            temporary.unlink()
+    else:
+        os.close(held)
+    settle(path.parent)
 
 
 def replace(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file whole, replacing what was there in one step; private: as for `create`."""
     with _written(path, data, private) as temporary:
         os.replace(temporary, path)
+    settle(path.parent)
 
 
 @contextmanager
@@ -181,33 +228,73 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_UNFINISHED}"))
-    with _held_folder(scratch):
+    with _held(scratch):
         try:
             yield scratch
             (scratch / ".mode").mkdir()  # as the umask has it
             mode = stat.S_IMODE((scratch / ".mode").stat().st_mode)
             (scratch / ".mode").rmdir()
             scratch.chmod(mode)
-            os.replace(scratch, path)
+            publish(scratch, path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
-def _held_folder(path: Path) -> Iterator[bool]:
-    """Holds a folder against other processes; False: another one holds it, or it cannot be told."""
+def unfinished(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what a killed run goes on from, held against other runs.
+
+    It goes away with the block if it is empty, or `path` is there.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    kept = path.with_name(f".{path.name}.unfinished")
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _held(kept, unknown=True) as free:
+        if not free:
+            raise InputError(path, 0, "another run is making it", "let it finish, or choose another name")
+        try:
+            yield kept
+        finally:
+            if path.exists() or not any(kept.iterdir()):
+                shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path, *, unknown: bool = False) -> Iterator[bool]:
+    """Holds a file or a folder against other processes; False: another one holds it, or there is none.
+
+    unknown: where it cannot be told.
+    """
     if os.name != "posix":  # Windows opens no folder
-        yield False
+        yield unknown
         return
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | _AT_ONCE)
     except OSError:
         yield False
         return
     try:
-        yield lock(descriptor, unknown=False)
+        yield lock(descriptor, unknown=unknown) and _is_open(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    """Whether a name is still that of an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_left_file(path: Path) -> None:
+    """Remove a file, if it is there and no process holds it."""
+    if path.exists():
+        with _held(path) as free:
+            if free:
+                path.unlink()
 
 
 _UNFINISHED: Final = ".unfinished-"
@@ -218,6 +305,6 @@ def _remove_left(path: Path) -> None:
     import glob
 
     for left in path.parent.glob(f".{glob.escape(path.name)}{_UNFINISHED}????????"):
-        with _held_folder(left) as free:
+        with _held(left) as free:
             if free:
                 shutil.rmtree(left, ignore_errors=True)

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -27,7 +28,7 @@ from watermark.io.fields import (
     load_json,
     wrong_field,
 )
-from watermark.io.files import lock, writing
+from watermark.io.files import lock, settle, writing
 from watermark.progress import Progress, silent
 
 
@@ -89,12 +90,15 @@ def run_digest(*parts: Any) -> str:
 
 
 Append = Callable[[Iterable[Mapping[str, Any]]], None]
-"""Adds records to a log; they are with the operating system when it returns."""
+"""Adds records to a log; no kill takes them back when it returns, and no power cut, but for the `pause` of a log."""
+
+PAUSE: Final = 1.0
+"""Seconds of work that a power cut may cost where many records are made in one."""
 
 
 @contextmanager
 def resuming(
-    path: Path, run: str, key: bytes | None = None, *, chained: bool = False
+    path: Path, run: str, key: bytes | None = None, *, chained: bool = False, pause: float = 0.0
 ) -> Iterator[tuple[list[Record], Append]]:
     """A log that one run writes, held against all others from the first read to the last write.
 
@@ -109,6 +113,8 @@ def resuming(
             can change a line, or leave one out that is not the last. None: they have none.
         chained: each record gets a `chain` (`watermark.io.chain`) that anybody can check, unless the file was begun
             without.
+        pause: seconds between two times that what was appended is put on the disk; 0: it is each time. The end of the
+            block is one more.
 
     Raises:
         InputError: the file is not one that this run was writing, or was changed since; another run is writing to it,
@@ -128,9 +134,13 @@ def resuming(
         earlier, end, whole, head = _read_log(file, path, run)
         before = "" if key is None else _check_seals(earlier, key)
         chained = chained and (not earlier or head != "")
+        if not earlier:
+            with writing(path):
+                settle(path.parent)
+        settled, waits = time.monotonic(), False
 
         def append(records: Iterable[Mapping[str, Any]]) -> None:
-            nonlocal before, head
+            nonlocal before, head, settled, waits
             lines = []
             for record in records:
                 fields = {**record, "run": run}
@@ -142,13 +152,23 @@ def resuming(
                     line, head = link(line, head)
                 lines.append(line + "\n")
             _write(file, path, "".join(lines).encode())
+            waits = time.monotonic() - settled < pause
+            if not waits:
+                with writing(path):
+                    os.fsync(file)
+                settled = time.monotonic()
 
         if end < os.fstat(file).st_size:
             with writing(path):
                 os.ftruncate(file, end)
         if not whole:
             _write(file, path, b"\n")
-        yield earlier, append
+        try:
+            yield earlier, append
+        finally:
+            if waits:
+                with writing(path):
+                    os.fsync(file)
     finally:
         os.close(file)
 
@@ -254,7 +274,7 @@ def resumable(
         InputError: the log cannot be written, is of another run or in use by one, or does not hold one record an id in
             the order of the ids.
     """
-    with _no_log() if path is None else resuming(path, run, key) as (earlier, append):
+    with _no_log() if path is None else resuming(path, run, key, pause=PAUSE) as (earlier, append):
         _check_order(earlier, ids)
         done = len(earlier)
         progress(done, len(ids))
