@@ -211,3 +211,42 @@ def test_the_limits_hold_where_a_configuration_is_read(folder: Path, monkeypatch
     monkeypatch.setattr("watermark.bounded.SECONDS", 0.5)
     with pytest.raises(ModelError, match=r"its configuration takes more than 0\.5 seconds"):
         load_model(folder)
+
+
+# --- what else a configuration says ---
+
+
+def test_the_form_of_what_a_model_gives_is_not_the_folders_to_say(original: Path, folder: Path) -> None:
+    """`return_dict: false` ended a test in an internal error."""
+    configure(folder / "config.json", return_dict=False, output_hidden_states=True, output_attentions=True)
+    here, there = (load_model(path)[0].config for path in (folder, original / "model"))
+    assert (
+        (here.return_dict, here.output_hidden_states)
+        == (there.return_dict, there.output_hidden_states)
+        == (True, False)
+    )
+
+
+def test_a_million_labels_are_refused_before_each_gets_a_name(folder: Path) -> None:
+    configure(folder / "config.json", num_labels=10**9)
+    began = time.process_time()
+    with pytest.raises(TokenizerError, match="num_labels is 1000000000"):
+        load_transformers(folder)
+    assert time.process_time() - began < 5
+
+
+def test_a_key_twice_in_a_configuration(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("{", '{"vocab_size": 7,', 1))
+    with pytest.raises(ModelError, match="no valid JSON: a field is there twice"):
+        load_model(folder)
+
+
+def test_weights_of_truth_values(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(folder / "model.safetensors")
+    name = next(name for name in held if name.endswith("embed_tokens.weight") or name.endswith("wte.weight"))
+    save_file(held | {name: held[name] > 0}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="stored as integers"):
+        load_model(folder)

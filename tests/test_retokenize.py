@@ -406,6 +406,12 @@ def test_ids_of_another_tokenizer_are_refused_in_words(place: Path, tmp_path: Pa
     assert any(
         note.startswith("Of 4 records with ids and text, 1 have ids that spell another") for note in mixed.warnings
     )
+    for more in ({"sequential": True}, {"output": ""}, {"output": " ", "sequential": True}):
+        with pytest.raises(StillmarkError, match=r"do not spell 'output' with the mark's tokenizer"):
+            text_test(place / "m", small.jsonl(tmp_path / "wrong.jsonl", [row | more for row in wrong]))
+    almost = [row | {"output_ids": [9, *row["output_ids"][1:]], "sequential": True} for row in rows]
+    read = text_test(place / "m", small.jsonl(tmp_path / "almost.jsonl", almost))
+    assert not any("spell another" in note for note in read.warnings), "an id may stand for one that was not told"
     plain = [{"output": row["output"]} for row in wrong]
     text = text_test(place / "m", small.jsonl(tmp_path / "plain.jsonl", plain))
     assert text.log10_pvalue == good.log10_pvalue

@@ -325,3 +325,28 @@ def test_a_device_is_no_file(device: str, tmp_path: Path, stillmark: Run) -> Non
         result = stillmark(*words)
         assert result.exit_code == 1, result.output
         assert "it is a device, and no file" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda secret, _folder: Mark(secret, width="x"),  # type: ignore[arg-type]
+        lambda secret, _folder: Mark(secret, exempt=5),  # type: ignore[arg-type]
+        lambda secret, _folder: Mark(secret + b"1"),
+        lambda secret, _folder: Mark.new(secret=secret, width=99),
+        lambda secret, folder: Mark.new(folder / "none", secret=secret),
+        lambda secret, _folder: Mark.loads(made().dumps().replace(f'"{secret.hex()}"', f'["{secret.hex()}"]')),
+    ],
+)
+def test_what_a_wrong_call_is_given_is_in_no_traceback(call: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(StillmarkError) as caught:
+        call(SECRET, tmp_path)
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    inner = [frame for frame in frames if Path(frame.filename).name != Path(__file__).name and frame.locals]
+    assert not any(leaks(value) for frame in inner for value in (frame.locals or {}).values())
+
+
+def test_a_mark_as_a_dictionary_hides_its_secret() -> None:
+    from dataclasses import asdict
+
+    assert not leaks(repr(asdict(made())))

@@ -6,7 +6,6 @@ link says, and JSON is read up to a size. Everything that reads, hashes or copie
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from watermark.errors import ModelError
+from watermark.io.fields import JsonError, load_object
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -108,14 +108,11 @@ def read_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
                 raise ModelError(f"{path}: no regular file")
             if about.st_size > most:
                 raise ModelError(f"{path}: {about.st_size:,} bytes, and at most {most:,} are read")
-            found = json.loads(file.read(most))
+            return load_object(file.read(most))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: no valid JSON", "restore the file from its source") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: no JSON object", "restore the file from its source")
-    return found
+    except JsonError as error:
+        raise ModelError(f"{path}: {error}", "restore the file from its source") from error
 
 
 def _open_at_once(name: str, flags: int) -> int:

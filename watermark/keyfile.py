@@ -116,6 +116,7 @@ def _load(text: str) -> dict[str, Any]:
     return body
 
 
+@sealed
 def _checked(body: dict[str, Any], path: Path | str, what: str) -> dict[str, Any]:
     wrong = wrong_field(body, {**_FILES.get(str(body.get("format")), {}), **field_types(body.get("scheme"))})
     if wrong is not None:

@@ -74,7 +74,6 @@ class Mark:
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
     file: str | None = field(default=None, compare=False, repr=False)
     parent: str | None = field(default=None, compare=False, repr=False)
-    _alone: Marks | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # no message quotes a value: it might be the secret, in the wrong place
@@ -104,9 +103,13 @@ class Mark:
         ):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "secret", Secret(self.secret))
-        object.__setattr__(self, "_alone", Marks((self,)) if self.scheme.embeds else None)
+
+    @cached_property
+    def _alone(self) -> Marks | None:
+        return Marks((self,)) if self.scheme.embeds else None
 
     @classmethod
+    @sealed
     def new(
         cls, tokenizer: str | Path | AnyTokenizer | None = None, *, secret: bytes | None = None, **parameters: Any
     ) -> Mark:
@@ -260,6 +263,7 @@ class Mark:
         return SecretText(json.dumps(body, indent=1) + "\n")
 
     @classmethod
+    @sealed
     def loads(cls, text: str) -> Mark:
         """The mark in a text that `dumps` gave. Raises MarkError."""
         text = SecretText(text)
@@ -335,6 +339,9 @@ class Mark:
             "exempt": list(self.exempt),
             "tokenizer": self.tokenizer,
         }
+
+
+Mark.__init__ = sealed(Mark.__init__)  # type: ignore[method-assign]
 
 
 @sealed

@@ -242,6 +242,9 @@ def _load_config(path: Path, where: dict[str, Path], *, own_code: bool) -> Pretr
         config._experts_implementation = None
         if hasattr(config, "fusion_config"):
             del config.fusion_config
+        inner: Any = config.get_text_config()
+        for one in (config, inner):  # what a forward pass gives is not the folder's to say
+            one.return_dict, one.output_hidden_states, one.torchscript = True, False, False
     return config
 
 

@@ -67,6 +67,7 @@ def sealed(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*arguments, **named)
         except BaseException as error:
+            del arguments, named  # this frame is one, too
             raise error.with_traceback(None)  # noqa: B904
 
     return run

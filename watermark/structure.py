@@ -33,6 +33,14 @@ _WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_mode
 _NOT_ONE: Final = "config.json and the weights are not of one model"
 
 
+def check_labels(path: Path, parts: Iterable[dict[str, Any]]) -> None:
+    """Raises ModelError for more labels than a model has: transformers makes a name for each, whatever is loaded."""
+    for part in parts:
+        number = part.get("num_labels")
+        if isinstance(number, (int, float)) and not 0 <= number <= _LARGE:
+            raise ModelError(f"{path}: config.json: num_labels is {printable(number)}", _NOT_ONE)
+
+
 def check_sizes(path: Path, parts: Iterable[dict[str, Any]], where: dict[str, Path], quantized: bool) -> None:
     """Holds a configuration's sizes against the shapes of the tensors, before anything is built of them.
 
@@ -108,7 +116,7 @@ def check_stored(path: Path, where: dict[str, Path]) -> None:
         with open_weights(file) as held:
             for name in list(held.keys()):
                 part = held.get_slice(name)
-                if part.get_dtype() in ("I8", "U8", "I32") and name.endswith("weight"):
+                if part.get_dtype().startswith(("I", "U", "BOOL")) and name.endswith("weight"):
                     raise ModelError(
                         f"{path}: {printable(name)} is stored as integers, and no quantization_config says how",
                         "save a dense copy in bfloat16",

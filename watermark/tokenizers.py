@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from watermark.bounded import bounded
 from watermark.errors import ModelError, StillmarkError, TokenizerError
 from watermark.extras import available, require
-from watermark.folder import printable, text_files
+from watermark.folder import printable, read_config, text_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,12 +185,18 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
         TokenizerError: no such folder, or no tokenizer in it that transformers can load.
         MissingExtraError: transformers is not installed.
     """
+    from watermark.structure import check_labels
     from watermark.tokenizer_files import read_json
 
     folder = _folder(path)
     require("transformers")
     from transformers import AutoTokenizer
 
+    try:
+        config = read_config(folder)
+        check_labels(folder, (config, *(value for value in config.values() if isinstance(value, dict))))
+    except ModelError as error:
+        raise TokenizerError(str(error), error.hint) from None
     _try(folder)
     with (
         bounded(f"{folder}: loading this tokenizer"),

@@ -109,7 +109,7 @@ def prompt_of(fields: Fields, output: str | None = None) -> str | None:
 
 
 def _shown(name: str, value: Any, output: str | None) -> str:
-    if is_number(value) or isinstance(value, bool):
+    if isinstance(value, int | float):
         raise ShapeError(f"'{name}' must be a string")
     if name in ("tools", "functions"):
         return every_text(value)
