@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -40,6 +40,11 @@ class Checked:
             "against": self.against,
             "differences": list(self.differences),
         }
+
+
+def checked(name: str, against: str, wrong: Sequence[str]) -> Checked:
+    """Something that was looked at, and all that is wrong with it."""
+    return Checked(name, DIFFERS if wrong else HOLDS, against, tuple(wrong))
 
 
 @dataclass(frozen=True, kw_only=True)
