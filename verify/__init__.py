@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
     from verify.evidence.bundle import make_bundle
-    from verify.evidence.calibrate import Calibration, calibrate
+    from verify.evidence.calibrate import calibrate
+    from verify.evidence.calibration import Calibration
     from verify.evidence.check import check_bundle
     from verify.evidence.checked import CheckResult
     from verify.fingerprint.order import release_in_order
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from verify.suspects.endpoint import Endpoint
 
 _PLACES = {
-    "Calibration": "verify.evidence.calibrate",
+    "Calibration": "verify.evidence.calibration",
     "CheckResult": "verify.evidence.checked",
     "CorpusResult": "verify.corpus.test",
     "ContextCounts": "verify.data.context_counts",

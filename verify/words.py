@@ -51,6 +51,7 @@ OPTIONS: Final = {
     "samples": "--samples",
     "skip_bad": "--skip-bad",
     "suspect": "--suspect",
+    "suspects": "--suspects",
     "teacher": "--teacher",
     "tokenizer": "--tokenizer",
     "top": "--top",

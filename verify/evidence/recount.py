@@ -16,8 +16,9 @@ from verify.evidence.escrow import differing, read_coins
 from verify.evidence.inputs import Input
 from verify.evidence.promises import check_signature
 from verify.evidence.proofs import false_proofs
-from verify.evidence.scored import CLOSE, Hits, Scored, differences, faults, hits_under, recomputed
+from verify.evidence.scored import Hits, Scored, differences, faults, hits_under, recomputed
 from verify.evidence.statement import Hidden, Statement
+from verify.evidence.values import same
 from verify.fingerprint.planted import ANSWERS
 from verify.lineage.verdict import CANNOT_TELL, UNRELATED, VERDICTS
 from verify.results import plural
@@ -155,7 +156,7 @@ def check_pvalues(said: Statement, secret: Mark | None, hits: Mapping[str, Hits]
     for one in tests_of(said):
         name, result = text_in(one, "test"), object_at(one, "result")
         scored = said.pairs.get(name)
-        if _same(result.get("log10_pvalue"), one.get("log10_pvalue")) is False:
+        if same(result.get("log10_pvalue"), one.get("log10_pvalue")) is False:
             wrong.append(
                 f"{name}: log10 p is {one.get('log10_pvalue')} in the table, {result.get('log10_pvalue')} below"
             )
@@ -192,9 +193,9 @@ def _counted(
         yield f"the pairs give no p-value: {error}"
         return
     numbers[name] = found.log10_pvalue
-    if not _same(result.get("log10_pvalue"), found.log10_pvalue):
+    if not same(result.get("log10_pvalue"), found.log10_pvalue):
         yield f"log10 p {result.get('log10_pvalue')} was claimed, and the pairs give {found.log10_pvalue:.10g}"
-    if found.statistic is not None and not _same(result.get("statistic"), found.statistic):
+    if found.statistic is not None and not same(result.get("statistic"), found.statistic):
         yield f"the statistic {result.get('statistic')} was claimed, and the pairs give {found.statistic:.10g}"
 
 
@@ -204,15 +205,8 @@ def _planted(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{hits} right answers of {n} are no counts"
         return
     log10 = binomial.binomial_log10_sf(int(hits or 0), int(n or 0), 1 / len(ANSWERS)) if n else 0.0
-    if not _same(result.get("log10_pvalue"), log10):
+    if not same(result.get("log10_pvalue"), log10):
         yield f"log10 p {result.get('log10_pvalue')} was claimed, and {hits} of {n} give {log10:.10g}"
-
-
-def _same(claimed: Any, found: Any) -> bool:
-    """Whether two numbers are alike up to rounding."""
-    if not is_number(claimed) or not is_number(found):
-        return bool(claimed == found)
-    return math.isclose(float(claimed), float(found), rel_tol=CLOSE, abs_tol=CLOSE)
 
 
 def check_adjustment(said: Statement) -> Checked:
@@ -231,7 +225,7 @@ def _adjustment(said: Statement) -> Iterator[str]:
     stand = 0
     for one, value in zip(tests, adjusted, strict=True):
         name, claimed = text_in(one, "test"), one.get("log10_pvalue_adjusted")
-        if not _same(claimed, value):
+        if not same(claimed, value):
             yield f"{name}: log10 p {claimed} after Holm was claimed, and it is {value:.10g}"
         stands = bool(value <= math.log10(alpha))
         stand += stands

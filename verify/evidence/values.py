@@ -5,10 +5,12 @@ Whatever is wrong raises a StillmarkError that names the value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from watermark import StillmarkError
+from watermark.io.fields import is_number
 
 T = TypeVar("T")
 
@@ -86,3 +88,20 @@ def list_of(found: Mapping[str, Any], name: str, most: int = MOST) -> list[Any]:
 def texts_of(found: Mapping[str, Any], name: str) -> list[str]:
     """A list of strings, empty where there is none."""
     return [typed(one, str, name) for one in list_of(found, name)]
+
+
+CLOSE: Final = 1e-9
+"""Difference of numbers, relative or absolute, that rounding may make."""
+
+
+def same(claimed: Any, found: Any) -> bool:
+    """Whether two values are alike; numbers, and lists of them, up to rounding.
+
+    >>> same([0.1 + 0.2], [0.3]), same("0.3", 0.3)
+    (True, False)
+    """
+    if isinstance(found, list):
+        return isinstance(claimed, list) and len(claimed) == len(found) and all(map(same, claimed, found))
+    if not is_number(claimed) or not is_number(found):
+        return bool(claimed == found)
+    return math.isclose(float(claimed), float(found), rel_tol=CLOSE, abs_tol=CLOSE)
