@@ -30,6 +30,7 @@ from verify.data.pairs import scorable_batch
 from verify.evidence import repeated
 from verify.evidence.document import document_of
 from verify.evidence.report import read_result, report_html, write_report
+from verify.evidence.standing import standing_of
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
 from verify.progress import silent
 from verify.radioactivity.inputs import read_along
@@ -177,7 +178,8 @@ def test_a_page_is_the_same_from_the_file(made: Workspace, results: dict[str, An
     """`verify --out` writes the page; `report` writes the same one again, from result.json alone."""
     case = made.folder / "case-copied"
     page = (case / "report.html").read_text()
-    assert page == report_html(read_result(case)) == report_html(results["copied"])
+    beside = standing_of(case)
+    assert page == report_html(read_result(case), standing=beside) == report_html(results["copied"], standing=beside)
     done = stillmark("report", case, "--out", made.folder / "again.html")
     assert done.exit_code == 0, done.stderr
     assert (made.folder / "again.html").read_text() == page

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMAT: Final = "stillmark-calibration/v1"
-NAME: Final = "calibration.json"
-"""In a folder of `stillmark verify --out` the report and the bundle find it under this name."""
 
 SOUND: Final = "sound"
 NOT_SOUND: Final = "not sound"

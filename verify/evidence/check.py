@@ -13,12 +13,19 @@ from pathlib import Path
 from verify.evidence.checked import CheckResult, checked
 from verify.evidence.claims import text_in
 from verify.evidence.inputs import input_of, object_in
-from verify.evidence.promises import check_commitment, check_files, check_plan, check_signature, check_timestamp
+from verify.evidence.promises import (
+    check_calibration,
+    check_commitment,
+    check_files,
+    check_plan,
+    check_signature,
+    check_timestamp,
+)
 from verify.evidence.recount import check_adjustment, check_coins, check_pairs, check_proofs, check_pvalues
 from verify.evidence.signing import MAX_BYTES, read_envelope, read_key
 from verify.evidence.statement import opened, read_statement
 from verify.lineage.plan import read_plan
-from watermark import InputError, Mark, StillmarkError
+from watermark import InputError, Mark, MissingExtraError, StillmarkError
 from watermark.io import files
 from watermark.keyfile import read_json
 from watermark.mark import as_mark
@@ -105,8 +112,9 @@ def check_bundle(
             *escrowed,
             check_pvalues(said, secret, hits, numbers),
             check_adjustment(said),
+            *([] if said.calibration is None else [check_calibration(said)]),
         )
-    except InputError:
+    except (InputError, MissingExtraError):
         raise
     except (StillmarkError, RecursionError) as error:
         said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"

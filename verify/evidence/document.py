@@ -62,6 +62,11 @@ class Document:
     deviations: tuple[str, ...] = ()
     bundle: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def commitments(self) -> set[str]:
+        """Of the marks that were tested for, and digests of all else that went in."""
+        return {digest for _, digest in self.inputs}
+
 
 TEST_SHOWS_NOT: Final = [
     "It looks at one kind of evidence. The command 'stillmark verify' makes all tests that are possible, and judges "

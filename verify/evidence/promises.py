@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from verify.evidence.calibration import calibration_of, differences, digest_of
 from verify.evidence.checked import HOLDS, OPEN, Checked, checked
 from verify.evidence.claims import list_in, object_at, tests_of, text_in
 from verify.evidence.inputs import Input, chain_of, changes
 from verify.evidence.signing import Envelope
 from verify.evidence.statement import Statement
-from verify.evidence.timestamp import time_of
+from verify.evidence.timestamp import claim_of, time_of
 from verify.lineage.plan import LINES, LineagePlan
 from verify.results import plural
-from watermark import InputError, Mark, StillmarkError
+from watermark import InputError, Mark, MissingExtraError, StillmarkError
 
 PathLike = str | Path
 
@@ -95,23 +97,54 @@ def check_timestamp(said: Statement, tsa: PathLike | None) -> Checked:
         return Checked("timestamp", OPEN, "there is none: nothing shows when the plan was made")
     if said.promised is None:
         return checked("timestamp", "the plan", ["there is a timestamp, and no plan that was promised"])
-    if tsa is None:
-        lacking = "no certificate of an authority was named: the timestamp is worth what its signer is"
-        return Checked("timestamp", OPEN, lacking)
+    return time_checked(said.timestamp, said.promised, text_in(said.result, "started"), tsa)
+
+
+def time_checked(stamp: bytes, promised: LineagePlan, began: str, tsa: PathLike | None) -> Checked:
+    """A timestamp of a plan, against the time at which the run began, and the authority, whose certificate is `tsa`."""
+    message = promised.text().encode() + b"\n"
     try:
-        stamped = time_of(said.timestamp, said.promised.text().encode() + b"\n", Path(tsa))
-    except InputError:
+        if tsa is None:
+            lacking = "no certificate of an authority was named: the timestamp is worth what its signer is"
+            with suppress(MissingExtraError):
+                lacking = f"it says {claim_of(stamp, message)}; {lacking}"
+            return Checked("timestamp", OPEN, lacking)
+        stamped = time_of(stamp, message, Path(tsa))
+    except (InputError, MissingExtraError):
         raise
     except StillmarkError as error:
-        return checked("timestamp", f"the authority {tsa}", [str(error)])
+        return checked("timestamp", "the plan" if tsa is None else f"the authority {tsa}", [str(error)])
     wrong, time = [], stamped.isoformat(timespec="seconds")
     try:
-        started = datetime.fromisoformat(text_in(said.result, "started"))
+        started = datetime.fromisoformat(began)
         if stamped.replace(microsecond=0) > started:
             wrong = [f"the plan is dated {time}, after the test began at {started.isoformat()}"]
     except (ValueError, TypeError):  # TypeError: without a time zone
         wrong = ["'started' of the result is no time in UTC"]
     return checked("timestamp", f"the authority {tsa}: {time}", wrong)
+
+
+def check_calibration(said: Statement) -> Checked:
+    """The known error rate: it is of this mark, and its numbers follow from its p-values."""
+    assert said.calibration is not None
+    digest, fields = said.calibration
+    commitment = None if said.card is None else said.card["commitment"]
+    there = digest_of(fields)
+    wrong = [] if digest == there else [f"SHA-256 {digest[:16]}... was promised, and {there[:16]}... is there"]
+    try:
+        found = calibration_of(fields)
+        wrong += differences(fields)
+    except StillmarkError as error:
+        return checked("calibration", "its form", [*wrong, str(error)])
+    if found.commitment != commitment:
+        wrong.append(f"it is of the mark {found.commitment[:16]}..., and the card is that of {str(commitment)[:16]}...")
+    against = (
+        f"{found.verdict}, {plural(found.keys, 'decoy key')} on {plural(len(found.materials), 'material')} "
+        f"({digest[:16]}...): of this mark, and its numbers follow from its p-values"
+    )
+    if wrong:
+        return checked("calibration", against, wrong)
+    return Checked("calibration", OPEN, f"{against}, which were not counted anew")
 
 
 def check_commitment(

@@ -11,12 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from verify.calls import call_of, check_alpha
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
+from verify.evidence.report import read_result, write_report
 from verify.evidence.scored import scored_of
+from verify.evidence.standing import standing_of
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
@@ -25,6 +27,7 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
+from verify.lineage.folder import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP, STARTED
 from verify.lineage.given import Given, check_usage, lines_of, plan_of, unplanned_of
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
@@ -47,17 +50,6 @@ from watermark.models import model_digest
 
 PathLike = str | Path
 T = TypeVar("T")
-
-PLAN: Final = "plan.json"
-PROMISED: Final = "promised.json"
-STAMP: Final = "promised.tsr"
-STARTED: Final = "started.txt"
-CARD: Final = "mark.card"
-PAIRS: Final = "pairs.json"
-"""Files in the folder of `out`: the plan of this very run, copies of the one that was named and of its timestamp (the
-plan's file with `.tsr` behind its name), the card, the pairs."""
-
-PAIRS_FORMAT: Final = "stillmark-pairs/v1"
 
 
 def suspect(
@@ -181,8 +173,10 @@ def suspect(
     if folder is not None:
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
-        found.save_html(folder / "report.html")
         _keep(folder, given, lines)
+        beside = standing_of(folder)
+        write_report(read_result(folder), folder / "report.html", confidential=confidential, standing=beside)
+        found = replace(found, standing=beside.checks)
     return found
 
 
