@@ -41,6 +41,7 @@ OPTIONS: Final = {
     "opening": "--opening",
     "out": "--out",
     "plan": "--plan",
+    "plan_only": "--plan-only",
     "planted": "--planted",
     "price_in": "--price-in",
     "price_out": "--price-out",

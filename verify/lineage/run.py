@@ -29,7 +29,18 @@ from verify.lineage.access import recognise
 from verify.lineage.advice import advice
 from verify.lineage.folder import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP, STARTED
 from verify.lineage.given import Given, check_usage, lines_of, plan_of, unplanned_of
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
+from verify.lineage.plan import (
+    AGREEMENT,
+    CANARIES,
+    LINES,
+    MARK,
+    PLANTED,
+    SHUFFLED,
+    WEIGHTS,
+    LineagePlan,
+    Planned,
+    is_mark,
+)
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
@@ -139,15 +150,16 @@ def suspect(
             (folder / "readings").mkdir(parents=True, exist_ok=True)
         fixed.fix(folder / PLAN)
     started = _started(folder)
-    promised, deviations = None, list[str]()
+    promised, before, deviations = None, False, list[str]()
     if plan is not None:
-        promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
+        promised, before, deviations = fixed.held_to(Path(plan), deviate=deviate)
         if folder is not None:
             promised.fix(folder / PROMISED)
             if (stamp := Path(f"{plan}.tsr")).exists():
                 with files.writing(folder / STAMP):
                     files.replace(folder / STAMP, stamp.read_bytes())
-    lines = adjusted(fixed, _run(fixed, _tests(given, alpha, progress)))
+    planned = Planned(fixed.digest if promised is None else promised.digest, before, tuple(deviations))
+    lines = adjusted(fixed, _run(fixed, _tests(given, alpha, progress), planned))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
     notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
@@ -266,7 +278,7 @@ def _digests(given: Given) -> dict[str, str]:
     return {str(path): files.sha256(path) for path in (*given.access.files, *kept)}
 
 
-def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[PlannedTest]:
+def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]], planned: Planned) -> list[PlannedTest]:
     """Make the planned tests in order; a test that cannot be made becomes a line that says why.
 
     Of several marks some may not fit the records, whose ids may be another tokenizer's. Records that fit none are an
@@ -276,7 +288,7 @@ def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[P
     marks = sum(map(is_mark, plan.lines))
     for name in plan.lines:
         try:
-            lines.append(PlannedTest(name, tests[name]()))
+            lines.append(PlannedTest(name, replace(tests[name](), planned=planned)))
         except (ApiError, ModelError, TokenizerError) as error:
             lines.append(PlannedTest(name, None, str(error), failed=True))
         except InputError as error:
