@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: demo test test-report test-vllm check fuzz lint notebooks docs clean
+.PHONY: demo story test test-report test-vllm check fuzz lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -25,6 +25,10 @@ test-vllm: .venv-vllm/ready
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser --ignore tests/vllm
+
+# The whole story, from a new mark to a bundle that others check, in a folder that is empty or not there.
+story: .venv/ready
+	PYTHON=$(abspath $(BIN))/python docs/story.sh $(or $(FOLDER),story)
 
 # Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
 fuzz: .venv/ready
