@@ -4,7 +4,7 @@ VLLM := .venv-vllm/bin
 # Tests of engines that are installed for them alone.
 ENGINES := --ignore tests/vllm --ignore tests/llama
 
-.PHONY: demo test test-report test-vllm test-llama check fuzz torture lint notebooks docs clean
+.PHONY: demo story test test-report test-vllm test-llama check fuzz torture lint notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/stillmark demo $(if $(MODEL),--model $(MODEL))
@@ -32,6 +32,10 @@ test-llama: .venv/ready
 # The loop of a minute: what is quick, without the 135M model.
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not model and not slow' --ignore tests/browser $(ENGINES)
+
+# The whole story, from a new mark to a bundle that others check, in a folder that is empty or not there.
+story: .venv/ready
+	PYTHON=$(abspath $(BIN))/python docs/story.sh $(or $(FOLDER),story)
 
 # Every reader on files and answers that are wrong in a few places: so many cases of each, other ones in every run.
 fuzz: .venv/ready

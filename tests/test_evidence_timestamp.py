@@ -19,8 +19,9 @@ import verify
 from tests.test_recompute import written
 from verify.evidence.bundle import make_bundle
 from verify.evidence.check import check_bundle
-from verify.evidence.checked import HOLDS, OPEN, Checked, CheckResult
+from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked, CheckResult
 from verify.evidence.signing import new_key
+from verify.evidence.standing import standing_of
 from verify.evidence.timestamp import stamp_plan
 from watermark import ApiError, GreenList, InputError, Mark, UsageError
 
@@ -130,13 +131,37 @@ def test_a_plan_that_was_dated_before_the_run(here: Here, tmp_path: Path) -> Non
     assert (tmp_path / "case" / "promised.tsr").exists(), "the timestamp comes with the plan"
     time = of_time(check_bundle(made))
     assert time.status == OPEN
-    assert "no certificate" in time.against
+    assert "by tsa; no certificate" in time.against
     for trusted in ("ca.pem", "tsa.pem"):
         time = of_time(check_bundle(made, tsa=here.folder / "own" / trusted))
         if trusted == "ca.pem":
             assert time.status == HOLDS, time
             stamped = datetime.fromisoformat(time.against.rpartition(": ")[2])
             assert timedelta(0) <= stamped - here.started < timedelta(minutes=5)
+
+
+def test_the_page_says_when_and_by_whom_and_whether_it_was_checked(here: Here, tmp_path: Path) -> None:
+    """And `verify`, when it goes on in the folder."""
+    case = tmp_path / "case"
+    bundled(here, case)
+    (case / "bundle.json").write_bytes((tmp_path / "case.bundle").read_bytes())
+    plan, time, bundle = standing_of(case).checks
+    assert (plan.status, time.status, bundle.status) == (HOLDS, OPEN, OPEN)
+    assert "by tsa; no certificate of an authority was named" in time.against
+    assert "no public key was named" in bundle.against
+    found = verify.suspect(
+        here.folder / "text.jsonl", mark=here.folder / "a.mark", plan=here.folder / "plan.json", out=case
+    )
+    assert "timestamp: not checked: it says" in " ".join(str(found).split())
+    known = standing_of(case, public_key=here.folder / "key.pub", tsa=here.folder / "own" / "ca.pem")
+    assert [one.status for one in known.checks] == [HOLDS, HOLDS, HOLDS]
+    assert "the public key" in known.checks[2].against
+    new_key(tmp_path / "other")
+    other = standing_of(case, public_key=tmp_path / "other.pub", tsa=here.folder / "other" / "ca.pem")
+    assert [one.status for one in other.checks] == [HOLDS, DIFFERS, DIFFERS]
+    result = json.loads((case / "result.json").read_text())
+    (case / "result.json").write_text(json.dumps(result | {"verdict": "cannot tell"}))
+    assert standing_of(case).checks[2].differences == ("its result is not the one in this folder",)
 
 
 def test_another_authority_is_named(here: Here, tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ from verify.calls import call_of
 from verify.cli import main
 from verify.data.logprobs import logprobs_at_positions
 from verify.data.pairs import scorable_batch
-from verify.evidence import document
+from verify.evidence import repeated
 from verify.evidence.document import document_of
 from verify.evidence.report import read_result, report_html, write_report
+from verify.evidence.standing import standing_of
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
 from verify.progress import silent
 from verify.radioactivity.inputs import read_along
@@ -177,7 +178,8 @@ def test_a_page_is_the_same_from_the_file(made: Workspace, results: dict[str, An
     """`verify --out` writes the page; `report` writes the same one again, from result.json alone."""
     case = made.folder / "case-copied"
     page = (case / "report.html").read_text()
-    assert page == report_html(read_result(case)) == report_html(results["copied"])
+    beside = standing_of(case)
+    assert page == report_html(read_result(case), standing=beside) == report_html(results["copied"], standing=beside)
     done = stillmark("report", case, "--out", made.folder / "again.html")
     assert done.exit_code == 0, done.stderr
     assert (made.folder / "again.html").read_text() == page
@@ -421,7 +423,7 @@ def test_a_command_is_shown_where_it_is_the_same_call(name: str) -> None:
 
 def test_every_parameter_has_an_option_of_its_command() -> None:
     """No report shows an option that its command does not know."""
-    for function, (name, bare) in document.COMMANDS.items():
+    for function, (name, bare) in repeated.COMMANDS.items():
         names = [name] if function != "logprob_test" else ["test logprobs", "test model"]
         if function == "endpoint_test":  # shown as the test of its log
             continue
@@ -432,8 +434,8 @@ def test_every_parameter_has_an_option_of_its_command() -> None:
                 command = command.get_command(context, word)
             known = {option for parameter in command.params for option in parameter.opts}
             there = set(inspect.signature(getattr(verify, function)).parameters) - {"progress", "encoder", bare}
-            for parameter in there - document.NO_OPTION.get(one, set()) - ({"probes"} if "logprobs" in one else set()):
-                option = (OPTIONS | document.OTHER_OPTIONS)[parameter]
+            for parameter in there - repeated.NO_OPTION.get(one, set()) - ({"probes"} if "logprobs" in one else set()):
+                option = (OPTIONS | repeated.OTHER_OPTIONS)[parameter]
                 assert option in known, (function, one, parameter, option)
 
 

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from verify.data.context_counts import ContextCounts, count_contexts
     from verify.data.outputs import Output, Outputs, read_outputs
     from verify.evidence.bundle import make_bundle
-    from verify.evidence.calibrate import Calibration, calibrate
+    from verify.evidence.calibrate import calibrate
+    from verify.evidence.calibration import Calibration
     from verify.evidence.check import check_bundle
     from verify.evidence.checked import CheckResult
     from verify.fingerprint.order import release_in_order
     from verify.fingerprint.run import agreement_test, canary_test, planted_test, weights_test
     from verify.lineage.run import make_plan, suspect
+    from verify.lineage.single import plan_test, under_plan
     from verify.lineage.verdict import Verdict
     from verify.planning.demo import teacher_model
     from verify.planning.power import power
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from verify.suspects.endpoint import Endpoint
 
 _PLACES = {
-    "Calibration": "verify.evidence.calibrate",
+    "Calibration": "verify.evidence.calibration",
     "CheckResult": "verify.evidence.checked",
     "CorpusResult": "verify.corpus.test",
     "ContextCounts": "verify.data.context_counts",
@@ -64,6 +66,7 @@ _PLACES = {
     "make_bundle": "verify.evidence.bundle",
     "make_plan": "verify.lineage.run",
     "plan_labels": "verify.radioactivity.run",
+    "plan_test": "verify.lineage.single",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
     "quality": "verify.planning.quality",
@@ -73,6 +76,7 @@ _PLACES = {
     "teacher_model": "verify.planning.demo",
     "text_test": "verify.radioactivity.run",
     "train_student": "verify.planning.student",
+    "under_plan": "verify.lineage.single",
     "weights_test": "verify.fingerprint.run",
 }
 
@@ -101,6 +105,7 @@ __all__ = [
     "make_bundle",
     "make_plan",
     "plan_labels",
+    "plan_test",
     "planted_test",
     "power",
     "quality",
@@ -110,6 +115,7 @@ __all__ = [
     "teacher_model",
     "text_test",
     "train_student",
+    "under_plan",
     "weights_test",
 ]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from verify.calls import Call
+    from verify.lineage.plan import Planned
 
 LEVEL: Final = 0.95
 """Of the confidence intervals that results show."""
@@ -57,6 +58,7 @@ class Result:
         power_statement: what a negative answer rules out.
         inputs: what the test was given (files, folders, counts of bad records), for JSON.
         call: the call of a public function that gave it; None: it was made of evidence in memory.
+        planned: the plan under which it came about; None: there was none.
     """
 
     test: str
@@ -74,6 +76,7 @@ class Result:
     power_statement: str = field(default="", repr=False)
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     call: Call | None = field(default=None, repr=False, compare=False)
+    planned: Planned | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= MOST_ALPHA:
@@ -130,8 +133,26 @@ class Result:
             "discarded": dict(self.discarded),
             "summary": {"evidence": self.evidence, "rows": self.rows()},
             "call": None if self.call is None else self.call.to_dict(),
+            **self._plan(),
             **self.inputs,
         }
+
+    def _plan(self) -> dict[str, Any]:
+        if self.planned is None:
+            return {"plan_digest": None}
+        known = self.planned
+        return {
+            "plan_digest": known.digest,
+            "planned_before": known.before,
+            "deviations": list(known.deviations),
+        }
+
+    def under(self, planned: Planned) -> Self:
+        """The same result, with the plan that it was held to; what a reader should know of that is a warning."""
+        said = [f"Deviation from the plan: {one}." for one in planned.deviations]
+        if not planned.before:
+            said.append("The plan was written by this run: it shows nothing of what was chosen before looking.")
+        return replace(self, planned=planned, warnings=(*self.warnings, *said))
 
     def noting(self, call: Call) -> Self:
         """The same result, with the call that gave it."""
@@ -149,8 +170,9 @@ class Result:
 
     def rows(self) -> dict[str, str]:
         """What is shown below the verdict: names and values."""
+        held = f"alpha {self.alpha:g}; {self.planned or 'no plan'}"
         return {
-            "p-value": f"{scientific(self.log10_pvalue)}   (log10 p {self.log10_pvalue:z.2f}; alpha {self.alpha:g})",
+            "p-value": f"{scientific(self.log10_pvalue)}   (log10 p {self.log10_pvalue:z.2f}; {held})",
             "test": self.test,
         }
 

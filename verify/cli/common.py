@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from verify.display import Paragraph, Part, in_words, plain
 from verify.results import CARRIES, INSUFFICIENT, MOST_ALPHA, NO_VERDICT
 from verify.words import in_cli_words
-from watermark import Mark
+from watermark import Mark, UsageError
 from watermark.io.records import RecordError
 from watermark.progress import silent
 
 if TYPE_CHECKING:
+    from verify.lineage.single import Held
     from watermark.progress import Progress
+
+R = TypeVar("R", bound="Held")
 
 FILE = click.Path(path_type=Path)
 """A path that the command itself checks, so that its errors carry a hint."""
@@ -100,6 +103,35 @@ alpha_option = click.option(
     show_default=True,
     help="Level of the verdict; fix it before you look.",
 )
+
+
+def plan_options(command: Any) -> Any:
+    """Adds `--plan`, `--plan-only` and `--deviate`, for `make`."""
+    return together(
+        click.option("--plan", type=FILE, help="File of the plan: written if not there, else it must be this one."),
+        click.option("--plan-only", is_flag=True, help="Write the --plan, and do not read the suspect."),
+        click.option("--deviate", is_flag=True, help="The --plan may be another: say where this run deviates."),
+    )(command)
+
+
+def make(
+    test: Callable[..., R], *arguments: Any, plan: Path | None, plan_only: bool, deviate: bool, **named: Any
+) -> R | None:
+    """Make a test, under the plan of `plan_options` if there is one; or write the plan, and return None."""
+    from verify.lineage.single import plan_test, under_plan
+
+    if plan is None:
+        if plan_only or deviate:
+            raise UsageError(f"`{'plan_only' if plan_only else 'deviate'}` needs a `plan`", "name its file")
+        return test(*arguments, **named)
+    if not plan_only:
+        return under_plan(test, plan, deviate=deviate)(*arguments, **named)
+    fixed = plan_test(test, *arguments, **named)
+    fixed.fix(plan)
+    as_json = click.get_current_context().params["as_json"]
+    show({"out": str(plan), "digest": fixed.digest, "plan": fixed.to_dict()},
+         f"Written: {plan}, digest {fixed.digest}. Publish the digest, with a date.", as_json=as_json)  # fmt: skip
+    return None
 
 
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:

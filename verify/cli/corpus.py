@@ -12,7 +12,9 @@ from verify.cli.common import (
     alpha_option,
     columns_option,
     command,
+    make,
     mark_file_option,
+    plan_options,
     progress,
     result_options,
     skip_bad_option,
@@ -31,10 +33,11 @@ from verify.results import Result
 @unmarked_prompts_option
 @tokenizer_option
 @columns_option
+@plan_options
 @alpha_option
 @skip_bad_option
 @result_options()
-def corpus(mark_path: Path, inputs: tuple[Path, ...], out: Path, **options: Any) -> Result:
+def corpus(mark_path: Path, inputs: tuple[Path, ...], out: Path, **options: Any) -> Result | None:
     """Test a corpus, its sources and its documents for the mark.
 
     INPUTS are files as in `stillmark test text`; a record may name its `source`. The corpus' answer is that of
@@ -47,4 +50,4 @@ def corpus(mark_path: Path, inputs: tuple[Path, ...], out: Path, **options: Any)
     """
     from verify import corpus_test
 
-    return corpus_test(mark_path, inputs, out, progress=progress, **options)
+    return make(corpus_test, mark_path, inputs, out, progress=progress, **options)

@@ -12,7 +12,9 @@ from verify.cli.common import (
     alpha_option,
     batch_size_option,
     command,
+    make,
     mark_option,
+    plan_options,
     progress,
     result_options,
     show,
@@ -44,9 +46,10 @@ number_option = click.option(
 @click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an independent model; repeat.")
 @mark_option(required=False)
 @_seed
+@plan_options
 @alpha_option
 @result_options(DEPENDENT, MATCHED, INSUFFICIENT, NO_VERDICT)
-def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **options: Any) -> WeightsResult:
+def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **options: Any) -> WeightsResult | None:
     """Test whether two models' weights are independent, layer by layer, from safetensors.
 
     Exact: hidden units are matched, and those that keep their index are counted. With --mark the teacher was released
@@ -61,7 +64,7 @@ def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **optio
     """
     from verify import weights_test
 
-    return weights_test(teacher, suspect, order=mark, progress=progress, **options)
+    return make(weights_test, teacher, suspect, order=mark, progress=progress, **options)
 
 
 @command(
@@ -79,6 +82,7 @@ def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **optio
 @click.option("--chat", is_flag=True, help="Prompts are messages: put them through each model's chat template.")
 @_record
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Prompts in a forward pass.")
+@plan_options
 @click.option(
     "--alpha",
     type=click.FloatRange(0, MOST_ALPHA, min_open=True),
@@ -94,7 +98,7 @@ def agreement(
     answers: Path | None,
     controls: tuple[Path, ...],
     **options: Any,
-) -> Result:
+) -> Result | None:
     """Test whether a suspect agrees with the teacher more than every control does, by its likeliest next tokens.
 
     Controls are models like the suspect that have nothing to do with the teacher; 19 of them let p reach 0.05. Name
@@ -103,7 +107,7 @@ def agreement(
     from verify import agreement_test
 
     who = _suspect_of(suspect, model, answers)
-    return agreement_test(teacher, who, controls, progress=progress, **options)
+    return make(agreement_test, teacher, who, controls, progress=progress, **options)
 
 
 @command("planted", example="test planted --mark demo/demo.mark --suspect demo/marked_student")
@@ -114,6 +118,7 @@ def agreement(
 @click.option("--questions", type=FILE, help="Write the questions here (JSONL), and test nothing.")
 @click.option("--log", type=FILE, help="JSONL to append an endpoint's answers to; a killed run goes on from here.")
 @number_option
+@plan_options
 @alpha_option
 @result_options(KNOWS, INSUFFICIENT)
 def planted(
@@ -144,7 +149,7 @@ def planted(
     from verify import planted_test
 
     who = _suspect_of(suspect, model, answers)
-    return planted_test(mark, who, number=number, progress=progress, **options)
+    return make(planted_test, mark, who, number=number, progress=progress, **options)
 
 
 @command(
@@ -158,16 +163,17 @@ def planted(
 @_record
 @batch_size_option
 @_seed
+@plan_options
 @alpha_option
 @result_options(SAW, INSUFFICIENT)
-def canaries(mark: Mark, candidates: Path, suspect: Path, **options: Any) -> Result:
+def canaries(mark: Mark, candidates: Path, suspect: Path, **options: Any) -> Result | None:
     """Test whether a suspect finds the served half of CANDIDATES likelier than the half that was kept back.
 
     CANDIDATES are the outputs that `stillmark protect canaries` chose from, all of them and in their order.
     """
     from verify import canary_test
 
-    return canary_test(mark, suspect, candidates, progress=progress, **options)
+    return make(canary_test, mark, suspect, candidates, progress=progress, **options)
 
 
 def _suspect_of(suspect: str | None, model: str | None, answers: Path | None) -> Path | Endpoint:

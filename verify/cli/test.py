@@ -14,7 +14,9 @@ from verify.cli.common import (
     batch_size_option,
     columns_option,
     command,
+    make,
     mark_option,
+    plan_options,
     price_options,
     progress,
     reference_option,
@@ -53,10 +55,11 @@ _counts = click.option(
 @columns_option
 @batch_size_option
 @_decoys
+@plan_options
 @alpha_option
 @skip_bad_option
 @result_options()
-def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
+def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result | None:
     """Test what a suspect wrote.
 
     OUTPUTS are files of records (`output_ids` or `output`, and `prompt_ids` or `prompt` if there was one), logs of chat
@@ -69,7 +72,7 @@ def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
     """
     from verify import text_test
 
-    return text_test(mark, outputs, **options, progress=progress)
+    return make(text_test, mark, outputs, **options, progress=progress)
 
 
 @command("logprobs", example="test logprobs --mark demo/demo.mark readings/suspect.jsonl")
@@ -82,10 +85,11 @@ def text(mark: Mark, outputs: tuple[Path, ...], **options: Any) -> Result:
 @tokenizer_option
 @columns_option
 @batch_size_option
+@plan_options
 @alpha_option
 @skip_bad_option
 @result_options()
-def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result:
+def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **options: Any) -> Result | None:
     """Test recorded log probabilities, from JSONL, or from logs of answers as servers give them.
 
     A record is a position: `context_ids`, the tokens before it, and `top_logprobs`, a list of [token id, natural
@@ -94,7 +98,7 @@ def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **opt
     """
     from verify import logprob_test
 
-    return logprob_test(mark, records, unmarked_probes=unmarked_probes or None, progress=progress, **options)
+    return make(logprob_test, mark, records, unmarked_probes=unmarked_probes or None, progress=progress, **options)
 
 
 @command("model", example="test model --mark demo/demo.mark --suspect demo/marked_student --reference MODEL")
@@ -115,12 +119,13 @@ def logprobs(mark: Mark, records: tuple[Path, ...], unmarked_probes: bool, **opt
 @tokenizer_option
 @batch_size_option
 @_decoys
+@plan_options
 @alpha_option
 @skip_bad_option
 @result_options()
 def model(
     mark: Mark, suspect: str, name: str | None, probes: tuple[Path, ...], unmarked_probes: bool, **options: Any
-) -> Result:
+) -> Result | None:
     """Test a suspect whose weights you have, by its probabilities along probe texts.
 
     An endpoint can be read in the same way if it tells the log probabilities of a prompt's tokens: vLLM does, and
@@ -140,7 +145,8 @@ def model(
         raise click.UsageError(
             "--model is the name of a suspect behind an endpoint: --suspect is no http(s):// address"
         )
-    return logprob_test(
+    return make(
+        logprob_test,
         mark,
         Endpoint(suspect, name or "") if is_address(suspect) else Path(suspect),
         probes or None,
@@ -197,6 +203,7 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
     "--least", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
     help="Smallest effect of interest: log odds of green for a unit of weight.",
 )  # fmt: skip
+@plan_options
 @alpha_option
 @result_options()
 def endpoint(
@@ -215,7 +222,7 @@ def endpoint(
     retries: int,
     unmarked_prompts: bool,
     **options: Any,
-) -> Result:
+) -> Result | None:
     """Test a suspect behind an OpenAI-compatible endpoint, with as few tokens as the evidence takes.
 
     Asks the prompts in order and looks after every answer; stops when the evidence suffices, when the smallest
@@ -244,7 +251,7 @@ def endpoint(
         retries=retries,
         concurrency=concurrency,
     )
-    return endpoint_test(mark, where, unmarked_prompts=unmarked_prompts or None, progress=progress, **options)
+    return make(endpoint_test, mark, where, unmarked_prompts=unmarked_prompts or None, progress=progress, **options)
 
 
 @click.group()

@@ -16,14 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from verify.evidence.calibration import digest_of, read_calibration
 from verify.evidence.document import without_text
 from verify.evidence.inputs import Input, chain_of, input_of
 from verify.evidence.merkle import root_of
 from verify.evidence.report import read_result
 from verify.evidence.signing import signed
+from verify.lineage.folder import BUNDLE, CALIBRATION, CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP
 from verify.lineage.plan import FORMAT as PLAN_FORMAT
 from verify.lineage.plan import WRITTEN, LineagePlan, is_mark, read_plan
-from verify.lineage.run import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP
 from watermark import InputError, MarkError, StillmarkError, UsageError, __version__
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
@@ -37,9 +38,10 @@ OPENING_FORMAT: Final = "stillmark-opening/v1"
 def make_bundle(
     case: str | Path,
     key: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     timestamp: str | Path | None = None,
+    calibration: str | Path | None = None,
     confidential: bool = False,
     opening: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -48,9 +50,11 @@ def make_bundle(
     Args:
         case: the folder.
         key: file of a private key of Ed25519 in PEM (`stillmark evidence key`).
-        out: the bundle; replaced if it is there.
+        out: the bundle; replaced if it is there. None: `bundle.json` in the folder, where a report finds it.
         timestamp: file of an RFC 3161 response over the plan that was promised; None: the one beside the plan's copy,
             if there is one.
+        calibration: file of `stillmark calibrate` with the same mark; None: `calibration.json` in the folder, if there
+            is one.
         confidential: leave out the pairs and the suspect's text. A Merkle root stands for the pairs.
         opening: where to write the pairs and the salt of that root (mode 0600), to be shown to whom it may concern.
 
@@ -66,14 +70,18 @@ def make_bundle(
     if opening is not None and not confidential:
         raise UsageError("an `opening` is that of a confidential bundle", "say so with `confidential=True`")
     case = Path(case)
+    out = case / BUNDLE if out is None else Path(out)
     statement, opened = _statement(case, None if timestamp is None else Path(timestamp), confidential)
+    known = Path(calibration or case / CALIBRATION)
+    if calibration is not None or known.exists():
+        statement["predicate"]["calibration"] = _calibration(known, statement["predicate"]["card"])
     envelope = signed(json.dumps(statement, sort_keys=True).encode(), key)
     data = envelope.to_bytes()
     if opening is not None:
         with files.writing(Path(opening)):
             files.replace(Path(opening), (json.dumps(opened) + "\n").encode(), private=True)
-    with files.writing(Path(out)):
-        files.replace(Path(out), data)
+    with files.writing(out):
+        files.replace(out, data)
     predicate = statement["predicate"]
     return {
         "out": str(out),
@@ -124,6 +132,15 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
 def own_salt(salt: bytes, name: str) -> bytes:
     """The salt of one test's pairs."""
     return hmac.digest(salt, name.encode(), "sha256")
+
+
+def _calibration(path: Path, card: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A calibration, which must be of the card's mark."""
+    fields = read_calibration(path)
+    if card is None or fields["commitment"] != card["commitment"]:
+        tested = "no mark" if card is None else f"the mark {card['commitment'][:16]}..."
+        raise InputError(path, 0, f"is of the mark {fields['commitment'][:16]}..., and {tested} was tested")
+    return {"sha256": digest_of(fields), "result": fields}
 
 
 def _plan(plan: LineagePlan) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +32,11 @@ class Checked:
     against: str
     differences: tuple[str, ...] = ()
 
+    @property
+    def sentence(self) -> str:
+        """The whole in one line, without the differences."""
+        return f"{self.name}: {self.status}: {self.against}"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -40,6 +45,11 @@ class Checked:
             "against": self.against,
             "differences": list(self.differences),
         }
+
+
+def checked(name: str, against: str, wrong: Sequence[str]) -> Checked:
+    """Something that was looked at, and all that is wrong with it."""
+    return Checked(name, DIFFERS if wrong else HOLDS, against, tuple(wrong))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +95,7 @@ class CheckResult:
         if self.finding:
             parts.append(Paragraph(f"The bundle claims: {self.finding}.", indent=2))
         for one in self.checks:
-            parts.append(Paragraph(f"{one.name}: {one.status}: {one.against}", indent=2))
+            parts.append(Paragraph(one.sentence, indent=2))
             parts += [Paragraph(said, indent=4) for said in one.differences]
         return parts
 

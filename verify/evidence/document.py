@@ -1,155 +1,22 @@
-"""A result as it stands in JSON, checked, and in the shape in which a report shows it.
+"""A result as it stands in JSON, in the shape in which a report shows it.
 
-A report is made from the JSON alone, so that it can be made again later, by others, from `result.json`. Files come from
-many hands: every value is held against the type that it should have.
+A report is made from the JSON alone, so that it can be made again later, by others, from `result.json`. The values come
+checked from `values.py`, the tests from `shown.py`, and the command from `repeated.py`.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from verify.evidence.repeated import command_of
+from verify.evidence.shown import SHOWN, TestShown
+from verify.evidence.values import level_of, list_of, log10_of, object_of, text_of, texts_of, typed
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
-from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT, OPTIONS
-from watermark import StillmarkError
-
-T = TypeVar("T")
-
-REASONS: Final = {
-    "short_context": "fewer tokens stand before it than the mark's width",
-    "special_token": "a special token, which carries no mark",
-    "prompt_context": "its context occurs in a prompt, which may carry the mark (rule 2)",
-    "seen_context": "its context was shown before, in text that may carry the mark (rule 2)",
-    "repeated_pair": "the pair was counted before: a distinct pair counts once (rule 1)",
-    "counted_pair": "an earlier answer had the pair: a distinct pair counts once (rule 1)",
-}
-"""Why evidence is left out, by the name that results use."""
-
-COMMANDS: Final = {
-    "suspect": ("verify", "what"),
-    "text_test": ("test text", "outputs"),
-    "logprob_test": ("test logprobs", "suspect"),
-    "endpoint_test": ("test logprobs", "log"),
-    "corpus_test": ("test corpus", "paths"),
-    "attribute": ("attribute", "outputs"),
-    "weights_test": ("test weights", ""),
-    "agreement_test": ("test agreement", ""),
-    "planted_test": ("test planted", ""),
-    "canary_test": ("test canaries", "candidates"),
-}
-"""A public function: the command that calls it, and the parameter that the command takes without an option."""
-
-OTHER_OPTIONS: Final = {
-    "mark_path": "--mark",
-    "order": "--mark",
-    "allow_readable": "--allow-readable-mark",
-    "chat": "--chat",
-    "ordered": "--ordered",
-    "seed": "--seed",
-    "batch_size": "--batch-size",
-    "least": "--least",
-    "source_column": "--source-column",
-    "workers": "--workers",
-    "halves": "--halves",
-}
-"""Parameters that no text of the library names, or by another option: `chat` is one of `test agreement` here."""
-
-NO_OPTION: Final = {"test logprobs": {"record"}, "test model": {"columns"}}
-"""Parameters for which a command has no option: they change no number there."""
-
-SHOWN: Final = 200
-"""Names and values, at most, in one table of a page; the JSON has all."""
-
-MOST: Final = 1000
-"""Sentences, tokens or pairs in one list of a result."""
-
-LONGEST: Final = 4000
-"""Characters of a command that a page shows."""
-
-
-@dataclass(frozen=True)
-class TestShown:
-    """One test of a report.
-
-    Attributes:
-        name: what was tested, in a word or two.
-        evidence: on how much evidence.
-        log10_pvalue: log10 of its own p-value.
-        log10_adjusted: the same after Holm's adjustment over all tests; None where it is the only one.
-        stands: `yes`, `no`, `no verdict` where a negative answer says nothing, or `not counted`.
-        alpha: the level that its own p-value is held against: with several tests, what Holm's adjustment leaves to it.
-        result: the rest, as in JSON.
-    """
-
-    name: str
-    evidence: str
-    log10_pvalue: float
-    log10_adjusted: float | None
-    stands: str
-    alpha: float
-    result: Mapping[str, Any]
-
-    def text(self, name: str) -> str:
-        """A sentence of the result; empty if it has none."""
-        return _text(self.result, name, "")
-
-    @property
-    def rows(self) -> dict[str, str]:
-        """Names and values, as the command prints them."""
-        rows = _object(_object(self.result, "summary", {}), "rows", {})
-        shown = {name: _is(value, str, name) for name, value in islice(rows.items(), SHOWN)}
-        return shown | ({"and more": f"{len(rows) - SHOWN:,} more lines, in the JSON"} if len(rows) > SHOWN else {})
-
-    @property
-    def discarded(self) -> list[tuple[str, int]]:
-        """What was left out: why, and how much."""
-        counts = _object(self.result, "discarded", {})
-        kept = {name: int(_number(counts, name)) for name in islice(counts, SHOWN)}
-        return [(REASONS.get(name, name.replace("_", " ")), count) for name, count in kept.items() if count]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader should know."""
-        return _texts(self.result, "warnings")
-
-    @property
-    def coins(self) -> int:
-        """How many coins a pair has under the mark's scheme."""
-        return int(_number(self.result, "coins", 1.0))
-
-    @property
-    def passages(self) -> list[Mapping[str, Any]]:
-        """The greenest stretches of text, each with `record`, and its tokens in `spans`: pairs of text and colour."""
-        found: list[Mapping[str, Any]] = []
-        for one in _list(_object(self.result, "detail", {}), "passages", most=20):
-            one = _is(one, dict, "a passage")
-            pieces, green = _texts(one, "pieces"), _list(one, "green")
-            if len(pieces) != len(green) or any(colour not in (True, False, None) for colour in green):
-                raise StillmarkError("a passage has not one colour a token", WANTED)
-            found.append({"record": _text(one, "record"), "spans": list(zip(pieces, green, strict=True))})
-        return found
-
-    @property
-    def heaviest(self) -> list[Mapping[str, Any]]:
-        """The heaviest pairs: `context`, `token`, `weight`, `green` in words, and what each `adds` to the sum."""
-        gamma, coins = _number(self.result, "gamma", 0.0), self.coins
-        found: list[Mapping[str, Any]] = []
-        for one in _list(_object(self.result, "detail", {}), "heaviest"):
-            one = _is(one, dict, "a pair")
-            weight, green = _number(one, "weight"), _is(one.get("green"), bool, "green")
-            hits = int(_number(one, "hits", float(green)))
-            found.append({
-                "context": _text(one, "context"),
-                "token": _text(one, "token"),
-                "weight": weight,
-                "green": ("yes" if green else "no") if coins == 1 else f"{hits} of {coins}",
-                "adds": weight * (hits - coins * gamma),
-            })  # fmt: skip
-        return found
+from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT
 
 
 @dataclass(frozen=True)
@@ -195,14 +62,22 @@ class Document:
     deviations: tuple[str, ...] = ()
     bundle: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def commitments(self) -> set[str]:
+        """Of the marks that were tested for, and digests of all else that went in."""
+        return {digest for _, digest in self.inputs}
 
-WANTED: Final = "name a result.json that `stillmark verify --out` wrote, or what a test printed with --json"
+
 TEST_SHOWS_NOT: Final = [
     "It looks at one kind of evidence. The command 'stillmark verify' makes all tests that are possible, and judges "
     "them together.",
     "It does not say how the evidence came about, who queried the teacher, or with which intent.",
 ]
+
+
 NOT_COUNTED: Final = "not counted"
+
+
 VERDICTS_MEAN: Final = {
     CARRIES: "The evidence carries the mark: a secret drawn at random fits so well no more often than the p-value "
     "says.",
@@ -221,6 +96,8 @@ VERDICTS_MEAN: Final = {
     KNOWS: "The suspect gives the planted answers more often than chance explains.",
     SAW: "The suspect finds the served outputs likelier than those that were kept back.",
 }
+
+
 LOOKS_FOR: Final = {
     "weights_test": "that the suspect's weights depend on the teacher's",
     "agreement_test": "that the suspect is more like the teacher than every control is",
@@ -243,59 +120,59 @@ def document_of(found: Mapping[str, Any]) -> Document:
     Raises:
         StillmarkError: it is no result, or one of its values is of the wrong kind.
     """
-    verdict = _text(found, "verdict")
+    verdict = text_of(found, "verdict")
     return _whole(found, verdict) if "tests" in found and "plan" in found else _single(found, verdict)
 
 
 def _whole(found: Mapping[str, Any], verdict: str) -> Document:
-    alpha = _level(found)
+    alpha = level_of(found)
     tests = []
-    for one in _list(found, "tests", most=20):
-        one = _is(one, dict, "a test")
+    for one in list_of(found, "tests", most=20):
+        one = typed(one, dict, "a test")
         stands = "yes" if one.get("stands") is True else "no" if one.get("conclusive") is True else NO_VERDICT
         tests.append(
             TestShown(
-                name=_text(one, "test"),
-                evidence=_text(one, "evidence"),
-                log10_pvalue=_log10(one, "log10_pvalue"),
-                log10_adjusted=_log10(one, "log10_pvalue_adjusted"),
+                name=text_of(one, "test"),
+                evidence=text_of(one, "evidence"),
+                log10_pvalue=log10_of(one, "log10_pvalue"),
+                log10_adjusted=log10_of(one, "log10_pvalue_adjusted"),
                 stands=stands,
                 alpha=alpha,
-                result=_object(one, "result"),
+                result=object_of(one, "result"),
             )
         )
-    plan = _object(found, "plan")
-    missing = [_is(one, dict, "a test") for one in _list(found, "not_tested")]
-    reasons = _texts(found, "reasons")
-    call = _object(found, "call", {}) if found.get("call") is not None else {}
-    named = {name: _is(value, str, name) for name, value in _object(plan, "inputs", {}).items()}
+    plan = object_of(found, "plan")
+    missing = [typed(one, dict, "a test") for one in list_of(found, "not_tested")]
+    reasons = texts_of(found, "reasons")
+    call = object_of(found, "call", {}) if found.get("call") is not None else {}
+    named = {name: typed(value, str, name) for name, value in object_of(plan, "inputs", {}).items()}
     return Document(
         title=verdict,
         means=reasons[0] if reasons else "",
-        shows_not=_texts(found, "shows_not"),
-        suspect=_text(found, "suspect", ""),
+        shows_not=texts_of(found, "shows_not"),
+        suspect=text_of(found, "suspect", ""),
         tests=_held(tests, alpha),
-        not_tested=[(_text(one, "test"), _text(one, "why")) for one in missing],
+        not_tested=[(text_of(one, "test"), text_of(one, "why")) for one in missing],
         reasons=reasons[1:],
-        next=_texts(found, "next"),
-        notes=_texts(found, "notes"),
+        next=texts_of(found, "next"),
+        notes=texts_of(found, "notes"),
         alpha=alpha,
         rule="Holm's adjustment over all tests that were made",
         inputs=_first({**named, **_digests(call)}),
-        plan=_text(found, "plan_digest", ""),
+        plan=text_of(found, "plan_digest", ""),
         versions=_versions(call),
-        date=_text(call, "date", ""),
-        command=_command(found, call),
-        promised=_text(found, "promised_digest", "") if found.get("promised_digest") is not None else "",
-        deviations=tuple(_texts(found, "deviations")),
+        date=text_of(call, "date", ""),
+        command=command_of(found, call),
+        promised=text_of(found, "promised_digest", "") if found.get("promised_digest") is not None else "",
+        deviations=tuple(texts_of(found, "deviations")),
         bundle=_bundle(found),
     )
 
 
 def _bundle(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    bundle = _object(found, "bundle", {})
-    keys = [("the key that is said to have signed it", one) for one in _texts(bundle, "signed_by")]
-    return (("the bundle that this page was made of", _text(bundle, "sha256")), *keys[:SHOWN]) if bundle else ()
+    bundle = object_of(found, "bundle", {})
+    keys = [("the key that is said to have signed it", one) for one in texts_of(bundle, "signed_by")]
+    return (("the bundle that this page was made of", text_of(bundle, "sha256")), *keys[:SHOWN]) if bundle else ()
 
 
 def _held(tests: Sequence[TestShown], alpha: float) -> list[TestShown]:
@@ -307,21 +184,21 @@ def _held(tests: Sequence[TestShown], alpha: float) -> list[TestShown]:
 
 
 def _single(found: Mapping[str, Any], verdict: str) -> Document:
-    alpha = _level(found)
+    alpha = level_of(found)
     results, rule = {"": (found, alpha)}, ""
     if "both" in found:  # of weights: an exact test, and one that survives shuffled units
-        both, keyed = _object(found, "both"), found.get("keyed") is not None
-        verdict, rule = _text(both, "verdict"), _text(both, "rule", "")
+        both, keyed = object_of(found, "both"), found.get("keyed") is not None
+        verdict, rule = text_of(both, "verdict"), text_of(both, "rule", "")
         level = alpha if keyed else alpha / 2
-        results = {"exact": (found, level), "units shuffled": (_object(found, "shuffled"), 0.0 if keyed else level)}
-    call = _object(found, "call", {}) if found.get("call") is not None else {}
-    function = _text(call, "function", "")
+        results = {"exact": (found, level), "units shuffled": (object_of(found, "shuffled"), 0.0 if keyed else level)}
+    call = object_of(found, "call", {}) if found.get("call") is not None else {}
+    function = text_of(call, "function", "")
     name = _NAMES.get(function, "test")
     looks_for = LOOKS_FOR.get(function, "the mark" if "gamma" in found else "what the test looks for")
     means = VERDICTS_MEAN | {INSUFFICIENT: f"This evidence does not show {looks_for}. It is no proof of the opposite."}
     tests = []
     for part, (result, level) in results.items():
-        log10 = _log10(result, "log10_pvalue")
+        log10 = log10_of(result, "log10_pvalue")
         if not level:
             stands = NOT_COUNTED
         elif log10 <= math.log10(level):
@@ -331,7 +208,7 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         tests.append(
             TestShown(
                 name=f"{name}, {part}" if part else name,
-                evidence=_text(_object(result, "summary", {}), "evidence", str(result.get("n", ""))),
+                evidence=text_of(object_of(result, "summary", {}), "evidence", str(result.get("n", ""))),
                 log10_pvalue=log10,
                 log10_adjusted=None,
                 stands=stands,
@@ -340,7 +217,7 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
             )
         )
     mark = found.get("mark")
-    named = {"mark": _text(mark, "commitment")} if isinstance(mark, dict) else {}
+    named = {"mark": text_of(mark, "commitment")} if isinstance(mark, dict) else {}
     if isinstance(found.get("keyed"), str):
         named["mark"] = found["keyed"]
     if function == "corpus_test":
@@ -358,10 +235,11 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         alpha=alpha,
         rule=rule,
         inputs=_first({**named, **_digests(call)}),
-        plan="",
+        plan=text_of(found, "plan_digest", "") if found.get("planned_before") is True else "",
+        deviations=tuple(texts_of(found, "deviations")),
         versions=_versions(call),
-        date=_text(call, "date", ""),
-        command=_command(found, call),
+        date=text_of(call, "date", ""),
+        command=command_of(found, call),
     )
 
 
@@ -382,52 +260,13 @@ def _suspect(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
     named = found.get("suspect")
     if isinstance(named, str):
         return named
-    arguments = _object(call, "arguments", {})
+    arguments = object_of(call, "arguments", {})
     for value in (found.get("files"), *map(arguments.get, ("outputs", "suspect", "endpoint", "paths"))):
         if isinstance(value, str):
             return value
         if isinstance(value, list) and value:
             return ", ".join(str(one) for one in value[:10])
     return ""
-
-
-def _command(found: Mapping[str, Any], call: Mapping[str, Any]) -> str:
-    """The command that gives the numbers again; empty where there is none, as where something was only in memory.
-
-    An endpoint answers anew each time: there it is the test of the answers that were kept.
-    """
-    function, arguments = _text(call, "function", ""), dict(_object(call, "arguments", {}))
-    if function not in COMMANDS:
-        return ""
-    name, bare = COMMANDS[function]
-    if function == "logprob_test" and "files" not in found:
-        name, bare = "test model", ""
-    if function == "endpoint_test":
-        text = found.get("access") == "text"
-        name, bare = f"test {'text' if text else 'logprobs'}", "log"
-        kept = ("mark", "log", "reference", "alpha", *(("tokenizer",) if text else ()))
-        arguments = {key: arguments[key] for key in kept if key in arguments}
-        if found.get("unmarked_prompts") is True:
-            arguments["unmarked_prompts" if text else "unmarked_probes"] = True
-    words, options = ["stillmark", *name.split()], OPTIONS | OTHER_OPTIONS
-    for key, value in arguments.items():
-        several = value if isinstance(value, list) else [value]
-        if key in NO_OPTION.get(name, ()) or value is None:
-            continue
-        # False was given against another default, which no option says; "(" begins what was only in memory
-        if value is False or any(isinstance(one, str) and one.startswith("(") for one in several):
-            return ""
-        if key == bare:
-            words += [str(one) for one in several]
-        elif key not in options:
-            return ""
-        elif value is True:
-            words.append(options[key])
-        else:
-            for one in several:
-                words += [options[key], str(one)]
-    command = shlex.join(words)
-    return command if len(command) <= LONGEST else ""
 
 
 def _first(named: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -437,69 +276,9 @@ def _first(named: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _digests(call: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _is(value, str, name) for name, value in _object(call, "digests", {}).items()}
+    return {name: typed(value, str, name) for name, value in object_of(call, "digests", {}).items()}
 
 
 def _versions(call: Mapping[str, Any]) -> dict[str, str]:
-    versions = islice(_object(call, "versions", {}).items(), SHOWN)
-    return {name: _is(value, str, name) for name, value in versions}
-
-
-def _is(value: Any, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise StillmarkError(f"this is no result of Stillmark: '{name[:40]}' is no {_KINDS[kind]}", WANTED)
-    return value
-
-
-_LARGE: Final = 1e15
-"""Larger numbers are in no result."""
-
-_KINDS: Final[Mapping[type, str]] = {
-    str: "text", int: "whole number", bool: "true or false", dict: "object", list: "list",
-}  # fmt: skip
-
-
-def _there(found: Mapping[str, Any], name: str) -> Any:
-    if name not in found:
-        raise StillmarkError(f"this is no result of Stillmark: it has no '{name}'", WANTED)
-    return found[name]
-
-
-def _text(found: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    return default if default is not None and name not in found else _is(_there(found, name), str, name)
-
-
-def _number(found: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    if default is not None and name not in found:
-        return default
-    value = _there(found, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
-        raise StillmarkError(f"this is no result of Stillmark: '{name}' is no number", WANTED)
-    return float(value)
-
-
-def _log10(found: Mapping[str, Any], name: str) -> float:
-    """log10 of a probability."""
-    if (value := _number(found, name)) > 0:
-        raise StillmarkError(f"this is no result of Stillmark: '{name}' is no probability", WANTED)
-    return value
-
-
-def _level(found: Mapping[str, Any]) -> float:
-    if not 0 < (value := _number(found, "alpha")) < 1:
-        raise StillmarkError("this is no result of Stillmark: 'alpha' is no level", WANTED)
-    return value
-
-
-def _object(found: Mapping[str, Any], name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    return default if default is not None and name not in found else _is(_there(found, name), dict, name)
-
-
-def _list(found: Mapping[str, Any], name: str, most: int = MOST) -> list[Any]:
-    if len(value := _is(found.get(name, []), list, name)) > most:
-        raise StillmarkError(f"this is no result of Stillmark: '{name}' holds more than {most:,}", WANTED)
-    return value
-
-
-def _texts(found: Mapping[str, Any], name: str) -> list[str]:
-    return [_is(one, str, name) for one in _list(found, name)]
+    versions = islice(object_of(call, "versions", {}).items(), SHOWN)
+    return {name: typed(value, str, name) for name, value in versions}

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from verify.display import inert
+from verify.evidence.calibration import TESTS, Calibration
 from watermark import StillmarkError
 
 if TYPE_CHECKING:
@@ -67,6 +70,39 @@ def pictures_of(result: Mapping[str, Any], alpha: float) -> list[Picture]:
         raise StillmarkError(
             f"this is no result of Stillmark: {type(error).__name__} in the data of a picture"
         ) from None
+
+
+def picture_of_calibration(calibration: Calibration) -> Picture:
+    """p-values of decoy keys against uniform ones, of each test by itself."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for test in TESTS:
+        logs = [one.decoys for one in calibration.materials if one.test == test]
+        if logs:
+            found = np.sort(np.concatenate(logs))
+            shown = np.unique(np.geomspace(1, len(found), DRAWN).astype(np.int64)) - 1  # all of the small ones
+            expected = -np.log10((shown + 1) / (len(found) + 1))
+            curves[test] = expected.tolist(), (-found[shown]).tolist()
+    own = [-one.log10_pvalue for one in calibration.materials]
+
+    def draw(ax: Axes) -> None:
+        for colour, shape, (test, curve) in zip((MAIN, FAINT), "os", curves.items(), strict=False):
+            ax.plot(*curve, shape, color=colour, markersize=3, label=f"decoy keys, {test}")
+        for i, one in enumerate(own[:MARKED]):
+            ax.axhline(one, color=ALERT, linewidth=1, label=None if i else "the mark's own key")
+        ax.axline((0, 0), slope=1, color=INK, linestyle="--", label="uniform")
+        ax.set_xlabel("expected (-log10 p)")
+        ax.set_ylabel("found (-log10 p)")
+        ax.legend()
+
+    least = min(float(one.decoys.min()) for one in calibration.materials)
+    return _picture(
+        draw,
+        "p-values where there is nothing",
+        "Each dot is a p-value of a decoy key on an innocent suspect. Exact p-values follow the dashed line, bounds "
+        "stay below it.",
+        f"The smallest p-value of a decoy key has log10 p {least:.2f}; those of the mark's own key lie between "
+        f"{-max(own):.2f} and {-min(own):.2f}.",
+    )
 
 
 def _growth(result: Mapping[str, Any], alpha: float) -> Iterator[Picture]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from verify.display import inert, scientific
 from verify.evidence import signing
 from verify.evidence.document import Document, document_of, without_text
-from verify.evidence.pictures import Picture, pictures_of
+from verify.evidence.pictures import Picture, picture_of_calibration, pictures_of
 from verify.words import in_cli_words
 from watermark import InputError, StillmarkError
 from watermark.io import files
@@ -22,6 +22,8 @@ from watermark.io.fields import JsonError, load_object
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
+
+    from verify.evidence.standing import Standing
 
 MAX_BYTES: Final = 64 << 20
 """Of a result that is read from a file."""
@@ -43,8 +45,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
     try:
-        with path.open("rb") as file:
-            bundled = file.read(len(BEGIN)) == BEGIN
+        bundled = is_bundle(path)
         most = signing.MAX_BYTES if bundled else MAX_BYTES
         if path.stat().st_size > most:
             raise InputError(path, 0, f"has more than {most >> 20} MiB, and is no result")
@@ -53,6 +54,12 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise InputError(path, 0, f"cannot read: {error.strerror}", "name a result.json, or its folder") from None
     except JsonError as error:
         raise InputError(path, 0, str(error), "name a result.json, or its folder") from None
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file is a bundle, by how it begins. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(BEGIN)) == BEGIN
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def _of_bundle(path: Path) -> dict[str, Any]:
     return result | {"bundle": {"sha256": hashlib.sha256(data).hexdigest(), "signed_by": sorted(envelope.signatures)}}
 
 
-def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:
+def report_html(found: Mapping[str, Any], *, confidential: bool = False, standing: Standing | None = None) -> str:
     """The page on a result.
 
     Without matplotlib (the extra `plot`) it has no pictures, and says so.
@@ -76,6 +83,7 @@ def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:
     Args:
         found: the result as it stands in JSON (`result.to_dict()`, `result.json`, what `--json` prints).
         confidential: leave out passages of the suspect's text and single pairs.
+        standing: what stands beside the result (`verify.evidence.standing`): plan, timestamp, bundle, known error rate.
 
     Raises:
         StillmarkError: it is no result.
@@ -85,12 +93,24 @@ def report_html(found: Mapping[str, Any], *, confidential: bool = False) -> str:
     except RecursionError:
         raise StillmarkError("this is no result of Stillmark: it is nested too deep") from None
     pictures, missing = _pictures(document)
-    return _template().render(document=document, pictures=pictures, missing=missing, confidential=confidential)
+    calibration = None if standing is None else standing.calibration
+    return _template().render(
+        document=document,
+        pictures=pictures,
+        missing=missing,
+        confidential=confidential,
+        checks=() if standing is None else standing.checks,
+        calibration=calibration,
+        same_mark=calibration is not None and calibration.commitment in document.commitments,
+        calibrated=None if calibration is None or missing else picture_of_calibration(calibration),
+    )
 
 
-def write_report(found: Mapping[str, Any], path: str | Path, *, confidential: bool = False) -> None:
+def write_report(
+    found: Mapping[str, Any], path: str | Path, *, confidential: bool = False, standing: Standing | None = None
+) -> None:
     """Write the page on a result to a file. Arguments and errors as for `report_html`; InputError if it cannot."""
-    page = report_html(found, confidential=confidential)
+    page = report_html(found, confidential=confidential, standing=standing)
     with files.writing(Path(path)):
         files.replace(Path(path), page.encode())
 

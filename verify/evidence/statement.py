@@ -22,6 +22,9 @@ KEYS: Final = frozenset(
 )
 
 
+MAY_BE_MISSING: Final = frozenset({"calibration"})
+
+
 @dataclass(frozen=True)
 class Hidden:
     """The pairs of a test that are not shown: how many, by which rule, and the root over them."""
@@ -45,6 +48,7 @@ class Statement:
         result: the verdict, as in `result.json`.
         timestamp: an RFC 3161 response; None: there is none.
         created: when the bundle was made, as it says.
+        calibration: digest and fields of a calibration, as they stand there; None: there is none.
     """
 
     card: dict[str, Any] | None
@@ -57,6 +61,7 @@ class Statement:
     result: dict[str, Any]
     timestamp: bytes | None
     created: str
+    calibration: tuple[str, dict[str, Any]] | None = None
 
 
 def read_statement(payload: bytes) -> Statement:
@@ -69,7 +74,7 @@ def read_statement(payload: bytes) -> Statement:
         if whole.get(name) != wanted:
             raise StillmarkError(f"'{name}' was to be {wanted}, and is {str(whole.get(name))[:80]!r}")
     fields = _object(whole, "predicate")
-    for key in sorted(KEYS ^ fields.keys()):
+    for key in sorted(KEYS ^ (fields.keys() - MAY_BE_MISSING)):
         raise StillmarkError(f"it has {'no' if key in KEYS else 'a'} '{key[:40]}'")
     inputs = inputs_of_fields(fields["inputs"])
     subject = [{"name": one.name, "digest": {"sha256": one.sha256}} for one in inputs]
@@ -90,6 +95,7 @@ def read_statement(payload: bytes) -> Statement:
         result=_object(fields, "result"),
         timestamp=_timestamp(fields["timestamp"]),
         created=fields["created"],
+        calibration=_calibration(fields["calibration"]) if "calibration" in fields else None,
     )
 
 
@@ -140,6 +146,12 @@ def _chain(fields: Any) -> Chain | None:
     if not is_int(fields.get("records")):
         raise StillmarkError("'records' of the chain must be an integer")
     return Chain(fields["name"], int(fields["records"]), fields["head"])
+
+
+def _calibration(fields: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(fields, dict) or fields.keys() != {"result", "sha256"} or not is_text(fields["sha256"]):
+        raise StillmarkError("'calibration' must have 'result' and 'sha256'")
+    return fields["sha256"], _object(fields, "result")
 
 
 def _timestamp(text: Any) -> bytes | None:

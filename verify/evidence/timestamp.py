@@ -100,6 +100,28 @@ def _time(found: Any, message: bytes) -> datetime:
     return time.astimezone(UTC)
 
 
+def claim_of(response: bytes, message: bytes) -> str:
+    """When a timestamp says that it was made, and by whom: its own words, which nobody has checked.
+
+    Raises:
+        StillmarkError: it is of another message.
+        MissingExtraError: rfc3161-client is not installed.
+    """
+    require("rfc3161_client")
+    from cryptography.x509 import load_der_x509_certificate
+
+    found = _response(response)
+    time = _time(found, message).isoformat(timespec="seconds")
+    try:
+        signer = next(iter(found.signed_data.signer_infos))
+        known = map(load_der_x509_certificate, found.signed_data.certificates)
+        names = [one.subject for one in known if one.serial_number == signer.serial_number]
+        who = ", ".join(str(part.value) for part in names[0]) if names else "an authority that it does not name"
+    except (ValueError, StopIteration):
+        who = "an authority that it does not name"
+    return f"{time}, by {who}"
+
+
 def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
     """The time at which an authority saw a message, UTC.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from verify.calls import Call
+    from verify.lineage.plan import Planned
 
 RANDOMNESS: Final = (
     "The p-value's randomness is the order of the teacher's hidden units (and, for the embedding, of its residual "
@@ -215,6 +216,10 @@ class WeightsResult:
     def noting(self, call: Call) -> WeightsResult:
         """The same result, with the call that gave it."""
         return replace(self, exact=self.exact.noting(call))
+
+    def under(self, planned: Planned) -> WeightsResult:
+        """The same result, with the plan that it was held to."""
+        return replace(self, exact=self.exact.under(planned), calibrated=replace(self.calibrated, planned=planned))
 
     def save_html(self, path: str | Path, *, confidential: bool = False) -> None:
         """As `Result.save_html`."""

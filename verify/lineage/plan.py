@@ -26,6 +26,12 @@ LINES: Final = (WEIGHTS, SHUFFLED, MARK, WRITTEN, PLANTED, CANARIES, AGREEMENT)
 ATTRIBUTION: Final = "attribution"
 """The only line of the plan of an attribution, which is no verdict."""
 
+TESTS: Final = frozenset({
+    "text_test", "logprob_test", "endpoint_test", "corpus_test",
+    "weights_test", "agreement_test", "planted_test", "canary_test",
+})  # fmt: skip
+"""The only line of the plan of a single test: the function of `verify` that makes it."""
+
 FORMAT: Final = "stillmark-plan/v1"
 
 MAX_BYTES: Final = 16 << 20
@@ -45,12 +51,33 @@ _TYPES: Final[Types] = {
 
 def is_line(line: str) -> bool:
     """Whether a plan may hold this line."""
-    return line in (*LINES, ATTRIBUTION) or is_mark(line)
+    return line in (*LINES, ATTRIBUTION) or line in TESTS or is_mark(line)
 
 
 def is_mark(line: str) -> bool:
     """Whether a line of a plan is a test for a mark; of several marks each has its own, `mark NAME`."""
     return line in (MARK, WRITTEN) or line.startswith(f"{MARK} ")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Under which plan a result came about.
+
+    Attributes:
+        digest: of the plan that was promised.
+        before: it was there before this run.
+        deviations: where the run differs from it, a sentence each.
+    """
+
+    digest: str
+    before: bool
+    deviations: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The plan in a few words."""
+        if self.deviations:
+            return f"DEVIATES from plan {self.digest[:16]}..."
+        return f"plan {self.digest[:16]}..." + ("" if self.before else ", written by this run")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from verify.calls import call_of, check_alpha
 from verify.data.columns import Columns
 from verify.data.outputs import Outputs
+from verify.evidence.report import read_result, write_report
 from verify.evidence.scored import scored_of
+from verify.evidence.standing import standing_of
 from verify.fingerprint.agreement import TOP_TOKENS
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.planted import NUMBER
@@ -25,8 +27,20 @@ from verify.fingerprint.weights import compare
 from verify.lineage import access as kinds
 from verify.lineage.access import recognise
 from verify.lineage.advice import advice
+from verify.lineage.folder import CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP, STARTED
 from verify.lineage.given import Given, check_usage, lines_of, plan_of, planned_of, unplanned_of
-from verify.lineage.plan import AGREEMENT, CANARIES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan, is_mark
+from verify.lineage.plan import (
+    AGREEMENT,
+    CANARIES,
+    MARK,
+    PLANTED,
+    SHUFFLED,
+    WEIGHTS,
+    WRITTEN,
+    LineagePlan,
+    Planned,
+    is_mark,
+)
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
 from verify.radioactivity.logprobs import WeightedResult
@@ -47,17 +61,6 @@ from watermark.models import model_digest
 
 PathLike = str | Path
 T = TypeVar("T")
-
-PLAN: Final = "plan.json"
-PROMISED: Final = "promised.json"
-STAMP: Final = "promised.tsr"
-STARTED: Final = "started.txt"
-CARD: Final = "mark.card"
-PAIRS: Final = "pairs.json"
-"""Files in the folder of `out`: the plan of this very run, copies of the one that was named and of its timestamp (the
-plan's file with `.tsr` behind its name), the card, the pairs."""
-
-PAIRS_FORMAT: Final = "stillmark-pairs/v1"
 
 
 def suspect(
@@ -147,15 +150,16 @@ def suspect(
             (folder / "readings").mkdir(parents=True, exist_ok=True)
         fixed.fix(folder / PLAN)
     started = _started(folder)
-    promised, deviations = None, list[str]()
+    promised, before, deviations = None, False, list[str]()
     if plan is not None:
-        promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
+        promised, before, deviations = fixed.held_to(Path(plan), deviate=deviate)
         if folder is not None:
             promised.fix(folder / PROMISED)
             if (stamp := Path(f"{plan}.tsr")).exists():
                 with files.writing(folder / STAMP):
                     files.replace(folder / STAMP, stamp.read_bytes())
-    lines = adjusted(fixed, _run(fixed, _tests(given, fixed, progress)))
+    planned = Planned(fixed.digest if promised is None else promised.digest, before, tuple(deviations))
+    lines = adjusted(fixed, _run(fixed, _tests(given, fixed, progress), planned))
     made = [line.result for line in lines if line.result is not None]
     read_as = [str(result.inputs["read_as"]) for result in made if result.inputs.get("read_as")]
     notes = [f"The records were read as {one}." for one in dict.fromkeys(read_as)]
@@ -181,8 +185,10 @@ def suspect(
     if folder is not None:
         with files.writing(folder / "result.json"):
             files.replace(folder / "result.json", (json.dumps(found.to_dict(), indent=2) + "\n").encode())
-        found.save_html(folder / "report.html")
         _keep(folder, given, lines)
+        beside = standing_of(folder)
+        write_report(read_result(folder), folder / "report.html", confidential=confidential, standing=beside)
+        found = replace(found, standing=beside.checks)
     return found
 
 
@@ -275,7 +281,7 @@ class _NothingNewError(StillmarkError):
     """A planned test that has nothing of its own to look at."""
 
 
-def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[PlannedTest]:
+def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]], planned: Planned) -> list[PlannedTest]:
     """Make the planned tests in order; a test that cannot be made becomes a line that says why.
 
     Of several marks some may not fit the records, whose ids may be another tokenizer's. Records that fit none are an
@@ -285,7 +291,7 @@ def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]]) -> list[P
     marks = sum(is_mark(name) and name != WRITTEN for name in plan.lines)
     for name in plan.lines:
         try:
-            lines.append(PlannedTest(name, tests[name]()))
+            lines.append(PlannedTest(name, replace(tests[name](), planned=planned)))
         except _NothingNewError as error:
             lines.append(PlannedTest(name, None, str(error)))
         except (ApiError, ModelError, TokenizerError) as error:

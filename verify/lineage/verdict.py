@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from verify.display import Heading, Paragraph, Part, Table, plain
+from verify.evidence.checked import Checked
 from verify.evidence.document import without_text
 from verify.fingerprint.agreement import AgreementResult
 from verify.lineage.plan import AGREEMENT, CANARIES, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
@@ -144,6 +145,7 @@ class Verdict:
         notes: what a reader should know, one sentence each.
         out: folder that holds the plan, what was read, and the result; None: nothing was kept.
         confidential: passages of the suspect's text and single pairs are left out of what is kept and shown.
+        standing: what was checked of what stands beside the result in `out` (plan, timestamp, bundle), against what.
         call: the call that gave the verdict.
     """
 
@@ -162,6 +164,7 @@ class Verdict:
     notes: tuple[str, ...] = field(default=(), repr=False)
     out: str | None = None
     confidential: bool = False
+    standing: tuple[Checked, ...] = field(default=(), repr=False, compare=False)
     call: Call | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -325,6 +328,7 @@ class Verdict:
             *(Paragraph(text, indent=2) for text in (*missing, level)),
             Paragraph(),
             *map(Paragraph, below),
+            *(Paragraph(one.sentence) for one in self.standing),
             *([] if self.out is None else [Paragraph(kept, whole=True)]),
             Paragraph(RANDOMNESS),
         ]
