@@ -25,7 +25,18 @@ from verify.lineage import run
 from verify.lineage import verdict as verdicts
 from verify.lineage.access import ENDPOINT, LOGPROBS, TEXT, recognise
 from verify.lineage.access import WEIGHTS as FOLDER
-from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan
+from verify.lineage.plan import (
+    AGREEMENT,
+    CANARIES,
+    LINES,
+    MARK,
+    PLANTED,
+    SHUFFLED,
+    WEIGHTS,
+    WRITTEN,
+    LineagePlan,
+    Planned,
+)
 from verify.lineage.verdict import (
     BOTH,
     CANNOT_TELL,
@@ -196,7 +207,7 @@ def test_a_line_that_cannot_be_made_says_why() -> None:
         raise ModelError("no weights")
 
     plan = LineagePlan((WEIGHTS, PLANTED), 1e-3, {}, {})
-    lines = list(run._run(plan, {WEIGHTS: fails, PLANTED: lambda: NEGATIVE}))
+    lines = list(run._run(plan, {WEIGHTS: fails, PLANTED: lambda: NEGATIVE}, Planned(plan.digest, False, ())))
     assert [(line.name, line.unavailable, line.failed) for line in lines] == [
         (WEIGHTS, "no weights", True),
         (PLANTED, None, False),

@@ -6,7 +6,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH: Final = 100
 """Characters of a line of text that results print."""
@@ -130,3 +133,14 @@ def in_words(part: Part, words: Callable[[str], str]) -> Part:
             return replace(part, rows={name: words(value) for name, value in rows.items()})
         case Table():
             return part
+
+
+def new_axes() -> Axes:
+    """New axes of matplotlib. Raises StillmarkError where it is not installed."""
+    from watermark import StillmarkError
+
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise StillmarkError("matplotlib is not installed", "pip install 'stillmark[plot]'") from None
+    return plt.subplots()[1]

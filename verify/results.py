@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from verify.display import Heading, Paragraph, Part, Rows, plain, scientific
+from verify.display import Heading, Paragraph, Part, Rows, new_axes, plain, scientific
 from verify.words import CARRIES as CARRIES
 from verify.words import INSUFFICIENT as INSUFFICIENT
 from verify.words import NO_VERDICT as NO_VERDICT
@@ -213,17 +213,6 @@ def save_html(found: dict[str, Any], path: str | Path, *, confidential: bool) ->
     from verify.evidence.report import write_report
 
     write_report(found, path, confidential=confidential)
-
-
-def new_axes() -> Axes:
-    """New axes of matplotlib. Raises StillmarkError where it is not installed."""
-    from watermark import StillmarkError
-
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise StillmarkError("matplotlib is not installed", "pip install 'stillmark[plot]'") from None
-    return plt.subplots()[1]
 
 
 def html_table(title: str, rows: Mapping[str, str], texts: list[str], notes: tuple[str, ...]) -> str:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from verify.display import Heading, Paragraph, Part, Rows, Table, plain
+from verify.display import Heading, Paragraph, Part, Rows, Table, new_axes, plain
 from verify.evidence.values import same
-from verify.results import new_axes
 from verify.stats import binomial
 from watermark import InputError, StillmarkError, __version__
 from watermark.io import files

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from verify.display import Heading, Paragraph, Part, Rows, plain
+from verify.display import Heading, Paragraph, Part, Rows, new_axes, plain
 from verify.fingerprint import DEPENDENT, MATCHED
 from verify.fingerprint.independence import IndependenceResult, LayerMatch, MatchResult, independent_pairs
-from verify.results import CHANGED, INSUFFICIENT, NO_VERDICT, NOTHING, html_table, new_axes, save_html
+from verify.results import CHANGED, INSUFFICIENT, NO_VERDICT, NOTHING, html_table, save_html
 from verify.stats import permutations
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from verify.display import Heading, Paragraph, Part, Table, plain
+from verify.display import Heading, Paragraph, Part, Table, new_axes, plain
 from verify.evidence.checked import Checked
 from verify.evidence.document import without_text
 from verify.fingerprint.agreement import AgreementResult
@@ -17,7 +17,7 @@ from verify.lineage.plan import AGREEMENT, CANARIES, PLANTED, SHUFFLED, WEIGHTS,
 from verify.radioactivity import tilt
 from verify.radioactivity.result import MarkResult
 from verify.radioactivity.tilt import Tilt
-from verify.results import Result, html_table, new_axes, plural, save_html
+from verify.results import Result, html_table, plural, save_html
 from verify.stats.multiple import holm
 
 if TYPE_CHECKING:

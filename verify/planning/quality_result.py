@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from verify.display import Heading, Paragraph, Part, Rows, Table, plain
+from verify.display import Heading, Paragraph, Part, Rows, Table, new_axes, plain
 from verify.planning.power import TokenBudget
-from verify.results import LEVEL, html_table, new_axes, plural
+from verify.results import LEVEL, html_table, plural
 from verify.stats.binomial import Interval
 from verify.stats.equivalence import mean_interval, tost, values_needed
 from watermark import Mark
