@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
+import types
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,36 @@ def paired(server: Server, rounds: int) -> dict[str, Any]:
     }
 
 
+def adapter(mark: Path, rounds: int = 200) -> float:
+    """Milliseconds of processor time that the adapter takes in one decode step of all requests, without a server."""
+    import torch
+    from vllm import SamplingParams
+
+    from watermark.integrations import serving, vllm
+
+    os.environ["STILLMARK_MARK"] = str(mark)
+    serving.served.cache_clear()
+    torch.set_num_threads(1)
+    size = serving.served().mark.vocabulary_size or 0
+    config = types.SimpleNamespace(
+        model_config=types.SimpleNamespace(get_vocab_size=lambda: size, tokenizer=str(teacher_model())),
+        scheduler_config=types.SimpleNamespace(max_num_seqs=REQUESTS),
+    )
+    processor = vllm.MarkV1(config, torch.device("cpu"), False)
+    outputs: list[list[int]] = [[] for _ in range(REQUESTS)]
+    added = [(row, SamplingParams(), [5, 6, 7], output) for row, output in enumerate(outputs)]
+    processor.update_state(types.SimpleNamespace(removed=[], added=added, moved=[]))
+    logits, taken = torch.randn(REQUESTS, size), []
+    for step in range(rounds):
+        began = time.process_time()
+        processor.update_state(None)
+        processor.apply(logits)
+        taken.append(time.process_time() - began)
+        for output in outputs:
+            output.append(100 + step)
+    return round(1e3 * statistics.median(taken[10:]), 3)
+
+
 def ratios(found: list[float]) -> dict[str, Any]:
     return {"median": round(statistics.median(found), 4), "all": [round(one, 4) for one in found]}
 
@@ -102,6 +134,7 @@ def main() -> None:
             Mark.new(teacher_model(), scheme=scheme, label="teacher").save(path)
             with serving(Path(folder) / "log.txt", STILLMARK_MARK=str(path)) as server:
                 found[name] = paired(server, options.rounds)
+            found[name]["adapter_cpu_ms_a_step"] = adapter(path)
         print(name, json.dumps(found[name]))
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
