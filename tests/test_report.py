@@ -281,11 +281,11 @@ def poison(value: Any, text: str) -> None:
 
 @pytest.mark.slow
 def test_a_result_of_other_hands_is_refused_in_words(results: dict[str, Any]) -> None:
-    """400 results with one value of another kind (seed 1): a page without harm, or a StillmarkError. Nothing else."""
+    """150 results with one value of another kind (seed 1): a page without harm, or a StillmarkError. Nothing else."""
     draw = random.Random(1)
     others = [None, True, -1, 0, 1e308, "x", [], {}, [None], {"x": None}, float("1e400"), "9" * 400, 10**400]
     refused = 0
-    for _ in range(400):
+    for _ in range(150):
         found = copy.deepcopy(
             results[draw.choice(["copied", "text", "logprobs", "weights", "agreement", "sequential"])]
         )
@@ -296,7 +296,7 @@ def test_a_result_of_other_hands_is_refused_in_words(results: dict[str, Any]) ->
             refused += 1
         else:
             harmless(page)
-    assert 40 < refused < 360
+    assert 15 < refused < 135
 
 
 def mutate(value: Any, draw: random.Random, others: list[Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,7 @@ class Mark:
     tokenizer_source: str | None = field(default=None, compare=False, repr=False)
     file: str | None = field(default=None, compare=False, repr=False)
     parent: str | None = field(default=None, compare=False, repr=False)
+    _alone: ClassVar[Marks | None]  # each mark's own, and no field: it holds the mark again
 
     def __post_init__(self) -> None:
         # no message quotes a value: it might be the secret, in the wrong place
@@ -103,10 +104,7 @@ class Mark:
         ):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "secret", Secret(self.secret))
-
-    @cached_property
-    def _alone(self) -> Marks | None:
-        return Marks((self,)) if self.scheme.embeds else None
+        object.__setattr__(self, "_alone", Marks((self,)) if self.scheme.embeds else None)
 
     @classmethod
     @sealed

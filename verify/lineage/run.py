@@ -329,8 +329,9 @@ def _tests(given: Given, plan: LineagePlan, progress: Stages) -> dict[str, Calla
     def mark(line: str) -> Result:
         # asked until its own evidence stands among all tests, whatever they find
         level = alpha / len(plan.lines) if given.access.kind == kinds.ENDPOINT else alpha
-        asked.append(_mark(given, line, level, progress))
-        return asked[0]
+        made = _mark(given, line, level, progress)
+        asked.append(made)
+        return made
 
     return {
         WEIGHTS: lambda: weights().independence(alpha),

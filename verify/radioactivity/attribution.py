@@ -105,6 +105,11 @@ class Attribution(MarkResult):
                 f"The list of {plural(len(self.labels), 'label')} is {which}: the p-values hold only if it was fixed "
                 "before anybody looked at the suspect."
             )
+        else:
+            yield (
+                "The plan was there before this run. It does not show when it was made: an authority's timestamp does "
+                "(`stillmark evidence timestamp`)."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
