@@ -751,3 +751,11 @@ def test_the_same_of_completions_and_of_dumps(tmp_path: Path) -> None:
         assert [isinstance(one, RecordError) for one in Answers(path)] == [True]
     path.write_text(json.dumps({"prompt": "w4", "outputs": [output]}) + "\n")
     assert [isinstance(one, RecordError) for one in Answers(path)] == [False]
+
+
+def test_ids_that_are_no_list_are_malformed(tmp_path: Path) -> None:
+    """Found by fuzzing: one truth value in the place of a list ended in an internal error."""
+    small.mark(tmp_path / "m", small.tokenizer(tmp_path / "tok"))
+    row = {"prompt": "w5", "outputs": [{"text": "w6 w7", "token_ids": True}]}
+    with pytest.raises(InputError, match="must be a list of token ids"):
+        verify.read_outputs(small.jsonl(tmp_path / "log.jsonl", [row]), Mark.load(tmp_path / "m"))

@@ -223,7 +223,8 @@ def with_our_ids(records: Sequence[Record | RecordError], encode: Encode) -> lis
 
 def _chosen(record: Record, ours: Sequence[int]) -> Record | RecordError:
     fields = record.fields
-    theirs = [int(i) for i in fields.get("output_ids", ()) if is_int(i)]
+    said = fields.get("output_ids")
+    theirs = [int(i) for i in said if is_int(i)] if isinstance(said, list | np.ndarray) else []
     if not theirs or 2 * sum((Counter(ours) & Counter(theirs)).values()) >= len(ours):
         return record
     if fields.get("prompt_ids") is not None and fields.get("prompt") is None:
