@@ -11,7 +11,7 @@ import quopri
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 from urllib.parse import unquote
@@ -49,28 +49,25 @@ _PACKED: Final[dict[bytes, Callable[[], zlib._Decompress | bz2.BZ2Decompressor |
     b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
     b"\x78": zlib.decompressobj,
     b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ": lzma.LZMADecompressor,
+    b"\xfd7zXZ": lambda: lzma.LZMADecompressor(memlimit=16 * MOST),
 }
 
 
+def _said(decoded: Iterable[bytes]) -> str:
+    """What some bytes say, one stretch of text a line."""
+    return "\n".join(dict.fromkeys(text for data in decoded for text in _readable(data)))
+
+
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{16,}")
 _ELSE: Final = re.compile(r"[^A-Za-z0-9+/_-]")
 
 
-def _runs_of(run: re.Pattern[str], decode: Callable[[str], Iterator[bytes]]) -> Callable[[str], str]:
-    """A decoder of the runs of an encoding in a text: what they say, one a line.
-
-    A run may be broken over lines, quoted, its signs apart, and backwards.
-    """
-
-    def read(text: str) -> str:
-        found: list[str] = []
-        for whole in dict.fromkeys((text, _ELSE.sub("", text))):
-            for piece in run.findall(whole):
-                for data in (*decode(piece), *decode(piece[::-1])):
-                    found += _readable(data)
-        return "\n".join(dict.fromkeys(found))
-
-    return read
+def _of_base64(text: str) -> Iterator[bytes]:
+    """The runs of base64, which may be broken over lines, quoted, their signs apart, and backwards."""
+    for whole in dict.fromkeys((text, _ELSE.sub("", text))):
+        for run in _BASE64.findall(whole):
+            yield from _base64(run)
+            yield from _base64(run[::-1])
 
 
 def _base64(run: str) -> Iterator[bytes]:
@@ -99,25 +96,23 @@ def _base64_word(word: str) -> str:
     return said if said.isprintable() else ""
 
 
-def _of_base32(text: str) -> str:
-    """What long runs say in base32, in either alphabet and case."""
-    found: list[str] = []
+def _of_base32(text: str) -> Iterator[bytes]:
+    """Long runs of base32, in either alphabet and case."""
     for run in re.findall(r"[A-Z2-7]{24,}|[a-z2-7]{24,}|[0-9A-V]{24,}|[0-9a-v]{24,}", text):
         for start in range(8):
             piece = run[start : start + (len(run) - start) // 8 * 8].upper()
             for decode in (base64.b32decode, base64.b32hexdecode):
                 with suppress(ValueError):
-                    found += _readable(decode(piece))
-    return "\n".join(dict.fromkeys(found))
+                    yield decode(piece)
 
 
-def _of_uuencode(text: str) -> str:
-    """What the lines of uuencode in a text say."""
+def _of_uuencode(text: str) -> Iterator[bytes]:
+    """The lines of uuencode, as one."""
     said = b""
     for line in re.findall(r"(?m)^[!-M][ -`]{3,84}$", text):
         with suppress(binascii.Error):
             said += binascii.a2b_uu(line)
-    return "\n".join(_readable(said))
+    yield said
 
 
 _UTF7: Final = re.compile(r"\+[A-Za-z0-9+/]{2,}-?")
@@ -127,9 +122,8 @@ def _of_utf7(text: str) -> str:
     return text.encode("ascii", "ignore").decode("utf-7", "ignore") if len(_UTF7.findall(text)) > 2 else ""
 
 
-def _of_base85(text: str) -> str:
-    """What long words with many signs say, in either alphabet of base85."""
-    found: list[str] = []
+def _of_base85(text: str) -> Iterator[bytes]:
+    """Long words with many signs, in either alphabet of base85."""
     for run in re.findall(r"\S{32,}(?:\n\S+)*", text):
         if 10 * sum(map(str.isalnum, run)) > 9 * len(run) or "://" in run:
             continue
@@ -138,21 +132,18 @@ def _of_base85(text: str) -> str:
             piece = run[start:].encode(errors="replace")
             for decode in (base64.b85decode, base64.a85decode):
                 with suppress(ValueError):
-                    found += _readable(decode(piece))
-    return "\n".join(dict.fromkeys(found))
+                    yield decode(piece)
 
 
 _HEX: Final = re.compile(r"(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[^0-9A-Za-z]{0,4}){12,}")
 
 
-def _of_hex(text: str) -> str:
-    """What runs of hexadecimal digits say, whatever stands between the bytes; a run may be backwards."""
-    found: list[str] = []
+def _of_hex(text: str) -> Iterator[bytes]:
+    """Runs of hexadecimal digits, whatever stands between the bytes; a run may be backwards."""
     for run in _HEX.findall(text):
         digits = re.sub(r"0x|[^0-9A-Fa-f]", "", run)
         for one in (digits, digits[1:], digits[::-1], digits[-2::-1]):
-            found += _readable(binascii.unhexlify(one[: len(one) // 2 * 2]))
-    return "\n".join(dict.fromkeys(found))
+            yield binascii.unhexlify(one[: len(one) // 2 * 2])
 
 
 _NUMBERS: Final = re.compile(r"(?:\d{1,7}[ \t,;.|\n-]+){11,}\d{1,7}")
@@ -326,13 +317,13 @@ def _of_signs(text: str) -> str:
 
 
 DECODERS: Final[dict[str, Callable[[str], str]]] = {
-    "base64": _runs_of(re.compile(r"[A-Za-z0-9+/_-]{16,}"), _base64),
+    "base64": lambda text: _said(_of_base64(text)),
     "base64 word by word": _base64_words,
-    "base32": _of_base32,
-    "base85": _of_base85,
-    "uuencode": _of_uuencode,
+    "base32": lambda text: _said(_of_base32(text)),
+    "base85": lambda text: _said(_of_base85(text)),
+    "uuencode": lambda text: _said(_of_uuencode(text)),
     "UTF-7": _of_utf7,
-    "hexadecimal": _of_hex,
+    "hexadecimal": lambda text: _said(_of_hex(text)),
     "character codes": _of_numbers,
     "percent encoding": lambda text: unquote(text) if "%" in text else "",
     "entities": lambda text: html.unescape(text) if "&" in text else "",

@@ -87,7 +87,7 @@ class Folding:
             TokenizerError: the tokenizer fails on the ids.
         """
         groups = self._groups(ids.tolist())
-        shown = [one for prompt in prompts for one in (prompt, *spellings(prompt).values())]
+        shown = list(dict.fromkeys(one for prompt in prompts for one in (prompt, *spellings(prompt).values())))
         found = np.zeros(len(groups), np.bool_)
         for folded in (fold, fold_letters, fold_digits):
             if folded is fold or any(map(_has_digits, shown)):

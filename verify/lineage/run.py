@@ -317,6 +317,8 @@ def _tests(given: Given, plan: LineagePlan, progress: Stages) -> dict[str, Calla
     compared: list[WeightsComparison] = []
     asked: list[Result] = []
     alpha = plan.alpha
+    # an endpoint is asked until a finding stands among all tests, whatever they find
+    level = alpha / len(plan.lines) if given.access.kind == kinds.ENDPOINT else alpha
 
     def weights() -> WeightsComparison:
         if not compared:
@@ -327,8 +329,6 @@ def _tests(given: Given, plan: LineagePlan, progress: Stages) -> dict[str, Calla
         return compared[0]
 
     def mark(line: str) -> Result:
-        # asked until its own evidence stands among all tests, whatever they find
-        level = alpha / len(plan.lines) if given.access.kind == kinds.ENDPOINT else alpha
         made = _mark(given, line, level, progress)
         asked.append(made)
         return made
@@ -337,7 +337,7 @@ def _tests(given: Given, plan: LineagePlan, progress: Stages) -> dict[str, Calla
         WEIGHTS: lambda: weights().independence(alpha),
         SHUFFLED: lambda: weights().match(list(_shares(given, progress)), alpha),
         **{line: partial(mark, line) for line in given.marks},
-        WRITTEN: lambda: _written(given, asked, alpha / len(plan.lines), progress),
+        WRITTEN: lambda: _written(given, asked, level, progress),
         PLANTED: lambda: planted_test(
             _there(given.mark, "mark"),
             given.asked,

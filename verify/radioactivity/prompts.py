@@ -156,11 +156,12 @@ def _in_other_spellings(folding: Folding, prompts: Iterable[Output]) -> tuple[li
         for one in prompts
         for text in ([one.prompt or ""] if one.prompt_ids is None else texts_shown(folding, one))
     ]
-    read, unread = list[str](), 0
+    read, unread, left = list[str](), 0, MOST
     for text, known in sorted(shown, key=lambda one: len(one[0])):  # a long one hides no other
-        if sum(map(len, read)) + len(text) > MOST:
+        if len(text) > left:
             unread += len(text)
             continue
+        left -= len(text)
         read.append(text)
         found += _forms(text, known=known)
     return found, unread, _strange(folding.tokenizer, read)
