@@ -687,13 +687,15 @@ def test_real_answers_in_every_shape(teacher: Path, tmp_path: Path, stillmark: R
     tokenizer = load(teacher)
     pieces = {i: piece for piece, i in tokenizer.get_vocab().items()}
     found_in = {"relays the teacher", "distilled or relayed"}
+    shapes = [name for name in logs.FORMATS if name not in WITH_LOGPROBS]  # the tokens of the others are words
     for marked, verdicts in ((True, found_in), (False, {"unrelated as far as seen"})):
         rows = _real_answers(teacher, mark, marked)
         folder = tmp_path / str(marked)
         for name, made in logs.FORMATS.items():
-            if name not in WITH_LOGPROBS:  # their tokens are words
+            if name in (shapes if marked else shapes[:2]):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(made(rows))
+        folder.mkdir(exist_ok=True)
         small.jsonl(folder / "chat.jsonl", _real_log(rows, lambda t: tokenizer.decode([t])))
         small.jsonl(folder / "pieces.jsonl", _real_log(rows, lambda t: pieces[t]))
         small.jsonl(folder / "ids.jsonl", _real_log(rows, lambda t: f"token_id:{t}"))
