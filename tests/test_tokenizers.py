@@ -573,3 +573,25 @@ def test_no_other_place_loads_a_tokenizer() -> None:
         if "AutoTokenizer" in path.read_text()
     }
     assert found <= {"watermark/tokenizers.py", "verify/planning/demo.py"}, "the demo converts a GGUF file of our own"
+
+
+def test_the_marks_tokenizer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test asks for it several times; what was changed in the folder since is read, and checked."""
+    folder = small.tokenizer(tmp_path / "tok")
+    mark = small.mark(tmp_path / "m", folder)
+    first = ours.load_for(mark)
+    read: list[Path] = []
+    build = tokenizer_files.build
+    monkeypatch.setattr(tokenizer_files, "build", lambda path: (read.append(path), build(path))[1])
+    assert ours.load_for(mark) is first
+    assert not read
+    shutil.copy(folder / "tokenizer.json", folder / "copy")
+    (folder / "copy").replace(folder / "tokenizer.json")
+    assert ours.load_for(mark).encode("w5 w6") == [5, 6]
+    assert read == [folder]
+    body = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = body["model"]["vocab"]
+    vocabulary["w5"], vocabulary["w6"] = vocabulary["w6"], vocabulary["w5"]
+    (folder / "tokenizer.json").write_text(json.dumps(body))
+    with pytest.raises(TokenizerError, match="is not the mark's"):
+        ours.load_for(mark)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -259,6 +260,15 @@ def fingerprint(tokenizer: AnyTokenizer, size: int | None = None) -> str:
 
     size: of the vocabulary take ids below it only.
     """
+    return _fingerprint_once(tokenizer, size) if isinstance(tokenizer, Tokenizer) else _fingerprint(tokenizer, size)
+
+
+@lru_cache(maxsize=2)
+def _fingerprint_once(tokenizer: Tokenizer, size: int | None) -> str:
+    return _fingerprint(tokenizer, size)
+
+
+def _fingerprint(tokenizer: AnyTokenizer, size: int | None) -> str:
     vocabulary = sorted((token, i) for token, i in tokenizer.get_vocab().items() if size is None or i < size)
     ids = tokenizer.encode(PROBE, add_special_tokens=False)
     return hashlib.sha256(json.dumps([vocabulary, ids]).encode()).hexdigest()
@@ -305,13 +315,32 @@ def of_mark(tokenizer: str | Path | AnyTokenizer) -> dict[str, Any]:
 def load_for(mark: Mark, path: str | Path | None = None) -> Tokenizer:
     """The mark's tokenizer, from `path` or from where it was when the mark was made.
 
+    It is not read again while the folder's files are as they were: a test asks for it several times.
+
     Raises:
         TokenizerError: there is none, or it is not the one the mark was made for.
     """
     source = _source(mark, path)
-    tokenizer = load(source)
+    tokenizer = _load_once(str(source), _state(Path(source)))
     check(mark, tokenizer, source)
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _load_once(source: str, state: tuple[tuple[str, int, int, int], ...]) -> Tokenizer:
+    return load(source)
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, size in bytes and time of change in ns of each file in a folder; () where it cannot be listed."""
+    found = []
+    try:
+        for path in folder.iterdir():
+            at = path.stat() if path.exists() else path.lstat()
+            found.append((path.name, at.st_ino, at.st_size, at.st_mtime_ns))
+    except OSError:
+        return ()
+    return tuple(sorted(found))
 
 
 def load_transformers_for(mark: Mark, path: str | Path | None = None) -> PreTrainedTokenizerBase:
