@@ -2,11 +2,11 @@
 
     python -m benchmarks.profiles null        # 2,000 keys on real human text, each profile
     python -m benchmarks.profiles dedupe      # selfhash: n-grams counted, as the peer counts them, and pairs as here
-    python -m benchmarks.profiles found [VLLM]   # text that the engines' code marks, of the 135M model
+    python -m benchmarks.profiles found VLLM SYNTHID   # text that the engines' code marks, of the 135M model
     python -m benchmarks.profiles textseal    # why TextSeal's marks are not imported: coins that lean on each other
 
-`VLLM` is a folder that holds the package `vllm` (0.33.0), of which the files of its watermarks are enough. Figures go
-to benchmarks/results/profiles.json.
+`VLLM` is a folder that holds the package `vllm` (0.33.0), of which the files of its watermarks are enough; `SYNTHID`
+one that holds `synthid_text` (0.2.1). Figures go to benchmarks/results/profiles.json.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import scipy.stats
@@ -32,6 +33,9 @@ from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.tokenizers import load
 
+if TYPE_CHECKING:
+    import torch
+
 RESULTS: Final = Path(__file__).parent / "results" / "profiles.json"
 SIZE: Final = 49_152
 KEYS: Final = 2000
@@ -44,7 +48,12 @@ PROFILES: Final[dict[str, tuple[str, dict[str, Any], int]]] = {
     "transformers lefthash": ("transformers", {"hashing_key": KEY}, 150),
     "transformers selfhash, width 4": ("transformers", SELF, 150),
     "transformers SynthID, 30 layers": ("transformers", {"keys": SYNTHID, "ngram_len": 5}, 3000),
-    "synthid-text, 30 layers": ("synthid", {"keys": SYNTHID, "ngram_len": 5}, 300),
+    "synthid-text 0.2.1, 30 layers": (
+        "synthid",
+        {"keys": SYNTHID, "ngram_len": 5, "sampling_table_size": 1 << 16, "sampling_table_seed": 0},
+        3000,
+    ),
+    "synthid-text of 2025, 30 layers": ("synthid", {"keys": SYNTHID, "ngram_len": 5}, 300),
     "vLLM gumbel": ("vllm", {"key": KEY}, 1000),
     "vLLM dual key, alpha 0.5": ("vllm", {"key": KEY, "algorithm": "dual_key_gumbel", "alpha": 0.5}, 500),
     "vLLM sbw selfhash": ("vllm", {"key": KEY, "algorithm": "sbw"}, 1000),
@@ -199,7 +208,21 @@ def vllm_philox(folder: Path) -> Any:
     return philox.PhiloxPRF
 
 
-def found(vllm: Path | None, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
+def vllm_derive(folder: Path) -> Any:
+    """vLLM's function from a key and a name to another key; of its settings, which stand in the same file, nothing."""
+    utils: Any = types.ModuleType("vllm.config.utils")
+    utils.config = lambda kind: kind
+    logger: Any = types.ModuleType("vllm.logger")
+    logger.init_logger = lambda name: None
+    package = types.ModuleType("vllm.config")
+    package.__path__ = [str(folder / "vllm" / "config")]
+    sys.modules |= {"vllm.config": package, utils.__name__: utils, logger.__name__: logger}
+    from vllm.config.watermarking import derive_watermark_key  # type: ignore[import-not-found]
+
+    return derive_watermark_key
+
+
+def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
     """log10 p of text that each engine's own code marks, of the same under another key, and of text without a mark."""
     import torch
     from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, WatermarkingConfig
@@ -217,18 +240,46 @@ def found(vllm: Path | None, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
         )  # fmt: skip
         return np.asarray(made[:, prompts.shape[1] :].numpy())
 
-    def by_gumbel(key: int, width: int) -> np.ndarray:
-        """vLLM's sampler on a CPU: argmax of the logits and the noise that its PRF's uniform numbers give."""
-        prf, ids = vllm_philox(vllm)(key), prompts  # type: ignore[arg-type]
-        context, cache = torch.full((rows, width), -1), None
+    def drawn(choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """What `choose` takes, of the logits [rows, SIZE] after all ids [rows, N]."""
+        torch.manual_seed(11)
+        ids, cache = prompts, None
         for _ in range(tokens):
             with torch.no_grad():
                 said = model(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
             cache = said.past_key_values
-            uniform = prf.uniform(context, torch.arange(SIZE)).clamp_min(torch.finfo(torch.float32).tiny)
-            chosen = (said.logits[:, -1] - torch.log(-torch.log(uniform))).argmax(-1)
-            ids, context = torch.cat([ids, chosen[:, None]], 1), torch.cat([context[:, 1:], chosen[:, None]], 1)
+            ids = torch.cat([ids, choose(said.logits[:, -1], ids)[:, None]], 1)
         return np.asarray(ids[:, prompts.shape[1] :].numpy())
+
+    def by_gumbel(*keys: int, alpha: float = 0.0) -> np.ndarray:
+        """vLLM's sampler on a CPU: argmax of the logits and the noise of its PRF; alpha: how often the second key's."""
+        prfs = [vllm_philox(vllm)(key) for key in keys]
+
+        def choose(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            context = torch.nn.functional.pad(ids[:, prompts.shape[1] :], (4, 0), value=-1)[:, -4:]
+            chosen = []
+            for prf in prfs:
+                uniform = prf.uniform(context, torch.arange(SIZE)).clamp_min(torch.finfo(torch.float32).tiny)
+                chosen.append((logits - torch.log(-torch.log(uniform))).argmax(-1))
+            return torch.where(torch.rand(rows) < alpha, chosen[-1], chosen[0])
+
+        return drawn(choose)
+
+    def by_synthid_text() -> np.ndarray:
+        """The processor of DeepMind's package, which gives the scores of the likeliest tokens."""
+        sys.path.append(str(synthid))
+        from synthid_text.logits_processing import SynthIDLogitsProcessor  # type: ignore[import-not-found]
+
+        processor = SynthIDLogitsProcessor(
+            ngram_len=5, keys=SYNTHID, sampling_table_size=1 << 16, sampling_table_seed=0, context_history_size=1024,
+            temperature=1.0, top_k=2000, device=torch.device("cpu"),
+        )  # fmt: skip
+
+        def choose(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            scores, tokens, _ = processor.watermarked_call(ids, logits)
+            return tokens.gather(1, scores.softmax(-1).multinomial(1))[:, 0]
+
+        return drawn(choose)
 
     def plain() -> np.ndarray:
         return by_transformers(None)
@@ -246,7 +297,11 @@ def found(vllm: Path | None, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
         "transformers SynthID, 30 layers": lambda: by_transformers(SynthIDTextWatermarkingConfig(5, SYNTHID)),
     }
     if vllm is not None:
-        ways["vLLM gumbel"] = lambda: by_gumbel(KEY, 4)
+        derived = vllm_derive(vllm)
+        ways["vLLM gumbel"] = lambda: by_gumbel(KEY)
+        ways["vLLM dual key, alpha 0.5"] = lambda: by_gumbel(derived(KEY, b"key_a"), derived(KEY, b"key_b"), alpha=0.5)
+    if synthid is not None:
+        ways["synthid-text 0.2.1, 30 layers"] = by_synthid_text
     for name, way in ways.items():
         mark, made = imported(name), way()
         n, marked = log10(mark, made)
@@ -276,7 +331,7 @@ def main() -> None:
         "null": null,
         "dedupe": dedupe,
         "textseal": textseal,
-        "found": lambda: found(Path(rest[0]) if rest else None),
+        "found": lambda: found(*(Path(one) for one in rest), *[None] * (2 - len(rest))),
     }
     made = parts[part]()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
