@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,7 +162,7 @@ def main(parts: list[str]) -> None:
             arm |= evidence(name)
         if "quality" in parts and not name.endswith("-2"):
             arm["quality"] = cost(name)
-        results |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        arm["machine"] = machine()
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(name, {key: value for key, value in arm.items() if key != "quality"}, flush=True)
     if "plot" in parts:
