@@ -152,7 +152,8 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
             type=click.Choice(["mark", "once"]),
             default="mark",
             show_default=True,
-            help="once: mark a context only where it comes first in an answer and its prompt.",
+            help="once: mark a context only where it comes first in an answer and its prompt. "
+            "A student then shows little of it.",
         ),
     )
 
