@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln, logsumexp
-from scipy.stats import t as student_t
 
 from verify.stats.binomial import LN10
 
@@ -122,6 +121,8 @@ def spearman_log10_t(rho: float, n: int) -> float:
     if rho >= 1:
         return floor
     value = rho * math.sqrt((n - 2) / ((1 - rho) * (1 + rho)))
+    from scipy.stats import t as student_t  # a third of the time that `stillmark verify` takes to start
+
     ln = float(student_t.logsf(value, n - 2))
     return max(floor, ln / LN10) if math.isfinite(ln) else floor
 
