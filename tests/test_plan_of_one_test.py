@@ -154,3 +154,16 @@ def test_a_verdicts_tests_are_under_its_plan(here: Path) -> None:
     assert result is not None
     assert result.to_dict()["deviations"] == list(again.deviations) != []
     assert np.isfinite(result.log10_pvalue)
+
+
+def test_a_run_that_goes_on_has_planned_nothing_more(here: Path) -> None:
+    """Its plan is there when it goes on; it was not when the run began, and neither is one that was made in between."""
+
+    def before(out: str) -> list[bool]:
+        lines = verify.suspect("text.jsonl", mark="m", plan="p", out=out).lines
+        return [one.result.planned.before for one in lines if one.result is not None and one.result.planned is not None]
+
+    assert before("case") == before("case") == [False]
+    assert before("next") == before("next") == [True]
+    assert verify.suspect("text.jsonl", mark="m", out="unplanned").out == "unplanned"
+    assert before("unplanned") == [False]

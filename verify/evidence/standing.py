@@ -84,7 +84,7 @@ def _of_folder(case: Path, public_key: PathLike | None, tsa: PathLike | None) ->
     if not (case / STAMP).exists():
         found.append(Checked("timestamp", OPEN, "there is none: nothing shows when the plan was made"))
     else:
-        began = files.read_bytes(case / STARTED).decode(errors="replace").strip()
+        began = files.read_bytes(case / STARTED).decode(errors="replace").partition("\n")[0]
         found.append(time_checked(files.read_bytes(case / STAMP), promised, began, tsa))
     return [*found, *_bundle(case, public_key)]
 

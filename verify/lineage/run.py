@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from verify.calls import call_of, check_alpha
 from verify.data.columns import Columns
@@ -61,6 +61,10 @@ from watermark.models import model_digest
 
 PathLike = str | Path
 T = TypeVar("T")
+
+
+_PLANNED: Final = "planned before\n"
+"""Below the time at which a run began."""
 
 
 def suspect(
@@ -149,10 +153,10 @@ def suspect(
         with files.writing(folder):
             (folder / "readings").mkdir(parents=True, exist_ok=True)
         fixed.fix(folder / PLAN)
-    started = _started(folder)
-    promised, before, deviations = None, False, list[str]()
+    started, before = _started(folder, None if plan is None else Path(plan))
+    promised, deviations = None, list[str]()
     if plan is not None:
-        promised, before, deviations = fixed.held_to(Path(plan), deviate=deviate)
+        promised, _, deviations = fixed.held_to(Path(plan), deviate=deviate)
         if folder is not None:
             promised.fix(folder / PROMISED)
             if (stamp := Path(f"{plan}.tsr")).exists():
@@ -192,20 +196,23 @@ def suspect(
     return found
 
 
-def _started(folder: Path | None) -> str:
-    """When the run began, UTC, as ISO 8601 has it; one that goes on began when its folder was made."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+def _started(folder: Path | None, plan: Path | None) -> tuple[str, bool]:
+    """When the run began, UTC, as ISO 8601 has it, and whether the file of its plan was there by then.
+
+    A run that goes on began when its folder was made: who is killed and calls again has planned nothing more.
+    """
+    now, before = datetime.now(UTC).isoformat(timespec="seconds"), plan is not None and plan.exists()
     if folder is None:
-        return now
+        return now, before
     path = folder / STARTED
     with files.writing(path), suppress(FileExistsError):
-        files.create(path, f"{now}\n".encode())
-    found = path.read_text().strip()
+        files.create(path, f"{now}\n{_PLANNED if before else ''}".encode())
+    found, _, planned = path.read_text().partition("\n")
     try:
         datetime.fromisoformat(found)
     except ValueError:
         raise InputError(path, 1, "want the time at which the run began", "choose another folder") from None
-    return found
+    return found, planned == _PLANNED
 
 
 def _keep(folder: Path, given: Given, lines: Sequence[PlannedTest]) -> None:
