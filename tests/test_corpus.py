@@ -310,6 +310,20 @@ def test_the_same_command_again_answers_at_once(evidence: list[Any], stillmark: 
     assert f"resumed       {first['work']['items']} of {first['work']['items']} work items" in text.stdout
 
 
+def test_documents_that_were_changed_after_the_run_are_refused(
+    evidence: list[Any], tmp_path: Path, stillmark: Run
+) -> None:
+    stillmark(*evidence)
+    documents = tmp_path / "out" / "documents.parquet"
+    table = pq.read_table(documents)
+    pq.write_table(table.set_column(0, "file", pa.array(["other"] * len(table))), documents)
+    refused = stillmark(*evidence, "--json")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "was changed since this run wrote it" in refused.stderr
+    documents.unlink()
+    assert "is not there, and the run had written it" in stillmark(*evidence).stderr
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [(["--alpha", "0.01"], "alpha"), (["--unmarked-prompts"], "unmarked"), (["--source-column", "id"], "source_column"),

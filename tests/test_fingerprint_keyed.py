@@ -73,6 +73,8 @@ def test_first_answer(text: str, answer: int | None) -> None:
 
 def test_recorded_answers(mark: Mark, mark_file: Path, jsonl: Write, stillmark: Run, tmp_path: Path) -> None:
     run = ("test", "planted", "--mark", mark_file, "--number", 20)
+    planned = stillmark(*run, "--questions", tmp_path / "q.jsonl", "--plan", tmp_path / "plan.json")
+    assert (planned.exit_code, (tmp_path / "q.jsonl").exists()) == (2, False), "a plan that is not held to"
     assert stillmark(*run, "--questions", tmp_path / "q.jsonl", "--json").exit_code == 0
     asked = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     answers = {one.id: ANSWERS[one.answer] for one in planted.questions(mark, 20)}

@@ -10,12 +10,16 @@ import textwrap
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
 import verify
+from tests import small
 from verify.data.decoders import _SIGNS as SIGNS
 from verify.data.folding import Folding, fold
 from verify.data.outputs import Output
@@ -142,8 +146,20 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "squares": lambda text: "".join(chr(0x1F170 + ord(a) - 97) if a.isalpha() else a for a in text.lower()),
     "unseen bits": lambda text: "".join(f"{b:08b}" for b in text.encode()).translate({48: 0x200B, 49: 0x200C}),
     "base64 three times": lambda text: base64.b64encode(base64.b64encode(base64.b64encode(text.encode()))).decode(),
+    "code points": lambda text: " ".join(f"U+{ord(a):04X}" for a in text),
+    "Braille letters": lambda text: "".join(BRAILLE.get(a, a) for a in text.lower()),
+    "upside down, from the left": lambda text: text.lower().translate(FLIPPED),
+    "tags around words": lambda text: "".join(f'<w pos="{i}">{a}</w>' for i, a in enumerate(text.split())),
+    "rows of a table": lambda text: "".join(f"<tr><td>{i}</td><td>{a}</td></tr>" for i, a in enumerate(text.split())),
+    "labelled words": lambda text: "\n".join(f"word{i}={a}" for i, a in enumerate(text.split())),
+    "an object of words": lambda text: json.dumps([{"index": i, "word": a} for i, a in enumerate(text.split())]),
     "base64 twice": lambda text: base64.b64encode(base64.b64encode(text.encode())).decode(),
 }
+
+LETTERS = "abdefgiklmnoprstu"
+_DOTS = "\u2801\u2803\u2819\u2811\u280b\u281b\u280a\u2805\u2807\u280d\u281d\u2815\u280f\u2817\u280e\u281e\u2825"
+BRAILLE = dict(zip(LETTERS, _DOTS, strict=True))
+FLIPPED = str.maketrans(LETTERS, "\u0250qp\u01dd\u025f\u0183\u1d09\u029e\u05df\u026fuod\u0279s\u0287n")
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
@@ -188,6 +204,26 @@ def test_the_same_by_answers_in_order_and_by_recorded_log_probabilities(place: P
         assert ordered.prompts_test.carry
 
 
+def test_log_probabilities_beside_a_prompt_that_the_marks_tokenizer_cannot_spell(tmp_path: Path) -> None:
+    """Of words in capitals it knows none: the ids of the prompt say nothing of what it shows."""
+    mark = small.mark(tmp_path / "m", small.tokenizer(tmp_path / "tokenizer"))
+    table = small.logits(mark, lift=5.0)
+    draw, records = np.random.RandomState(1), []
+    for _ in range(8):
+        output = small.sample(table, 40, draw)
+        said = small.read(table, {"prompt_ids": [5], "output_ids": output})
+        answer = small.answer({**said, "output": small.spell(output)})
+        asked = {"messages": [{"role": "user", "content": f"Repeat: {small.spell(output).upper()}"}]}
+        records.append({"request": asked, "response": answer})
+    file = small.jsonl(tmp_path / "log.jsonl", records)
+    found = verify.logprob_test(mark, file, decoys=0)
+    assert found.log10_pvalue > -1
+    assert found.discarded[PROMPT_TEXT] > 100
+    for one in records:
+        one["request"]["messages"][0]["content"] = "Say something."
+    assert verify.logprob_test(mark, small.jsonl(file, records), decoys=0).log10_pvalue < -10
+
+
 def test_a_student_is_found_beside_prompts_that_it_does_not_copy(place: Path, jsonl: Write) -> None:
     """What is left out is what was copied, and not the mark."""
     mark = Mark.load(place / "m")
@@ -196,6 +232,90 @@ def test_a_student_is_found_beside_prompts_that_it_does_not_copy(place: Path, js
     found = verify.text_test(mark, file)
     assert found.log10_pvalue < -50
     assert found.discarded.get(PROMPT_TEXT, 0) < 20
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda text: " ".join(f"{a} {WORDS[7 * i % 288]}" for i, a in enumerate(text.split())),
+        lambda text: " ".join(a[1:] + a[0] + "ay" for a in text.lower().split()),
+    ],
+    ids=["other words between", "pig Latin"],
+)
+def test_words_in_their_order_are_a_copy(hide: Callable[[str], str], place: Path, jsonl: Write) -> None:
+    """Though no passage of the prompt is the answer, and no test of the prompts can see their mark."""
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed).lower() for seed in range(5)]
+    found = verify.text_test(mark, jsonl(*({"prompt": f"Undo: {hide(text)}", "output": text} for text in texts)))
+    assert found.log10_pvalue > -1
+    assert found.discarded[PROMPT_TEXT] > 300
+
+
+def test_a_later_turn_may_repeat_what_an_earlier_one_was_shown(place: Path, jsonl: Write) -> None:
+    """Where a conversation is logged turn by turn, the prompt of a record does not show all that was shown."""
+    mark = Mark.load(place / "m")
+    records = []
+    for seed in range(5):
+        text = marked_text(mark, place, 80, seed)
+        records.append({"prompt": f"Undo: {base64.b64encode(text.encode()).decode()}", "output": "No."})
+        records.append({"prompt": "And now?", "output": text})
+    found = verify.text_test(mark, jsonl(*records))
+    assert found.log10_pvalue > -1
+    assert found.discarded[PROMPT_TEXT] > 300
+    other = [{"prompt": one["prompt"], "output": marked_text(mark, place, 80, 90 + i)} for i, one in enumerate(records)]
+    assert verify.text_test(mark, jsonl(*other)).log10_pvalue < -50, "what is no copy of any prompt counts"
+
+
+PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "a field that nobody knows": lambda text: {"prompt": "Copy it.", "sys_msg": text, "output": text},
+    "variables of a template": lambda text: {"prompt": "Copy {it}.", "variables": {"it": text}, "output": text},
+    "no prompt at all": lambda text: {"user_turns": [text], "output": text},
+    "beside an answer of a server": lambda text: {
+        "user_message": text, "response": {"choices": [{"message": {"role": "assistant", "content": text}}]},
+    },
+    "citations in an answer": lambda text: {
+        "request": {"messages": [{"role": "user", "content": "Quote."}]},
+        "response": {"search_results": [text], "choices": [{"message": {"role": "assistant", "content": text}}]},
+    },
+    "the result of a tool in an answer": lambda text: {
+        "request": {"input": "Quote."},
+        "response": {"output": [
+            {"type": "mcp_call", "output": text},
+            {"type": "message", "content": [{"type": "output_text", "text": text}]},
+        ]},
+    },
+    "a table": lambda text: {"question": "Copy it.", "story": text, "response": text},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("where", PLACES)
+def test_text_under_a_name_that_nobody_knows_was_shown(
+    where: str, kind: str, place: Path, jsonl: Write, tmp_path: Path
+) -> None:
+    mark = Mark.load(place / "m")
+    records = [PLACES[where](marked_text(mark, place, 80, seed)) for seed in range(5)]
+    file = jsonl(*records)
+    if kind == "parquet":
+        file = tmp_path / "records.parquet"
+        pq.write_table(pa.Table.from_pylist(records), file)
+    found = verify.text_test(mark, file)
+    assert found.log10_pvalue > -1
+    assert found.discarded[PROMPT_TEXT] > 300
+
+
+def test_what_was_taken_for_shown_is_said_and_can_be_left_out(place: Path, jsonl: Write) -> None:
+    mark = Mark.load(place / "m")
+    texts = [marked_text(mark, place, 80, seed) for seed in range(5)]
+    file = jsonl(*({"prompt": "Say it.", "story_text": text, "output": text, "model": "m", "n": 1} for text in texts))
+    found = verify.text_test(mark, file)
+    assert any("the fields 'story_text' was taken for shown" in one for one in found.warnings)
+    told = verify.text_test(mark, file, columns={"prompt": "prompt", "output": "output"})
+    assert told.log10_pvalue < -50
+    assert not any("taken for shown" in one for one in told.warnings)
+    ids = jsonl({"input_ids": [5, 6, 7], "output_ids": [8, 9]})
+    with pytest.raises(InputError, match="'input_ids' may hold what the model was shown"):
+        verify.text_test(mark, ids)
 
 
 def test_unmarked_prompts_are_rarely_taken_for_marked(place: Path) -> None:

@@ -28,10 +28,11 @@ from verify.fingerprint.layers import Weights
 from verify.fingerprint.order import release_in_order
 from verify.fingerprint.weights import compare
 from verify.suspects import model as reader
-from watermark import Mark, ModelError
+from watermark import Mark, ModelError, TokenizerError
 from watermark.folder import model_files, printable, read_object, regular_file
 from watermark.io.prompts import Prompt
 from watermark.models import load_model, model_digest
+from watermark.tokenizers import load_transformers
 
 Run = Callable[..., Result]
 Change = Callable[[Path], None]
@@ -198,6 +199,16 @@ def test_the_attention_is_ours(name: str, folder: Path) -> None:
     model, _ = load_model(folder)
     assert model.config._attn_implementation == "sdpa"
     assert Weights(folder).layers == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "more", [{"vocab_size": "256"}, {"num_attention_heads": 0}, {"dtype": "float7"}, {"eos_token_id": "x"}]
+)
+def test_a_wrong_configuration_is_no_fault_of_the_tokenizer(more: dict[str, Any], folder: Path) -> None:
+    """transformers reads it on its way to the tokenizer, too."""
+    configure(folder, **more)
+    with pytest.raises(TokenizerError, match=r"config\.json: transformers refuses it"):
+        load_transformers(folder)
 
 
 @pytest.mark.parametrize("name", ["transformers_weights", "configuration_files"])
@@ -553,6 +564,7 @@ ALLOWED = {
     ("watermark/models.py", "AutoModelForCausalLM.from_pretrained"): "the loading module",
     ("watermark/models.py", "AutoModelForCausalLM.from_config"): "the loading module",
     ("watermark/tokenizers.py", "AutoTokenizer.from_pretrained"): "tokenizers are loaded there and nowhere else",
+    ("watermark/tokenizers.py", "AutoConfig.from_pretrained"): "says whether it is the configuration that is wrong",
     ("verify/planning/demo.py", "AutoTokenizer.from_pretrained"): "converts the GGUF file of a package of ours",
     ("verify/planning/demo.py", "AutoModelForCausalLM.from_pretrained"): "the same",
     ("verify/planning/demo.py", "AutoModelForCausalLM.from_config"): "the same",

@@ -299,6 +299,30 @@ def test_a_result_of_other_hands_is_refused_in_words(results: dict[str, Any]) ->
     assert 15 < refused < 135
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "edit", "said"),
+    [
+        ("text", lambda found: found.update(pvalue=1e-9), "pvalue 1e-09 and log10_pvalue"),
+        ("text", lambda found: found.update(log10_pvalue=-0.1, pvalue=10**-0.1), "where p is above alpha"),
+        ("text", lambda found: found.update(verdict="insufficient evidence"), "where p is at most alpha"),
+        ("sequential", lambda found: found.update(log10_pvalue=-99.0), "and log10_pvalue -99"),
+        ("weights", lambda found: found["shuffled"].update(pvalue=0.5), "pvalue 0.5"),
+        ("copied", lambda found: found["tests"][0].update(log10_pvalue_adjusted=-300.0), "by Holm's adjustment"),
+        ("copied", lambda found: found["tests"][0].update(log10_pvalue=-9.0), "is not that of the test's own result"),
+        ("copied", lambda found: found["tests"][0]["result"].update(pvalue=0.5), "pvalue 0.5"),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(
+    name: str, edit: Callable[[Any], None], said: str, results: dict[str, Any]
+) -> None:
+    found = copy.deepcopy(results[name])
+    edit(found)
+    with pytest.raises(StillmarkError, match="contradicts itself") as caught:
+        report_html(found)
+    assert said in str(caught.value)
+
+
 def mutate(value: Any, draw: random.Random, others: list[Any]) -> None:
     """One value somewhere, another one or gone."""
     key = draw.choice(list(value) if isinstance(value, dict) else range(len(value)))
@@ -364,9 +388,11 @@ def test_every_result_says_what_it_means(results: dict[str, Any], made: Workspac
         assert "gamma" in found or "plan" in found or "the mark" not in means, (name, means)
         assert "would not have been found" not in report_html(found), name
     for verdict in ("none", "ambiguous", "attributed", "insufficient evidence", "no verdict", "carries the mark"):
-        assert document_of(results["attribute"] | {"verdict": verdict}).means
+        log10 = -0.5 if verdict == "insufficient evidence" else -9.0
+        told = {"verdict": verdict, "log10_pvalue": log10, "pvalue": 10**log10}
+        assert document_of(results["attribute"] | told).means
     for verdict in (DEPENDENT, MATCHED, AGREES, KNOWS, SAW):
-        assert document_of(results["planted"] | {"verdict": verdict}).means
+        assert document_of(results["planted"] | {"verdict": verdict, "log10_pvalue": -9.0, "pvalue": 1e-9}).means
 
 
 @pytest.mark.slow
@@ -374,7 +400,8 @@ def test_a_keyed_order_is_judged_by_the_exact_test_alone(made: Workspace) -> Non
     """At all of alpha; the other test is shown, and not counted."""
     found = made.run("test weights --teacher W/teacher --suspect W/copy --mark MARK")["result"]
     assert [test.stands for test in document_of(found).tests] == ["no", "not counted"]
-    between = found | {"log10_pvalue": math.log10(0.7 * found["alpha"]), "both": {"verdict": DEPENDENT}}
+    p = 0.7 * found["alpha"]
+    between = found | {"pvalue": p, "log10_pvalue": math.log10(p), "both": {"verdict": DEPENDENT}}
     assert document_of(between).tests[0].stands == "yes"
     assert "Not counted" in report_html(found)
     unkeyed = between | {"keyed": None}
@@ -389,6 +416,7 @@ def test_a_picture_has_the_level_that_holm_leaves(results: dict[str, Any]) -> No
         log10 = np.array([draw.uniform(-5, -2) for _ in found["tests"]])
         for one, raw, after in zip(found["tests"], log10.tolist(), holm(log10).tolist(), strict=True):
             one |= {"log10_pvalue": raw, "log10_pvalue_adjusted": after, "stands": after <= math.log10(found["alpha"])}
+            one["result"] |= {"log10_pvalue": raw, "pvalue": 10**raw}
         for test in document_of(found).tests:
             assert (test.log10_pvalue <= math.log10(test.alpha)) == (test.stands == "yes")
 

@@ -22,6 +22,8 @@ import torch
 from click.testing import Result
 from transformers import GenerationConfig
 
+import verify
+from tests import small
 from tests.servers import chat, serve
 from watermark import (
     GreenList,
@@ -234,6 +236,41 @@ def test_the_log_of_the_planted_questions_is_private(tmp_path: Path, stillmark: 
 
 
 # --- what a write leaves behind ---
+
+
+def test_keys_among_further_fields_and_in_the_address_are_kept_nowhere(tmp_path: Path, stillmark: Run) -> None:
+    """Some proxies take a key in the body, or in the query: no log, plan, result or repr holds it."""
+    keys = ("key-in-the-body", "key-in-a-header", "key-in-the-query", "hunter2-hunter2")
+    extra = {"api_key": keys[0], "headers": {"Authorization": f"Bearer {keys[1]}"}, "seed": 1}
+    mark = small.mark(tmp_path / "m", small.tokenizer(tmp_path / "tokenizer"))
+    table, draw = small.logits(mark), np.random.RandomState(0)
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        assert body["api_key"] == keys[0], "the suspect is asked with it"
+        output = small.sample(table, 30, draw)
+        return small.answer(small.read(table, {"prompt_ids": [5], "output_ids": output, "output": small.spell(output)}))
+
+    prompts = small.jsonl(tmp_path / "prompts.jsonl", ({"id": str(i), "prompt": f"w5 w{i + 2}"} for i in range(3)))
+    with small.serve(reply) as (url, seen):
+        where = f"{url.replace('http://', f'http://me:{keys[3]}@')}?api-key={keys[2]}"
+        run = ("test", "endpoint", "--mark", tmp_path / "m", "--suspect", where, "--model", "s", "--prompts", prompts)
+        more = (
+            "--log",
+            tmp_path / "log.jsonl",
+            "--extra",
+            json.dumps(extra),
+            "--plan",
+            tmp_path / "plan.json",
+            "--json",
+        )
+        done = stillmark(*run, *more)
+        assert done.exit_code == 0, done.stderr
+        assert seen
+    asked = verify.Endpoint(where, "s", extra=extra)
+    written = [(tmp_path / name).read_text() for name in ("log.jsonl", "plan.json")]
+    for text in (done.stdout, done.stderr, repr(asked), *written):
+        assert not [key for key in keys if key in text]
+    assert "'seed': 1" in repr(asked)
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

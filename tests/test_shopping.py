@@ -98,12 +98,21 @@ def test_labels_are_named_by_number_and_digest_and_held_against_a_plan(tmp_path:
     plan.unlink()
     written = stillmark(*run, "--plan", plan)
     digest = hashlib.sha256(plan.read_bytes().removesuffix(b"\n")).hexdigest()
-    assert digest in written.stderr
+    assert digest in written.stdout
+    assert json.loads(stillmark(*run, "--plan", plan, "--plan-only", file, "--json").stdout)["digest"] == digest
     planned = json.loads(stillmark(*run, file, "--plan", plan, "--json").stdout)
     assert (planned["plan_digest"], planned["planned_before"]) == (digest, True)
     (dated,) = [one for one in planned["warnings"] if "plan" in one]
     assert "does not show when it was made: an authority's timestamp does" in dated
     labels.write_text("a\n")
     assert stillmark(*run, file, "--plan", plan).exit_code == 1
+    other = json.loads(stillmark(*run, file, "--plan", plan, "--deviate", "--json").stdout)
+    assert (other["plan_digest"], other["planned_before"]) == (digest, True)
+    assert [one.split(":")[0] for one in other["deviations"]] == ["inputs.labels", "settings.labels"]
+    assert sum(one.startswith("Deviation from the plan: ") for one in other["warnings"]) == 2
+    assert stillmark(*run, file, "--deviate").exit_code == 2
+    for wrong in (["a\nb"], ["a", 5], ["a", "a"], [], [""]):
+        with pytest.raises(UsageError, match="labels"):
+            verify.attribute(mark_file, wrong, file)
     with pytest.raises(InputError, match="holds another plan than this one"):
         verify.attribute(mark_file, labels, Outputs((Output("o", None, np.array([5, 6])),)), plan=plan)

@@ -199,6 +199,8 @@ def load_transformers(path: str | Path) -> PreTrainedTokenizerBase:
     except ModelError as error:
         raise TokenizerError(str(error), error.hint) from None
     _try(folder)
+    if config:
+        _check_config(folder)
     with (
         bounded(f"{folder}: loading this tokenizer"),
         failures(f"{folder}: no tokenizer that transformers can load"),
@@ -221,6 +223,23 @@ def _folder(path: str | Path) -> Path:
     except ModelError as error:
         raise TokenizerError(str(error), error.hint) from None
     return Path(path)
+
+
+def _check_config(folder: Path) -> None:
+    """Raises TokenizerError where transformers, which looks there for a tokenizer's kind, refuses `config.json`."""
+    from transformers import AutoConfig
+
+    try:
+        with bounded(f"{folder}: its configuration"):
+            AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
+    except (StillmarkError, ImportError):
+        raise
+    except Exception as error:  # transformers raises whatever its readers raise
+        if "model_type" in str(error) or "model type" in str(error):
+            return  # a tokenizer needs no architecture that is known
+        reason = printable(error) or type(error).__name__
+        hint = "restore the file from its source"
+        raise TokenizerError(f"{folder / 'config.json'}: transformers refuses it: {reason}", hint) from error
 
 
 def _try(folder: Path) -> None:

@@ -15,7 +15,7 @@ from verify.cli.common import (
     mark_option,
     progress,
     result_options,
-    say,
+    show,
     skip_bad_option,
     tokenizer_option,
     unmarked_prompts_option,
@@ -30,6 +30,8 @@ from watermark import Mark, UsageError
 @click.option(
     "--plan", type=FILE, help="File of the plan: written if it is not there; without OUTPUTS nothing more is done."
 )
+@click.option("--plan-only", is_flag=True, help="Write the --plan, and do not read the OUTPUTS.")
+@click.option("--deviate", is_flag=True, help="The --plan may be another: say where this run deviates.")
 @click.argument("outputs", type=FILE, nargs=-1)
 @unmarked_prompts_option
 @tokenizer_option
@@ -37,7 +39,15 @@ from watermark import Mark, UsageError
 @alpha_option
 @skip_bad_option
 @result_options("attributed", "none", "ambiguous", NO_VERDICT)
-def attribute(mark: Mark, labels: Path, plan: Path | None, outputs: tuple[Path, ...], **options: Any) -> Result | None:
+def attribute(
+    mark: Mark,
+    labels: Path,
+    plan: Path | None,
+    plan_only: bool,
+    deviate: bool,
+    outputs: tuple[Path, ...],
+    **options: Any,
+) -> Result | None:
     """Find the customers (months, ...) whose marked outputs a suspect's text shows.
 
     --mark names the parent, of which each label's mark was derived (`stillmark mark derive`). OUTPUTS are records as
@@ -49,10 +59,14 @@ def attribute(mark: Mark, labels: Path, plan: Path | None, outputs: tuple[Path, 
     """
     import verify
 
-    if outputs:
-        return verify.attribute(mark, labels, outputs, plan=plan, progress=progress, **options)
+    if outputs and not plan_only:
+        return verify.attribute(mark, labels, outputs, plan=plan, deviate=deviate, progress=progress, **options)
     if plan is None:
+        if plan_only:
+            raise UsageError("`plan_only` needs a `plan`", "name its file")
         raise UsageError("there are no OUTPUTS to test", "name files of outputs, or a plan to write with --plan")
     fixed = verify.plan_labels(mark, labels, plan, unmarked_prompts=options["unmarked_prompts"], alpha=options["alpha"])
-    say(f"wrote {plan}: digest {fixed.digest}", stderr=True)
+    as_json = click.get_current_context().params["as_json"]
+    written = f"Written: {plan}, digest {fixed.digest}. Publish the digest, with a date."
+    show({"out": str(plan), "digest": fixed.digest, "plan": fixed.to_dict()}, written, as_json=as_json)
     return None

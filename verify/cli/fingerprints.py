@@ -141,6 +141,8 @@ def planted(
 
         if suspect is not None or answers is not None:
             raise click.UsageError("--questions writes the questions and tests nothing: leave the suspect out")
+        if options["plan"] is not None or options["plan_only"] or options["deviate"]:
+            raise click.UsageError("--questions tests nothing: name a --plan with the suspect")
         write_questions(mark, questions, number)
         as_json = click.get_current_context().params["as_json"]
         written = f"wrote {plural(number, 'question')} to {questions}"

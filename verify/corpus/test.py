@@ -29,6 +29,7 @@ from verify.calls import noted
 from verify.corpus.plan import CorpusPlan, Job, Settings, check_seal, lock, plan_of, with_seal
 from verify.corpus.scheduler import MAP, REDUCE, cluster, run_steps
 from verify.corpus.worker import TALLY, item_path, part_path, read_facts, read_tally, source_names
+from verify.data.beside import note_on_beside
 from verify.data.columns import Columns, check_columns
 from verify.data.outputs import none_good
 from verify.data.shapes import added, described
@@ -261,6 +262,7 @@ def corpus_test(
             plan = plan_of(folder, inputs, settings, mark.seal_key, update)
         items, parts = len(plan.items), plan.partitions
         if (folder / COUNTS).exists():
+            _check_documents(folder, _load_counts(folder / COUNTS, mark.seal_key))
             work = Work(items, items, parts, parts)
         else:
             job = Job(folder, mark_path, allow_readable, encoder)
@@ -275,15 +277,19 @@ def corpus_test(
                 check_unmarked(PromptsTest(**counts["prompts_test"]), " ".join(map(str, inputs)))
             with files.writing(folder):
                 counts["discoveries"] = _write_documents(folder, mark, alpha, items)
+                counts["documents_digest"] = files.sha256(folder / DOCUMENTS)
                 files.replace(folder / COUNTS, with_seal(counts, mark.seal_key, COUNTS))
             work = Work(items, read, parts, judged)
         for done_with in ("items", "parts"):
             shutil.rmtree(folder / done_with, ignore_errors=True)
         counts = _load_counts(folder / COUNTS, mark.seal_key)
+    counts.pop("documents_digest", None)
     sources = tuple(Source(**source) for source in counts.pop("sources"))
     read_as = described(counts.pop("shapes", {}))
     n, green, bad, coins = counts["n"], counts["green"], counts["bad"], mark.scheme.coins
     notes: tuple[str, ...] = (left_out_bad(bad, counts["first_bad"]),) if bad else ()
+    if beside := counts.pop("beside", []):
+        notes += (note_on_beside(beside),)
     shown = counts.pop("prompts_test")
     if shown and not unmarked and tokenizer_if_there(mark, tokenizer) is None:
         notes += (NOT_COMPARED,)
@@ -303,13 +309,14 @@ def corpus_test(
         source_log10_pvalues=np.array(
             [binomial.binomial_log10_sf(s.green, s.n * coins, mark.scheme.rate) for s in sources]
         ),
-        documents=folder / "documents.parquet",
+        documents=folder / DOCUMENTS,
         work=work,
         inputs={"files": [str(path) for path in inputs]} | ({"read_as": read_as} if read_as else {}),
     )
 
 
 COUNTS: Final = "counts.json"
+DOCUMENTS: Final = "documents.parquet"
 
 
 def _load_counts(path: Path, key: bytes) -> dict[str, Any]:
@@ -317,6 +324,15 @@ def _load_counts(path: Path, key: bytes) -> dict[str, Any]:
         return check_seal(load_object(path), key, path, COUNTS)
     except (OSError, JsonError) as error:
         raise InputError(path, 0, f"cannot read: {error}", "remove the folder, and start anew") from None
+
+
+def _check_documents(folder: Path, counts: dict[str, Any]) -> None:
+    """Raises InputError where the documents' file of a finished run is not the one that it wrote."""
+    path = folder / DOCUMENTS
+    if not path.is_file():
+        raise InputError(path, 0, "is not there, and the run had written it", "remove the folder, and start anew")
+    if files.sha256(path) != counts.get("documents_digest"):
+        raise InputError(path, 0, "was changed since this run wrote it", "remove the folder, and start anew")
 
 
 def _do(job: Job, step: str, results: list[Path], workers: int, update: Progress) -> int:
@@ -365,6 +381,7 @@ def _count(folder: Path, plan: CorpusPlan, key: bytes) -> dict[str, Any]:
         "prompts_test": vars(tested) if (tested := of_parts([one["prompts_test"] for one in facts])) else None,
         "bad": sum(one["bad"] for one in facts),
         "shapes": added(one["shapes"] for one in facts),
+        "beside": sorted(set().union(*(one["beside"] for one in facts))),
         "first_bad": next((one["first_bad"] for one in facts if one["first_bad"]), None),
         "sources": [
             vars(Source(name, records[name], tokens[name], n, green))
@@ -378,7 +395,7 @@ def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [item_path(folder, item) / "documents.parquet" for item in range(items)]
+    tables = [item_path(folder, item) / DOCUMENTS for item in range(items)]
     counted = [pq.read_table(table, columns=["n", "green"]) for table in tables]
     n, green = (np.concatenate([table.column(name).to_numpy() for table in counted]) for name in ("n", "green"))
     kinds, which = np.unique(np.column_stack([n, green]), axis=0, return_inverse=True)
@@ -398,5 +415,5 @@ def _write_documents(folder: Path, mark: Mark, alpha: float, items: int) -> int:
         start = stop
     assert writer is not None
     writer.close()
-    files.publish(scratch, folder / "documents.parquet")
+    files.publish(scratch, folder / DOCUMENTS)
     return int((q <= np.log10(alpha)).sum())

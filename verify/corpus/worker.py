@@ -94,7 +94,7 @@ class Worker:
         if any(output.start or output.prompt for output in read.outputs):
             tested = prompts_test(mark, read.outputs, self.tokenizer)
             if not unmarked and self.tokenizer is not None:
-                read.outputs[:] = with_copies(read.outputs, self.tokenizer)
+                read.outputs[:] = with_copies(read.outputs, self.tokenizer, None)
         # what rule 2 says of contexts comes later
         held = scorable_batch(read.outputs, mark.width, mark.exempt, unmarked_prompts=True, copies=not unmarked)
         prompts = [] if unmarked else read.outputs
@@ -123,6 +123,7 @@ class Worker:
             "first_bad": read.first_bad,
             "files": read.files,
             "shapes": read.shapes,
+            "beside": sorted(read.beside),
         }
         try:
             with files.writing(self.folder), files.new_folder(target) as scratch:
@@ -233,6 +234,7 @@ class Worker:
                 else:
                     yield record
             item.shapes = added([item.shapes, tally([answers])])
+            item.beside |= answers.beside
 
 
 @dataclass
@@ -247,6 +249,7 @@ class _Item:
     bad: int = 0
     first_bad: str | None = None
     shapes: Tally = field(default_factory=dict)
+    beside: set[str] = field(default_factory=set)
 
     @property
     def names(self) -> list[str]:

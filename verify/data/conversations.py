@@ -16,7 +16,7 @@ _TEXTS: Final = (
 )  # fmt: skip
 
 
-_QUIET: Final = 64
+QUIET: Final = 64
 """Characters of a text under another name that say how to answer, or of what kind something is, and show nothing."""
 
 _MEDIA: Final = frozenset(("image_url", "image", "images", "video", "video_url", "audio", "input_audio"))
@@ -99,7 +99,7 @@ def shown_in(value: Any) -> str:
 def other_texts(fields: Mapping[Any, Any], known: Collection[str]) -> str:
     """The longer texts under other names than those that are known: a passage, a document, an example."""
     rest = [value for name, value in fields.items() if name not in known and name not in _MEDIA]
-    return "\n".join(text for value in rest if len(text := every_text(value)) > _QUIET)
+    return "\n".join(text for value in rest if len(text := every_text(value)) > QUIET)
 
 
 def every_text(value: Any) -> str:

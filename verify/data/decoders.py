@@ -168,7 +168,9 @@ def _of_numbers(text: str) -> str:
 
 
 _ESCAPE: Final = re.compile(
-    r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2})|([0-7]{3})|([nrt]))"
+    r"(?:\\|(?=U\+))"
+    r"(?:U\+([0-9A-Fa-f]{4,6})[ ,;]?|u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})"
+    r"|x([0-9A-Fa-f]{2})|([0-7]{3})|([nrt]))"
 )
 
 
@@ -180,7 +182,7 @@ def _of_escapes(text: str) -> str:
         code = int(octal, 8) if octal else int(next(filter(None, hexadecimal)), 16)
         return chr(code) if code < 0x110000 else ""
 
-    return _ESCAPE.sub(read, text) if "\\" in text else ""
+    return _ESCAPE.sub(read, text) if "\\" in text or "U+" in text else ""
 
 
 _QUOTED: Final = re.compile(r"=(?:[0-9A-F]{2}|\r?\n)")
@@ -287,10 +289,38 @@ _FLIPPED: Final = str.maketrans(
 )
 _FLIPS: Final = re.compile("[\u0250\u0254\u01dd\u025f\u0265\u1d09\u027e\u029e\u026f\u0279\u0287\u028c\u028d\u028e]")
 
-_SIGN_LETTERS: Final = {first + i: chr(97 + i) for first in (0x1F1E6, 0x1F130, 0x1F150, 0x1F170) for i in range(26)} | {
-    0xE0000 + code: chr(code) for code in range(0x20, 0x7F)
-}
-"""Regional indicators, letters in squares and circles, and tags."""
+
+def _of_flipped(text: str) -> str:
+    """A text of letters that stand on their heads, read from either end."""
+    turned = text.translate(_FLIPPED)
+    return f"{turned[::-1]}\n{turned}" if len(_FLIPS.findall(text)) > 8 else ""
+
+
+def _of_labelled(text: str) -> str:
+    """The words of a text without those that come again and again: tags, labels, names of columns."""
+    words = re.findall(r"[^\W\d_]+", text)
+    often = {word for word, number in Counter(words).items() if number >= 8 and 12 * number > len(words)}
+    rest = [word for word in words if word not in often]
+    return " ".join(rest) if 4 * len(rest) < 3 * len(words) else ""
+
+
+def _of_pig_latin(text: str) -> str:
+    """What the words of pig Latin may stand for, all that a word may be one after another."""
+    words = re.findall(r"[^\W\d_]+", text)
+    stems = [word[:-2] for word in words if len(word) > 3 and word.lower().endswith("ay")]
+    if len(stems) < 8 or 2 * len(stems) < len(words):
+        return ""
+    return " ".join(one for stem in stems for one in (stem, stem[:-1], *(stem[-k:] + stem[:-k] for k in (1, 2, 3))))
+
+
+_BRAILLE: Final = "1 3 9 25 17 11 27 19 10 26 5 7 13 29 21 15 31 23 14 30 37 39 58 45 61 53"
+"""The dots of each letter of the alphabet, as bits."""
+_SIGN_LETTERS: Final = (
+    {first + i: chr(97 + i) for first in (0x1F1E6, 0x1F130, 0x1F150, 0x1F170) for i in range(26)}
+    | {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
+    | {0x2800 + int(dots): chr(97 + i) for i, dots in enumerate(_BRAILLE.split())}
+)
+"""Regional indicators, letters in squares and circles, tags, and Braille."""
 _SIGN_BYTES: Final = (
     {0x2800 + i: i for i in range(256)},  # Braille
     {0xFE00 + i: i for i in range(16)} | {0xE0100 + i: 16 + i for i in range(240)},  # variation selectors
@@ -340,7 +370,9 @@ GUESSES: Final[dict[str, Callable[[str], str]]] = {
     "doubled letters": lambda text: _DOUBLED.sub(r"\1", text) if 3 * len(_DOUBLED.findall(text)) > len(text) else "",
     "spelling alphabet": _of_spelling_alphabet,
     "signs for letters": _of_signs,
-    "upside down": lambda text: text.translate(_FLIPPED)[::-1] if len(_FLIPS.findall(text)) > 8 else "",
+    "upside down": _of_flipped,
+    "pig Latin": _of_pig_latin,
+    "labelled words": _of_labelled,
     "numbered": lambda text: _NUMBERED.sub(" ", text) if _NUMBERED.search(text) else "",
 }
 """Ciphers, seen by what the text looks like. What they say is not decoded further."""

@@ -7,8 +7,9 @@ digits alone, without case, accents, white space and punctuation, and after what
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final
@@ -22,6 +23,15 @@ from watermark.tokenizers import AnyTokenizer, special_ids
 
 RUN: Final = 12
 """Letters and digits in a row that are taken for copied, if they stand in the prompt too."""
+
+IN_ORDER: Final = 24
+"""Letters of words in a row that are taken for copied, if the prompt has these words in this order with others between
+them: labels, tags, the names of columns. Of a long word `LONG` letters count."""
+LONG: Final = 8
+BETWEEN: Final = 12
+"""Words that may stand between two of them."""
+MOST_WORDS: Final = 1 << 18
+"""Words of a prompt that are looked at so."""
 
 Bools = npt.NDArray[np.bool_]
 U64 = npt.NDArray[np.uint64]
@@ -60,6 +70,48 @@ def fold_digits(text: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Shown:
+    """What a suspect was shown, made ready to hold answers against it.
+
+    Attributes:
+        runs: for each way to fold, a hash of every `RUN` characters in a row, sorted, without those that come again.
+        words: of each word the places where it stands, ascending; between two texts there is a gap.
+    """
+
+    runs: dict[Callable[[str], str], U64]
+    words: dict[str, npt.NDArray[np.int64]]
+
+
+def shown_of(prompts: Iterable[str]) -> Shown:
+    """What some prompts show, as they are and in other spellings."""
+    texts = list(dict.fromkeys(one for prompt in prompts for one in (prompt, *spellings(prompt).values())))
+    ways = (fold, fold_letters, fold_digits) if any(map(_has_digits, texts)) else (fold,)
+    runs: dict[Callable[[str], str], U64] = {}
+    for how in ways:
+        runs[how] = np.unique(np.concatenate([_NO_RUNS, *(_runs(how(one)) for one in texts)])).astype(np.uint64)
+    places: dict[str, list[int]] = {}
+    start = 0
+    for one in texts:
+        words = words_of(one)[:MOST_WORDS]
+        for place, word in enumerate(words, start):
+            places.setdefault(word, []).append(place)
+        start += len(words) + BETWEEN + 2
+    return Shown(runs, {word: np.array(where, np.int64) for word, where in places.items()})
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text: its runs of letters, folded.
+
+    >>> words_of('<w n="3">H\u00e9llo</w>')
+    ['w', 'n', 'hello', 'w']
+    """
+    return [word for run in _WORD.findall(text) if (word := fold_letters(run))]
+
+
+_WORD: Final = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True, eq=False)
 class Folding:
     """Compares texts of one tokenizer's ids with what was shown, folded.
 
@@ -76,36 +128,29 @@ class Folding:
         special = set(special_ids(self.tokenizer))
         return str(self.tokenizer.decode([i for i in ids if i not in special]))
 
-    def copied(self, prompts: Sequence[str], ids: npt.NDArray[np.int64]) -> Bools:
-        """Which tokens of an output lie within `RUN` folded characters or more that a prompt shows: bool [length].
+    def copied(self, prompts: Sequence[str] | Shown, ids: npt.NDArray[np.int64]) -> Bools:
+        """Which tokens of an output are copied of what a prompt shows: bool [length].
+
+        They lie within `RUN` folded characters or more that it has in a row, or in words that it has in this order.
 
         Args:
-            prompts: all that was shown, as text.
+            prompts: all that was shown, as text or made ready.
             ids: int64 [length], the output.
 
         Raises:
             TokenizerError: the tokenizer fails on the ids.
         """
         groups = self._groups(ids.tolist())
-        shown = list(dict.fromkeys(one for prompt in prompts for one in (prompt, *spellings(prompt).values())))
+        shown = prompts if isinstance(prompts, Shown) else shown_of(prompts)
         found = np.zeros(len(groups), np.bool_)
-        for folded in (fold, fold_letters, fold_digits):
-            if folded is fold or any(map(_has_digits, shown)):
-                found |= self._whole(groups, shown, folded)
+        for folded, runs in shown.runs.items():
+            pieces = [self._piece(group, folded) for group in groups]
+            found |= _whole(pieces, _covered("".join(pieces), runs))
+        pieces = [self._piece(group, fold_letters) for group in groups]
+        words = words_of(self.text_of(ids.tolist()))
+        if "".join(words) == "".join(pieces):
+            found |= _whole(pieces, np.repeat(_in_order(words, shown.words), [len(word) for word in words]))
         return np.repeat(found, [len(group) for group in groups]).astype(np.bool_)
-
-    def _whole(self, groups: Sequence[tuple[int, ...]], shown: Sequence[str], how: Callable[[str], str]) -> Bools:
-        """Which groups of tokens lie within a copied run, for one way to fold: bool [groups]."""
-        folded = [self._piece(group, how) for group in groups]
-        ends = np.cumsum([0, *map(len, folded)])
-        inside = _covered("".join(folded), [how(one) for one in shown])
-        total = np.concatenate([[0], np.cumsum(inside)])
-        whole = total[ends[1:]] - total[ends[:-1]] == np.diff(ends)
-        # a token without a letter goes with what stands on both of its sides
-        around = np.append(inside, False)
-        before, after = around[ends[:-1] - 1], around[ends[1:]]
-        whole &= (np.diff(ends) > 0) | (before & after & (ends[:-1] > 0))
-        return np.asarray(whole)
 
     def _groups(self, ids: list[int]) -> list[tuple[int, ...]]:
         """Ids one by one, but those that are parts of characters together."""
@@ -130,19 +175,67 @@ class Folding:
         return str(self.tokenizer.decode(list(ids)))
 
 
+def _whole(pieces: Sequence[str], inside: Bools) -> Bools:
+    """Which pieces of a text lie within its copied characters: bool [pieces]; inside: bool [characters]."""
+    ends = np.cumsum([0, *map(len, pieces)])
+    total = np.concatenate([[0], np.cumsum(inside)])
+    whole = total[ends[1:]] - total[ends[:-1]] == np.diff(ends)
+    # a token without a letter goes with what stands on both of its sides
+    around = np.append(inside, False)
+    before, after = around[ends[:-1] - 1], around[ends[1:]]
+    whole &= (np.diff(ends) > 0) | (before & after & (ends[:-1] > 0))
+    return np.asarray(whole)
+
+
 def _has_digits(text: str) -> bool:
     return any(map(str.isdigit, text))
 
 
-def _covered(stream: str, shown: Sequence[str]) -> Bools:
-    """Which characters of a text lie in a run of `RUN` that one of some texts has: bool [length]."""
+def _covered(stream: str, shown: U64) -> Bools:
+    """Which characters of a text lie in a run of `RUN` whose hash was shown: bool [length]."""
     covered = np.zeros(len(stream) + 1, np.int64)
     runs = _runs(stream)
-    if len(runs):
-        there = np.isin(runs, np.concatenate([_runs(one) for one in shown] or [runs[:0]]))
+    if len(runs) and len(shown):
+        there = shown[np.searchsorted(shown, runs).clip(max=len(shown) - 1)] == runs
         covered[: len(there)] += there
         covered[RUN : RUN + len(there)] -= there
     return np.asarray(np.cumsum(covered)[: len(stream)] > 0)
+
+
+def _in_order(words: Sequence[str], places: Mapping[str, npt.NDArray[np.int64]]) -> Bools:
+    """Which words of a text belong to some in a row that were shown in this order, however labelled: bool [words]."""
+    where = [places.get(word, _NOWHERE) for word in words]
+    size = np.array([min(len(word), LONG) for word in words], np.int64)
+    ahead = _letters_so_far(where, size)
+    back = _letters_so_far([-one[::-1] for one in where[::-1]], size[::-1])
+    return np.array(
+        [
+            len(one) > 0 and int((before + after[::-1]).max()) - letters >= IN_ORDER
+            for one, before, after, letters in zip(where, ahead, back[::-1], size.tolist(), strict=True)
+        ],
+        np.bool_,
+    )
+
+
+def _letters_so_far(where: Sequence[npt.NDArray[np.int64]], size: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """For each word of a text, at each place where it was shown, the letters of the words in a row that end there.
+
+    where: of each word the places, ascending. size: the letters of each word, int64 [words].
+    """
+    found: list[npt.NDArray[np.int64]] = []
+    before, letters = _NOWHERE, _NOWHERE
+    for here, own in zip(where, size.tolist(), strict=True):
+        best = np.zeros(len(here), np.int64)
+        for back in range(1, BETWEEN + 2) if len(before) else ():
+            at = np.searchsorted(before, here - back).clip(max=len(before) - 1)
+            best = np.maximum(best, np.where(before[at] == here - back, letters[at], 0))
+        before, letters = here, best + own
+        found.append(letters)
+    return found
+
+
+_NO_RUNS: Final = np.zeros(0, np.uint64)
+_NOWHERE: Final = np.zeros(0, np.int64)
 
 
 def _runs(text: str) -> U64:

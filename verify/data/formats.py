@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from verify.data.beside import shown_in_answer
 from verify.data.conversations import (
     ShapeError,
     by_suspect,
@@ -207,10 +208,11 @@ def of_choices(fields: Fields, answer: Fields) -> list[Answer]:
     found = [said(answer, i) for i in numbers]
     ids = _ids_shown(fields)
     return [
-        Answer(_written(one), None if ids else shown, None, ids, one.steps, one.stop, shown if ids else None)
-        for one in found
+        Answer(_written(one), None if ids else shown, None, ids, one.steps, one.stop, "\n".join(beside) or None)
+        for number, one in enumerate(found)
         if _written(one) is not None
         for shown in (prompt_of(fields, one.text),)
+        for beside in ([text for text in (shown if ids else None, shown_in_answer(answer, number)) if text],)
     ]
 
 

@@ -97,6 +97,7 @@ class TextLogprobs:
         marked: whether the text says that it carries a mark; None: it does not say.
         translated: the model has another tokenizer; None: it has the mark's.
         copied: bool [output], as for `verify.data.outputs.Output`.
+        shown: the text of the prompt, and of what the suspect was shown besides, where the record has that.
     """
 
     id: str
@@ -110,6 +111,7 @@ class TextLogprobs:
     marked: bool | None = None
     translated: Translated | None = None
     copied: npt.NDArray[np.bool_] | None = None
+    shown: str | None = None
 
 
 def as_output(text: TextLogprobs) -> Output:
@@ -270,7 +272,8 @@ def from_record(record: Record, vocabulary: int) -> TextLogprobs:
     tokens, logprobs = (np.concatenate(column) for column in zip(_NOTHING, *tops, strict=True))
     whole = np.concatenate([prompt, output])
     flags = (fields.get("sampled") is True, fields.get("sequential") is True, fields.get("marked"))
-    return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags, _translated(record))
+    words = "\n".join(one for one in (fields.get("prompt"), fields.get("beside")) if isinstance(one, str)) or None
+    return TextLogprobs(name, whole, len(prompt), place, tokens, logprobs, *flags, _translated(record), shown=words)
 
 
 _NOTHING: Final[tuple[U32, F32]] = (np.zeros(0, np.uint32), np.zeros(0, np.float32))

@@ -81,6 +81,7 @@ class Outputs(Sequence[Output]):
         compared: outputs of which both text and ids were given, and compared.
         differing: those of them whose ids spell another text.
         first_differing: file and line of the first of these.
+        beside: names of fields that are not known, whose text was taken for shown to the suspect.
     """
 
     outputs: tuple[Output, ...] = field(repr=False)
@@ -91,6 +92,7 @@ class Outputs(Sequence[Output]):
     compared: int = 0
     differing: int = 0
     first_differing: tuple[Path, int] | None = None
+    beside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -165,8 +167,9 @@ def read_outputs(
     if first_bad is not None and not outputs:
         raise none_good(files, bad, str(first_bad))
     first = None if drift.first is None else (drift.first.path, drift.first.line)
+    beside = tuple(sorted(set().union(*(one.beside for one in read))))
     return Outputs(
-        tuple(outputs), files, bad, first_bad, described(tally(read)), drift.compared, drift.differing, first
+        tuple(outputs), files, bad, first_bad, described(tally(read)), drift.compared, drift.differing, first, beside
     )
 
 

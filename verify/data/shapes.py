@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from verify.data.beside import SHOWN_IDS, ids_beside, texts_beside
 from verify.data.columns import KEPT, Columns, check_columns, mapped, of_another_shape, unknown, wanted
 from verify.data.conversations import ShapeError
 from verify.data.formats import (
@@ -47,7 +48,7 @@ OURS: Final = (*KEPT, "prompt", "prompt_ids", "output", "output_ids", "context_i
 FIELDS: Final = frozenset(
     (
         *OURS, *OTHER_PROMPTS, *PROMPTS, *DOCUMENTS, *REQUESTS, *RESPONSES, *ANSWERS, *CONVERSATIONS, *NAMES,
-        "choices", "outputs", "prompt_token_ids", "resps", "arguments", "object", "error", "message", "done",
+        *SHOWN_IDS, "choices", "outputs", "resps", "arguments", "object", "error", "message", "done",
     )
 )  # fmt: skip
 """What is read of a record."""
@@ -71,6 +72,7 @@ class Answers:
         answers: outputs so far.
         with_logprobs: those of them with log probabilities.
         failed: requests without an answer, which are no outputs.
+        beside: names of fields that are not known, whose text is taken for shown to the suspect.
 
     Raises, while it is iterated:
         InputError: the file cannot be read, holds nothing (if it is the whole file), or is of no known kind.
@@ -83,6 +85,7 @@ class Answers:
         self.columns, self.keep = columns, tuple(keep)
         self.shape: Shape | None = None
         self.answers = self.with_logprobs = self.failed = 0
+        self.beside: set[str] = set()
         self._native = False
         self._chunks = Chunks()
 
@@ -90,7 +93,7 @@ class Answers:
         if not self.whole:
             self.shape, self._native = shape_of(self.part.path, self.columns)
         empty = True
-        for number, read in enumerate(read_part(self.part, _wanted(self.columns, self.keep)), 1):
+        for number, read in enumerate(self._records(), 1):
             empty = False
             if isinstance(read, RecordError):
                 yield read
@@ -103,6 +106,9 @@ class Answers:
         if empty and self.whole and self.part.stop is None:
             raise no_records(self.part.path)
 
+    def _records(self) -> Iterator[Record | RecordError]:
+        return read_part(self.part, _wanted(self.columns, self.keep), texts=self.columns is None)
+
     def _take(self, read: Record, *, first: bool) -> list[Record | RecordError]:
         """The outputs in one record; first: the file's shape may be learned from it."""
         record = read if self.columns is None else mapped(read, self.columns, self.keep)
@@ -112,7 +118,7 @@ class Answers:
         if self._native:
             if not _is_native(fields) and "output" not in fields:
                 return [unknown(read, self.columns)]
-            return [self._counted(_native(record, self.keep))]
+            return [self._counted(self._with_text_beside(_native(record, self.keep), fields))]
         if self.shape is STREAM and is_piece(fields):
             return list(self._streamed(self._chunks.add(record)))
         if self.shape is not None and self.shape.fits(fields):
@@ -135,7 +141,18 @@ class Answers:
             return
         self.failed += not answers
         for i, answer in enumerate(answers):
-            yield self._counted(_as_record(record, answer, i, self.keep))
+            made = _as_record(record, answer, i, self.keep)
+            yield self._counted(self._with_text_beside(made, record.fields))
+
+    def _with_text_beside(self, record: Record | RecordError, read: Fields) -> Record | RecordError:
+        """The record with the text under names that are not known; read: the fields that it was made of."""
+        if isinstance(record, RecordError) or self.columns is not None:
+            return record
+        found = texts_beside(read, FIELDS | set(self.keep))
+        self.beside |= found.keys()
+        shown = [record.fields.get("beside"), *found.values()]
+        text = "\n".join(one for one in shown if isinstance(one, str))
+        return Record(record.path, record.line, {**record.fields, "beside": text}) if found else record
 
     def _counted(self, record: Record | RecordError) -> Record | RecordError:
         if isinstance(record, Record):
@@ -223,6 +240,11 @@ _SHOWN_BESIDE: Final = frozenset((*PROMPTS, *DOCUMENTS)) - {"prompt"}
 
 def _native(record: Record, keep: Collection[str]) -> Record | RecordError:
     """A record of our own with all that was shown as its prompt, or as text beside its ids."""
+    if (name := ids_beside(record.fields)) is not None:
+        return record.error(
+            f"there is no prompt, and '{name}' may hold what the model was shown",
+            "name what it was shown `prompt_ids`, or say with `columns` where prompt and output are",
+        )
     ids, beside = record.fields.get("prompt_ids"), _SHOWN_BESIDE & record.fields.keys()
     if "prompt_ids" in record.fields and isinstance(record.fields.get("answer"), Mapping):
         beside -= set(REQUESTS)  # our logs keep them; where a text was read and nothing written, it is the prompt there

@@ -120,12 +120,15 @@ def no_records(path: Path) -> InputError:
     return InputError(path, 0, "holds no records", "was it written to the end?")
 
 
-def read_part(part: Part, fields: Collection[str] | None = None) -> Iterator[Record | RecordError]:
+def read_part(
+    part: Part, fields: Collection[str] | None = None, *, texts: bool = False
+) -> Iterator[Record | RecordError]:
     """The records of a part as they stand there, in order; a malformed one comes as a RecordError.
 
     Args:
         part: the part.
         fields: the columns to read from Parquet; None: all.
+        texts: read other columns that hold text too.
 
     Raises:
         InputError: the file cannot be read, or is of no known kind.
@@ -139,7 +142,7 @@ def read_part(part: Part, fields: Collection[str] | None = None) -> Iterator[Rec
         elif kind == "text":
             yield from _read_text(part.path)
         else:
-            yield from read_table(part, fields)
+            yield from read_table(part, fields, texts=texts)
     except OSError as error:
         raise _unreadable(part.path, error) from error
 

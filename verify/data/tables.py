@@ -108,10 +108,13 @@ def split_arrow(path: Path, tokens: int) -> Iterator[tuple[Part, int]]:
             yield Part(path, start + 1, start, stop), held
 
 
-def read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record]:
-    """The rows of a part as they stand there; fields: the columns to read, None: all. Raises InputError."""
+def read_table(part: Part, fields: Collection[str] | None, *, texts: bool = False) -> Iterator[Record]:
+    """The rows of a part as they stand there. Raises InputError.
+
+    fields: the columns to read, None: all; texts: read others that hold text too.
+    """
     row = 0
-    for batch in _batches(part, fields):
+    for batch in _batches(part, fields, texts=texts):
         # what a batch says of itself is believed otherwise, offsets into memory among it
         _check(part.path, batch, row + 1)
         columns = batch.schema.names
@@ -136,26 +139,39 @@ def read_table(part: Part, fields: Collection[str] | None) -> Iterator[Record]:
             yield Record(part.path, part.line + first + low + i - part.start, there)
 
 
-def _batches(part: Part, fields: Collection[str] | None) -> Iterator[pa.RecordBatch]:
+def _batches(part: Part, fields: Collection[str] | None, *, texts: bool) -> Iterator[pa.RecordBatch]:
     """A table's rows in order, some hundred at a time; of the row group, if the part names one."""
     import pyarrow as pa
 
     if _is_arrow(part.path):
         with _open_arrow(part.path) as stream:
             for batch in stream:
-                kept = [i for i, name in enumerate(batch.schema.names) if fields is None or name in fields]
+                kept = [i for i, field in enumerate(batch.schema) if _is_wanted(field, fields, texts=texts)]
                 for start in range(0, len(batch), _ROWS):
                     yield batch.select(kept).slice(start, _ROWS)
         return
     widest = max((column.size for group in read_footer(part.path) for column in group.columns), default=0)
     with _open_parquet(part.path) as file:
-        wanted = [field for field in file.schema_arrow if fields is None or field.name in fields]
+        wanted = [field for field in file.schema_arrow if _is_wanted(field, fields, texts=texts)]
         columns = [field.name for field in wanted]
         nested = any(pa.types.is_nested(field.type) for field in wanted if not field.name.endswith("_ids"))
         groups = None if part.group is None else [part.group]
         # each row of a batch may be as long as all that a column holds: it is stored once, and meant by all
         most = max(_FEWEST, min(_ROWS if nested else 1024, _BATCH // max(1, widest)))
         yield from file.iter_batches(batch_size=most, row_groups=groups, columns=columns)
+
+
+def _is_wanted(field: pa.Field, fields: Collection[str] | None, *, texts: bool) -> bool:
+    return fields is None or field.name in fields or (texts and _holds_text(field.type))
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or any(map(_holds_text, inner))
 
 
 def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:

@@ -12,10 +12,24 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final
 
+import numpy as np
+
 from verify.evidence.repeated import command_of
 from verify.evidence.shown import SHOWN, TestShown
-from verify.evidence.values import level_of, list_of, log10_of, object_of, text_of, texts_of, typed
+from verify.evidence.values import (
+    check_p,
+    contradiction,
+    level_of,
+    list_of,
+    log10_of,
+    object_of,
+    same,
+    text_of,
+    texts_of,
+    typed,
+)
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
+from verify.stats.multiple import holm
 from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT
 
 
@@ -141,6 +155,7 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
                 result=object_of(one, "result"),
             )
         )
+    _check_holm(tests)
     plan = object_of(found, "plan")
     missing = [typed(one, dict, "a test") for one in list_of(found, "not_tested")]
     reasons = texts_of(found, "reasons")
@@ -169,6 +184,29 @@ def _whole(found: Mapping[str, Any], verdict: str) -> Document:
     )
 
 
+def _check_holm(tests: Sequence[TestShown]) -> None:
+    """Raises StillmarkError where the numbers of several tests contradict each other."""
+    adjusted = holm(np.array([test.log10_pvalue for test in tests], np.float64)).tolist()
+    for test, right in zip(tests, adjusted, strict=True):
+        check_p(test.result, test.name)
+        if not same(test.log10_pvalue, log10_of(test.result, "log10_pvalue")):
+            raise contradiction(test.name, f"log10_pvalue {test.log10_pvalue:g} is not that of the test's own result")
+        if not same(test.log10_adjusted, right):
+            raise contradiction(test.name, f"by Holm's adjustment log10 p is {right:g}, not {test.log10_adjusted:g}")
+        if test.stands == "yes" and right > math.log10(test.alpha):
+            raise contradiction(test.name, f"it does not stand at alpha {test.alpha:g}")
+
+
+def _check_verdict(found: Mapping[str, Any], verdict: str, alpha: float) -> None:
+    """Raises StillmarkError where the verdict of one test, or its p-value, contradicts the other."""
+    check_p(found, "one test")
+    significant = log10_of(found, "log10_pvalue") <= math.log10(alpha)
+    if significant and verdict == INSUFFICIENT:
+        raise contradiction("one test", f"'{verdict}' where p is at most alpha")
+    if not significant and verdict in (CARRIES, AGREES, KNOWS, SAW):
+        raise contradiction("one test", f"'{verdict}' where p is above alpha")
+
+
 def _bundle(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     bundle = object_of(found, "bundle", {})
     keys = [("the key that is said to have signed it", one) for one in texts_of(bundle, "signed_by")]
@@ -191,6 +229,8 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
         verdict, rule = text_of(both, "verdict"), text_of(both, "rule", "")
         level = alpha if keyed else alpha / 2
         results = {"exact": (found, level), "units shuffled": (object_of(found, "shuffled"), 0.0 if keyed else level)}
+    else:
+        _check_verdict(found, verdict, alpha)
     call = object_of(found, "call", {}) if found.get("call") is not None else {}
     function = text_of(call, "function", "")
     name = _NAMES.get(function, "test")
@@ -199,6 +239,7 @@ def _single(found: Mapping[str, Any], verdict: str) -> Document:
     tests = []
     for part, (result, level) in results.items():
         log10 = log10_of(result, "log10_pvalue")
+        check_p(result, part or "one test")
         if not level:
             stands = NOT_COUNTED
         elif log10 <= math.log10(level):

@@ -66,6 +66,22 @@ def log10_of(found: Mapping[str, Any], name: str) -> float:
     return value
 
 
+def check_p(found: Mapping[str, Any], where: str) -> None:
+    """Raises StillmarkError where a p-value and its logarithm contradict each other. where: whose they are."""
+    log10 = log10_of(found, "log10_pvalue")
+    if "pvalue" in found:
+        p = number_of(found, "pvalue")
+        if not math.isclose(p, 10**log10, rel_tol=1e-6, abs_tol=1e-300):
+            raise contradiction(where, f"pvalue {p:g} and log10_pvalue {log10:g}")
+
+
+def contradiction(where: str, what: str) -> StillmarkError:
+    """What is wrong with a result whose values do not fit each other."""
+    return StillmarkError(
+        f"this result of {where[:80]} contradicts itself: {what}", "it was changed: make the report of the original"
+    )
+
+
 def level_of(found: Mapping[str, Any]) -> float:
     """The level `alpha`, between 0 and 1."""
     if not 0 < (value := number_of(found, "alpha")) < 1:

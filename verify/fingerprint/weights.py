@@ -86,7 +86,7 @@ def compare(
         gated = gated and one.gate is not None and other.gate is not None
         digest = hashlib.sha256(one.up.tobytes()).digest()
         if digest in seen or not len(one.nonzero) or not len(other.nonzero):
-            uncompared.append(f"Layer {a} was not compared: a copy of another layer, or nothing but zeros.")
+            uncompared.append(f"Layer {a} was not compared: a copy of another layer, nothing but zeros, or no numbers.")
             continue
         seen.add(digest)
         basis = _choose(one, other, bases)
@@ -122,7 +122,7 @@ def _aligned_bases(
         # a whole basis has a sign; so has each column, which is all that a shuffle of the dimensions leaves free
         embedding = _judge(cosines, rng)
         if not embedding.n:
-            skipped.append("The embeddings were not compared: one holds nothing but zeros.")
+            skipped.append("The embeddings were not compared: one holds nothing but zeros, or no numbers.")
         if product.shape == (ours.width, theirs.width):
             rotation = closest_rotation(product)
     else:

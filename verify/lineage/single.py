@@ -15,7 +15,7 @@ from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 from verify.calls import check_alpha
 from verify.lineage.plan import LineagePlan, Planned
-from verify.suspects.endpoint import Endpoint
+from verify.suspects.endpoint import Endpoint, without_keys
 from verify.suspects.model import is_loaded
 from watermark import Mark, UsageError, __version__
 from watermark.io import files
@@ -74,7 +74,8 @@ def plan_test(test: Callable[P, Any], *arguments: P.args, **named: P.kwargs) -> 
     settings: dict[str, Any] = {"version": __version__}
     for name, value in given.items():
         if isinstance(value, Endpoint):
-            settings |= {key: one for key, one in asdict(value).items() if key not in UNASKED}
+            asked = asdict(value) | {"extra": without_keys(value.extra)}
+            settings |= {key: one for key, one in asked.items() if key not in UNASKED}
         elif name in MARKS and value is not None:
             inputs["mark"] = _mark(value, readable=given.get("allow_readable") is True).commitment
         elif name not in SUSPECT | UNPLANNED:

@@ -69,6 +69,7 @@ class Attribution(MarkResult):
         detectable_rate: the green rate at which a label would have been found with 90 % power; None: no rate.
         plan: digest of the plan that names the labels, if there is one.
         planned_before: the plan was there before this run.
+        deviations: where the run differs from the plan, a sentence each.
     """
 
     labels: tuple[str, ...] = field(repr=False)
@@ -81,6 +82,7 @@ class Attribution(MarkResult):
     detectable_rate: float | None
     plan: str | None = None
     planned_before: bool = False
+    deviations: tuple[str, ...] = ()
     positive_verdict: str = ATTRIBUTED
     randomness: str = field(default=RANDOMNESS, repr=False)
 
@@ -99,6 +101,7 @@ class Attribution(MarkResult):
 
     def cautions(self) -> Iterator[str]:
         yield from super().cautions()
+        yield from (f"Deviation from the plan: {one}." for one in self.deviations)
         if not self.planned_before:
             which = "in no plan" if self.plan is None else "in a plan that this run has written"
             yield (
@@ -118,6 +121,7 @@ class Attribution(MarkResult):
             "labels_digest": labels_digest(self.labels),
             "plan_digest": self.plan,
             "planned_before": self.planned_before,
+            "deviations": list(self.deviations),
             "log10_pvalue_joint": self.log10_pvalue_joint,
             "log10_pvalue_parent": self.log10_pvalue_parent,
             "detectable_rate": self.detectable_rate,
@@ -138,13 +142,17 @@ class Attribution(MarkResult):
         found |= {
             "labels": f"{len(self.labels):,}, adjusted over all by Holm's method; alpha {self.alpha:g}",
             "their digest": f"{labels_digest(self.labels)[:16]}...   "
-            + ("(in no plan)" if self.plan is None else f"(plan {self.plan[:16]}...)"),
+            + ("(in no plan)" if self.plan is None else f"({self._kept} plan {self.plan[:16]}...)"),
             "pairs scored": f"{distinct_pairs(self.n, self.mark)}, of {plural(self.pairs.positions, 'position')}",
             "all labels": f"{scientific(self.log10_pvalue_joint)}   (is any of their marks there)",
             "the parent": f"{scientific(self.log10_pvalue_parent)}   (is its own mark there)",
             "could be seen": self.power_statement,
         }
         return found | {name: rows[name] for name in ("left out", "read as", "mark") if name in rows}
+
+    @property
+    def _kept(self) -> str:
+        return "DEVIATES from" if self.deviations else "in"
 
     def _draw(self, ax: Axes) -> None:
         number = len(self.labels)
@@ -174,6 +182,7 @@ def attribution(
     *,
     plan: str | None = None,
     planned_before: bool = False,
+    deviations: Sequence[str] = (),
 ) -> Attribution:
     """Try the child marks of many labels on one evidence.
 
@@ -183,7 +192,7 @@ def attribution(
         pairs: distinct pairs, from `verify.data.pairs.extract`.
         alpha: the chance that one wrong label or more is named, fixed before looking.
         progress: called with the number of labels tried, and of how many.
-        plan, planned_before: as in `Attribution`.
+        plan, planned_before, deviations: as in `Attribution`.
 
     Raises:
         ValueError: alpha is no probability, or there are no labels, or some twice.
@@ -236,6 +245,7 @@ def attribution(
         detectable_rate=least,
         plan=plan,
         planned_before=planned_before,
+        deviations=tuple(deviations),
     )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 import numpy as np
 
+from verify.data.beside import note_on_beside
 from verify.data.columns import Columns
 from verify.data.drift import drift_notes
-from verify.data.folding import Folding
 from verify.data.logprobs import (
     AMBIGUOUS_TOKEN,
     NO_COMMON_BOUNDARY,
@@ -36,7 +36,7 @@ from verify.radioactivity.prompts import (
     check_unmarked,
     prompts_test,
     with_copies,
-    with_copy,
+    with_copies_of_texts,
 )
 from verify.radioactivity.sequential import SequentialResult, SequentialTest, replay
 from verify.radioactivity.text import cost_of_marked
@@ -119,14 +119,16 @@ def beside_prompts(
         return outputs, tested, ()
     if words is None:
         return outputs, tested, (NOT_COMPARED,)
-    return replace(outputs, outputs=with_copies(outputs, words)), tested, ()
+    # a run that stops when the evidence suffices cannot know what it will show later
+    later = None if outputs.sequential else tested
+    return replace(outputs, outputs=with_copies(outputs, words, later)), tested, ()
 
 
 def texts_beside_prompts(
     mark: Mark, texts: list[TextLogprobs], tokenizer: PathLike | None, where: str, *, unmarked: bool
 ) -> tuple[list[TextLogprobs], PromptsTest | None, tuple[str, ...]]:
     """The same for recorded log probabilities: of texts that the suspect was made to read, all is shown."""
-    wrote = [text for text in texts if text.sampled and text.start]
+    wrote = [text for text in texts if text.sampled and (text.start or text.shown)]
     words = tokenizer_if_there(mark, tokenizer) if wrote else None
     shown = [_shown(text) for text in (texts if unmarked else wrote)]
     tested = prompts_test(mark, shown, words) if shown else None
@@ -135,19 +137,21 @@ def texts_beside_prompts(
         return texts, tested, ()
     if words is None:
         return texts, tested, (NOT_COMPARED,) if wrote else ()
-    folding = Folding(words)
-    return [with_copy(folding, text) for text in texts], tested, ()
+    later = None if any(text.sequential for text in texts) else tested
+    return with_copies_of_texts(texts, words, later), tested, ()
 
 
 def _shown(text: TextLogprobs) -> Output:
     """What a suspect was shown of a text, as what an output follows."""
     end = text.start if text.sampled else len(text.ids)
-    return Output(text.id, text.ids[:end], text.ids[end:])
+    return Output(text.id, text.ids[:end], text.ids[end:], prompt=text.shown)
 
 
 def notes_on(outputs: Outputs | Logs) -> tuple[str, ...]:
     """What a result says of the records that were left out as malformed, and of ids that spell another text."""
     notes: tuple[str, ...] = (left_out_bad(outputs.bad, outputs.first_bad),) if outputs.bad else ()
+    if outputs.beside:
+        notes += (note_on_beside(outputs.beside),)
     if isinstance(outputs, Outputs):
         notes += drift_notes(outputs.compared, outputs.differing, outputs.first_differing)
     return notes

@@ -44,6 +44,7 @@ class Logs:
         bad: malformed records that were left out.
         first_bad: what was wrong with the first of them.
         left_out: answers whose tokens are not those of the mark's tokenizer, and do not spell the text.
+        beside: names of fields that are not known, whose text was taken for shown to the suspect.
     """
 
     texts: list[TextLogprobs]
@@ -51,6 +52,7 @@ class Logs:
     bad: int = 0
     first_bad: InputError | None = None
     left_out: int = 0
+    beside: tuple[str, ...] = ()
 
 
 def read_logs(
@@ -105,7 +107,14 @@ def read_logs(
     if reader is not None and (not reader.useful or left_out > len(texts)):
         where = ", ".join(map(str, files))
         raise UnusableLogprobsError(where, 0, f"no log probability can be used: {reader.why}", USE_TEXT)
-    return Logs(texts, described(tally(read)), bad, first_bad, left_out)
+    return Logs(
+        texts,
+        described(tally(read)),
+        bad,
+        first_bad,
+        left_out,
+        tuple(sorted(set().union(*(one.beside for one in read)))),
+    )
 
 
 USE_TEXT: Final = "test the text, by `stillmark test text` or `verify.text_test`"
@@ -152,7 +161,10 @@ class _Reader:
             "output_ids": [self.stand_in if i is None else i for i in told.ids],
             "top_logprobs": [[[i, p] for i, p in top.items()] or None for top in told.tops],
         }
-        ours = {"prompt_ids": prompt} | (ours if translated is None else translated.fields())
+        words = [one for one in (fields.get("prompt"), fields.get("beside")) if isinstance(one, str)]
+        ours = {"prompt_ids": prompt, "beside": "\n".join(words)} | (
+            ours if translated is None else translated.fields()
+        )
         kept = {name: fields[name] for name in ("id", "marked", "sampled", "sequential") if name in fields}
         return [from_record(Record(record.path, record.line, kept | ours), self.limit)]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from verify.data.folding import Bools, Folding, texts_shown
+from verify.data.folding import Bools, Folding, Shown, shown_of, texts_shown
 from verify.data.logprobs import TextLogprobs
 from verify.data.outputs import Ids, Output
 from verify.data.reads import pairs_of
@@ -229,20 +229,53 @@ def check_unmarked(tested: PromptsTest | None, where: object, name: str = "unmar
         raise InputError(str(where), 0, message, f"leave `{name}=True` out")
 
 
-def with_copies(outputs: Sequence[Output], tokenizer: AnyTokenizer) -> tuple[Output, ...]:
-    """Outputs with what they copied of their prompts in another spelling; as they are where the tokenizer fails."""
+def with_copies(outputs: Sequence[Output], tokenizer: AnyTokenizer, tested: PromptsTest | None) -> tuple[Output, ...]:
+    """Outputs with what they copied in another spelling; as they are where the tokenizer fails.
+
+    Each is held against its own prompt. Where the prompts carry the mark (`tested`), it is held against all of them:
+    in a conversation that is logged turn by turn a suspect may repeat what an earlier turn has shown.
+    """
     folding = Folding(tokenizer)
-    return tuple(replace(one, copied=_copied(folding, one)) if one.start or one.prompt else one for one in outputs)
+    shown = _shown_by_all(folding, outputs) if carry(tested) else None
+    return tuple(
+        replace(one, copied=_copied(folding, one, shown)) if shown or one.start or one.prompt else one
+        for one in outputs
+    )
 
 
-def with_copy(folding: Folding, text: TextLogprobs) -> TextLogprobs:
-    """The same for a text that the suspect wrote, with what was said along it."""
-    shown = Output(text.id, text.ids[: text.start], text.ids[text.start :])
-    return replace(text, copied=_copied(folding, shown)) if text.sampled and text.start else text
+def with_copies_of_texts(
+    texts: Sequence[TextLogprobs], tokenizer: AnyTokenizer, tested: PromptsTest | None
+) -> list[TextLogprobs]:
+    """The same for texts that the suspect wrote, with what was said along them; others are left as they are."""
+    folding = Folding(tokenizer)
+    shown = _shown_by_all(folding, [_as_output(one) for one in texts if one.sampled]) if carry(tested) else None
+    return [with_copy(folding, one, shown) for one in texts]
 
 
-def _copied(folding: Folding, output: Output) -> Bools | None:
+def with_copy(folding: Folding, text: TextLogprobs, shown: Shown | None = None) -> TextLogprobs:
+    """The same for one text; shown: all that it is held against, None: its own prompt."""
+    if not text.sampled or not (shown or text.start or text.shown):
+        return text
+    return replace(text, copied=_copied(folding, _as_output(text), shown))
+
+
+def _as_output(text: TextLogprobs) -> Output:
+    return Output(text.id, text.ids[: text.start], text.ids[text.start :], prompt=text.shown)
+
+
+def _shown_by_all(folding: Folding, outputs: Sequence[Output]) -> Shown | None:
+    read, left = list[str](), MOST
+    with suppress(TokenizerError):
+        texts = dict.fromkeys(text for one in outputs for text in texts_shown(folding, one))
+        for text in sorted(texts, key=len):
+            left -= len(text)
+            read += [text] if left >= 0 else []
+    return shown_of(read) if read else None
+
+
+def _copied(folding: Folding, output: Output, shown: Shown | None) -> Bools | None:
     try:
-        return folding.copied(texts_shown(folding, output), output.output_ids)
+        own = folding.copied(texts_shown(folding, output), output.output_ids)
+        return own if shown is None else own | folding.copied(shown, output.output_ids)
     except TokenizerError:  # ids that are none are an error elsewhere
         return None

@@ -91,6 +91,7 @@ from verify.suspects.endpoint import Endpoint, is_address
 from verify.suspects.interview import Budget, Price, ReferenceLog, Usage, check_prices, iter_answers
 from verify.suspects.model import Model
 from watermark import ApiError, Mark, UsageError
+from watermark.io.fields import is_text
 from watermark.io.prompts import Prompt
 from watermark.keyfile import read_labels
 from watermark.mark import as_mark
@@ -509,6 +510,7 @@ def attribute(
     unmarked_prompts: bool = False,
     alpha: float = 1e-3,
     plan: PathLike | None = None,
+    deviate: bool = False,
     tokenizer: PathLike | None = None,
     columns: Columns | None = None,
     skip_bad: bool = False,
@@ -524,6 +526,7 @@ def attribute(
         alpha: the chance that one wrong label or more is named, fixed before looking.
         plan: file of the plan, from `plan_labels`; written if it is not there, else it must hold this very plan. A
             result says whether it was there before.
+        deviate: the plan may be another: the result names every deviation from it.
         tokenizer: folder of the mark's tokenizer, if not where the mark says.
         columns: where the fields are in records of no known shape, as for `verify.read_outputs`.
         skip_bad: count malformed records instead of stopping at the first.
@@ -535,7 +538,11 @@ def attribute(
     mark = as_mark(mark)
     names = _labels_of(labels)
     fixed = _plan_of_labels(mark, names, unmarked_prompts=unmarked_prompts, alpha=alpha)
-    before = plan is not None and not fixed.fix(Path(plan))
+    promised, before, deviations = fixed, False, list[str]()
+    if plan is not None:
+        promised, before, deviations = fixed.held_to(Path(plan), deviate=deviate)
+    elif deviate:
+        raise UsageError("`deviate` needs a `plan`", "name its file")
     read = outputs_of(
         mark,
         outputs,
@@ -548,8 +555,10 @@ def attribute(
     read, prompts, notes = beside_prompts(mark, read, tokenizer, unmarked=unmarked_prompts)
     pairs = pairs_of(mark, read, unmarked_prompts=unmarked_prompts)
     with progress(on("trying labels on", read.files), "labels") as update:
-        digest = None if plan is None else fixed.digest
-        found = attribution(mark, names, pairs, alpha, update, plan=digest, planned_before=before)
+        digest = None if plan is None else promised.digest
+        found = attribution(
+            mark, names, pairs, alpha, update, plan=digest, planned_before=before, deviations=deviations
+        )
     notes = notes_on(read) + notes
     return replace(found, prompts_test=prompts, inputs=_inputs(read), warnings=found.warnings + notes)
 
@@ -578,7 +587,14 @@ def plan_labels(
 
 
 def _labels_of(labels: PathLike | Sequence[str]) -> list[str]:
-    return read_labels(Path(labels)) if isinstance(labels, PathLike) else list(labels)
+    if isinstance(labels, PathLike):
+        return read_labels(Path(labels))
+    names = list(labels)
+    if not names or not all(is_text(name) and name.strip() and "\n" not in name for name in names):
+        raise UsageError("`labels` must be names, at least one, each in one line")
+    if len(set(names)) < len(names):
+        raise UsageError("some of the `labels` are alike", "name each once")
+    return names
 
 
 def _plan_of_labels(mark: Mark, labels: Sequence[str], *, unmarked_prompts: bool, alpha: float) -> LineagePlan:

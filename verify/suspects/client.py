@@ -16,10 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from verify.data.dialects import choices, dig, error_in, said
-from verify.suspects.endpoint import Endpoint
+from verify.suspects.endpoint import Endpoint, keys_in
 from verify.suspects.manner import ECHO, LOGPROBS, PROMPT_LOGPROBS, TEXT, Manner, request_of
 from verify.suspects.transport import Bounds, SendError, bounded_client
 from watermark import ApiError
@@ -361,4 +361,6 @@ def _secrets(endpoint: Endpoint, key: str) -> list[str]:
     parts = urlsplit(endpoint.base_url)
     login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     named = [key, parts.password or "", unquote(parts.password or ""), base64.b64encode(login.encode()).decode()]
-    return [secret for secret in named if len(secret) >= MIN_SECRET_LENGTH]
+    named += [value for _, value in parse_qsl(parts.query)]
+    named += keys_in(endpoint.extra)
+    return sorted({secret for secret in named if len(secret) >= MIN_SECRET_LENGTH}, key=len, reverse=True)

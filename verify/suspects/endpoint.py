@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
+from verify.calls import without_login
 from watermark import ApiError, UsageError
 from watermark.io.prompts import Prompt
 from watermark.io.records import run_digest
@@ -17,7 +19,7 @@ RESPONSES: Final = "responses"
 APIS: Final = (CHAT, COMPLETIONS, RESPONSES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Endpoint:
     """Where and how to ask. The key is read from the environment by the client, and never kept.
 
@@ -54,6 +56,11 @@ class Endpoint:
     retries: int = 5
     concurrency: int = 4
 
+    def __repr__(self) -> str:
+        """Without what may be secret: a login or a key in the address, and keys among the further fields."""
+        shown = vars(self) | {"base_url": without_login(self.base_url), "extra": without_keys(self.extra)}
+        return f"Endpoint({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ApiError for an address that is none, and for prompts that this API does not take.
 
@@ -79,6 +86,38 @@ class Endpoint:
         for name in ("base_url", "timeout", "retries", "concurrency"):
             del how[name]
         return run_digest(how, prompts, *more)
+
+
+_NAMES_A_KEY: Final = re.compile(
+    r"(?i)(^|[^a-z])(api.?)?(key|token|secret|password|passwd|authorization|bearer|credentials?)$"
+)
+"""Names of fields whose strings are secret."""
+
+
+def without_keys(value: Any, *, secret: bool = False) -> Any:
+    """Fields of a request as others may see them: strings under names like `api_key` are left out.
+
+    >>> without_keys({"seed": 1, "headers": {"Authorization": "Bearer abc"}})
+    {'seed': 1, 'headers': {'Authorization': '[key]'}}
+    """
+    if isinstance(value, Mapping):
+        return {k: without_keys(one, secret=secret or bool(_NAMES_A_KEY.search(str(k)))) for k, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_keys(one, secret=secret) for one in value]
+    return "[key]" if secret and isinstance(value, str) else value
+
+
+def keys_in(value: Any, *, secret: bool = False) -> Iterator[str]:
+    """The strings that `without_keys` leaves out, and of several words each."""
+    if isinstance(value, Mapping):
+        for k, one in value.items():
+            yield from keys_in(one, secret=secret or bool(_NAMES_A_KEY.search(str(k))))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from keys_in(one, secret=secret)
+    elif secret and isinstance(value, str):
+        yield value
+        yield from value.split()
 
 
 def is_address(what: object) -> TypeGuard[str]:
