@@ -20,6 +20,7 @@ from verify.fingerprint.independence import independent_pairs
 from verify.fingerprint.weights import compare
 from verify.results import INSUFFICIENT, NO_VERDICT
 from verify.stats.permutations import fisher_log10
+from watermark.errors import ModelError
 
 Run = Callable[..., Result]
 
@@ -263,10 +264,14 @@ def test_nothing_in_common(folders: list[Path], networks: list[Tensors], tmp_pat
     assert "not one vocabulary" in found.warnings[1]
 
 
-def test_broken_numbers_are_no_evidence(folders: list[Path], networks: list[Tensors], tmp_path: Path) -> None:
-    bad = {name: torch.full_like(tensor, float("nan")) for name, tensor in networks[0].items()}
-    found = compare(folders[0], write(tmp_path / "nan", bad)).independence()
-    assert found.log10_pvalue > -5, "false failure 1e-5, seed fixed"
+@pytest.mark.parametrize("where", ["", "mlp", "layers.1.mlp.up_proj"])
+def test_what_holds_no_numbers_is_not_compared(
+    where: str, folders: list[Path], networks: list[Tensors], tmp_path: Path
+) -> None:
+    """A model of NaN does not run: there is no verdict over it, neither for a copy nor for any other."""
+    bad = {name: torch.full_like(t, float("nan")) if where in name else t for name, t in networks[0].items()}
+    with pytest.raises(ModelError, match=rf"{where or 'weight'}.* holds no numbers \(NaN or infinity\)"):
+        compare(folders[0], write(tmp_path / "nan", bad))
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,13 @@ class Weights:
                 f"{self.path}: {printable(stored.name)} is stored as {kind} {list(tensor.shape)}",
                 "packed weights are not read; save a dense copy in bfloat16",
             )
-        return _numpy(tensor)
+        values = _numpy(tensor)
+        if 2 * np.count_nonzero(np.isfinite(values)) < values.size:
+            raise ModelError(
+                f"{self.path}: {printable(stored.name)} holds no numbers (NaN or infinity) in most of its places",
+                "no model runs with these weights: ask for the ones that it is served with",
+            )
+        return values
 
 
 def scaled_rows(rows: F32) -> F32:
