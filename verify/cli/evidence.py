@@ -103,6 +103,31 @@ def bundle(case: Path, as_json: bool, **options: Any) -> None:
 
 
 @evidence.command(
+    "sign",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --out bundle.json\n"
+    "evidence sign bundle.json --trust-config public --identity-token token.txt",
+)
+@click.argument("file", type=FILE)
+@click.option("--trust-config", type=FILE, required=True, help="Where to ask: a file, or `public` (Sigstore's own).")
+@click.option("--identity-token", type=FILE, help="File of an OpenID token [default: what the environment offers].")
+@click.option("--out", type=FILE, help="Where to keep the signature [default: FILE.sigstore.json].")
+@json_option
+def sign(file: Path, as_json: bool, **options: Any) -> None:
+    """Sign a bundle, or a plan, with an identity instead of a key (Sigstore).
+
+    The log of Sigstore is public: everybody sees the identity, the time and the SHA-256 of FILE, and none is deleted.
+    """
+    from verify.evidence.identity import sign_file
+
+    made = sign_file(file, **options)
+    rows = {"signed by": made["identity"], "confirmed by": made["issuer"], "in the log since": made["time"]}
+    show(made, [Paragraph(f"Written: {made['out']}", whole=True), Rows(rows)], as_json=as_json)
+
+
+@evidence.command(
     "prove",
     cls=Command,
     example="evidence key --out signing.key\n"
@@ -176,6 +201,12 @@ def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
 @click.option("--escrow-key", type=FILE, multiple=True, help="The public key of a third party; repeat for several.")
 @click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")
 @click.option("--tokenizer", type=FILE, multiple=True, help="Folder of the mark's tokenizer, for outputs without ids.")
+@click.option("--sigstore", type=FILE, help="What `evidence sign` wrote [default: BUNDLE.sigstore.json, if there].")
+@click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job.")
+@click.option("--issuer", help="The address of the OpenID provider that should have confirmed the identity.")
+@click.option(
+    "--trust-config", type=FILE, help="Whom to trust for that: a file, or `public` (Sigstore's own instance)."
+)
 @json_option
 def check(bundle: Path, mark: Mark | list[Mark] | None, as_json: bool, **options: Any) -> None:
     """Check a bundle against what you have: exit status 0, or 1 if anything differs from what was promised.

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from verify.evidence.checked import CheckResult, checked
 from verify.evidence.claims import text_in
+from verify.evidence.identity import check_identity
 from verify.evidence.inputs import input_of, object_in
 from verify.evidence.promises import (
     check_calibration,
@@ -48,6 +49,10 @@ def check_bundle(
     escrow_key: PathLike | Sequence[PathLike] | None = None,
     tsa: PathLike | None = None,
     tokenizer: PathLike | Sequence[PathLike] | None = None,
+    sigstore: PathLike | None = None,
+    identity: str | None = None,
+    issuer: str | None = None,
+    trust_config: PathLike | None = None,
 ) -> CheckResult:
     """Check a bundle against what is at hand. Offline, and without torch.
 
@@ -65,11 +70,15 @@ def check_bundle(
         escrow_key: of that third party, Ed25519 in PEM.
         tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
+        sigstore: what `stillmark evidence sign` wrote; None: `BUNDLE.sigstore.json`, if it is there.
+        identity, issuer: who should have signed it by Sigstore, and the OpenID provider that confirmed it.
+        trust_config: whom to trust for that: file of a trust configuration of Sigstore, or `public`.
 
     Raises:
+        UsageError: of `identity`, `issuer` and `trust_config` one was named, and another was not.
         InputError: a file that was named here cannot be read. What is wrong with the bundle is no error, but a
             difference.
-        MissingExtraError: securesystemslib or rfc3161-client is not installed.
+        MissingExtraError: securesystemslib, rfc3161-client or sigstore is not installed.
 
     Example:
         >>> import verify
@@ -95,7 +104,8 @@ def check_bundle(
         envelope = read_envelope(data)
     except StillmarkError as error:
         return CheckResult(bundle=str(bundle), checks=(checked("envelope", "its form", [str(error)]),))
-    signature = check_signature(envelope, key, public_key)
+    signatures = [check_signature(envelope, key, public_key)]
+    signatures += check_identity(path, data, sigstore, identity, issuer, trust_config)
     numbers: dict[str, float] = {}
     try:
         said = read_statement(envelope.payload)
@@ -104,7 +114,7 @@ def check_bundle(
         escrowed = [check_coins(said, data, one, escrow, secrets) for one in answers]
         hits = {name: one for _, found in escrowed for name, one in found.items()}
         checks = (
-            signature,
+            *signatures,
             check_plan(said, planned, plan),
             check_timestamp(said, tsa),
             check_commitment(said, marks, published),
@@ -120,7 +130,7 @@ def check_bundle(
         raise
     except (StillmarkError, RecursionError) as error:
         said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
-        return CheckResult(bundle=str(bundle), checks=(signature, checked("statement", "its form", [said_of_it])))
+        return CheckResult(bundle=str(bundle), checks=(*signatures, checked("statement", "its form", [said_of_it])))
     return CheckResult(bundle=str(bundle), checks=checks, finding=text_in(said.result, "verdict"), numbers=numbers)
 
 
