@@ -59,6 +59,13 @@ class Here:
         return found
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the client keeps what it knows of the public instance."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
     folder = tmp_path_factory.mktemp("sigstore")
@@ -92,15 +99,15 @@ def test_a_signature_holds_offline(here: Here, monkeypatch: pytest.MonkeyPatch) 
         assert ", in the log since 20" in found.against
 
 
-def test_the_library_itself_checks_it(here: Here) -> None:
-    """The file beside the bundle is what other programs read: it signs the bytes of the bundle."""
-    from sigstore.models import Bundle, TrustedRoot
-    from sigstore.verify import Verifier
-    from sigstore.verify.policy import Identity
-
-    verifier = Verifier(trusted_root=TrustedRoot.from_file(str(here.folder / "trusted.json")))
-    said = Bundle.from_json((here.folder / "bundle.json.sigstore.json").read_bytes())
-    verifier.verify_artifact(here.bundle.read_bytes(), said, Identity(identity=WHO, issuer=BY))
+def test_another_program_checks_it(here: Here) -> None:
+    """As docs/forensics.md says: the command of Sigstore's own client, on the two files."""
+    named = ["--trust-config", str(here.folder / "sign.json"), "verify", "identity", "--offline"]
+    for who, code in ((WHO, 0), ("other@example.com", 1)):
+        words = [*named, "--bundle", f"{here.bundle}.sigstore.json", "--cert-identity", who, "--cert-oidc-issuer", BY]
+        done = subprocess.run(
+            [sys.executable, "-m", "sigstore", *words, str(here.bundle)], capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
 
 
 def test_the_commands(here: Here, stillmark: Run, tmp_path: Path) -> None:
