@@ -123,7 +123,8 @@ def sign(file: Path, as_json: bool, **options: Any) -> None:
     from verify.evidence.identity import sign_file
 
     made = sign_file(file, **options)
-    rows = {"signed by": made["identity"], "confirmed by": made["issuer"], "in the log since": made["time"]}
+    rows = {"signed by": made["identity"], "confirmed by": made["issuer"]}
+    rows |= {"in the log since": made["time"]} if made["time"] else {}
     show(made, [Paragraph(f"Written: {made['out']}", whole=True), Rows(rows)], as_json=as_json)
 
 
