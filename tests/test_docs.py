@@ -49,6 +49,8 @@ ELSEWHERE: Final = {
 SLOW: Final = {
     "stillmark demo": "it trains two students of the real teacher",
     "stillmark evidence timestamp": "it asks an authority; tests/test_evidence_timestamp.py has one",
+    "stillmark evidence sign": "it asks Sigstore; tests/test_evidence_sigstore.py has one",
+    "stillmark evidence check --identity": "the signature is one of Sigstore",
     "stillmark protect plant": "the small tokenizer knows none of the answers",
     "stillmark test planted": "the small tokenizer knows none of the answers",
     "stillmark verify --planted": "the small tokenizer knows none of the answers",

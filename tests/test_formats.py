@@ -421,7 +421,15 @@ def test_what_a_bundle_holds_is_documented(made: Made) -> None:
         for pairs in predicate["pairs"].values():
             assert not problems(pairs, "scored-pairs", seen)
     missing = {(one, key) for one in ("the-predicate", "scored-pairs") for key in PAGES[one].keys} - seen
-    optional = ("promised.KEY", "card.KEY", "calibration", "calibration.result", "calibration.sha256")
+    optional = (
+        "promised.KEY",
+        "card.KEY",
+        "cards",
+        "cards[].KEY",
+        "calibration",
+        "calibration.result",
+        "calibration.sha256",
+    )
     assert missing <= {("the-predicate", key) for key in optional}
     kept = json.loads((made.here.folder / "case" / "pairs.json").read_text())
     assert kept["format"] == "stillmark-pairs/v1"

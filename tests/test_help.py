@@ -33,6 +33,7 @@ ENDPOINT: Final = "http://127.0.0.1:8000/v1"
 SLOW: Final = {
     "stillmark demo": "it trains two students of the real teacher",
     "stillmark evidence timestamp": "it asks an authority; tests/test_evidence_timestamp.py has one",
+    "stillmark evidence sign": "it asks Sigstore; tests/test_evidence_sigstore.py has one",
     "stillmark protect plant": "the small tokenizer knows none of the answers",
     "stillmark test planted": "the small tokenizer knows none of the answers",
 }

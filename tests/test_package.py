@@ -267,7 +267,8 @@ COMMANDS = [
     "test logprobs", "test model", "test endpoint", "test corpus", "test weights", "test agreement", "test planted",
     "test canaries", "protect order", "protect plant", "protect canaries", "attribute", "count-contexts", "probes",
     "power", "quality", "report", "evidence plan", "evidence timestamp",
-    "evidence key", "evidence bundle", "evidence prove", "evidence coins", "evidence check", "calibrate", "demo",
+    "evidence key", "evidence bundle", "evidence sign", "evidence prove", "evidence coins", "evidence check",
+    "calibrate", "demo",
 ]  # fmt: skip
 
 

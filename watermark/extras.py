@@ -19,6 +19,7 @@ EXTRAS: Final = {
     "gguf": "demo",
     "rfc3161_client": "evidence",
     "securesystemslib": "evidence",
+    "sigstore": "sigstore",
 }
 """Which extra brings a package."""
 

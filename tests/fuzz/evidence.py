@@ -28,7 +28,7 @@ from verify.evidence.timestamp import time_of
 from verify.fingerprint.layout import read_layout
 from verify.lineage.plan import read_plan
 from verify.profiles.configuration import import_mark
-from watermark import GreenList, Mark, StillmarkError
+from watermark import GreenList, Mark, StillmarkError, Tournament
 from watermark.folder import read_config, tensor_files
 from watermark.io.records import resuming
 from watermark.keyfile import read_json
@@ -65,9 +65,13 @@ def case_of(place: Place) -> Path:
     draw = np.random.RandomState(0)
     rows = [{"id": str(i), "prompt_ids": [3], "output_ids": draw.randint(1, 40, 12).tolist()} for i in range(3)]
     texts = small.jsonl(folder / "texts.jsonl", rows)
+    other = Mark(bytes(range(2, 34)), scheme=Tournament(2), width=2, exempt=(0, 7), vocabulary_size=40)
+    other.save(folder / "b.mark")
     verify.suspect(texts, mark=mark, out=folder / "case")
+    verify.suspect(texts, mark=[mark, other], out=folder / "two")
     new_key(folder / "key")
     make_bundle(folder / "case", folder / "key", folder / "bundle")
+    make_bundle(folder / "two", folder / "key", folder / "bundle of two")
     make_bundle(folder / "case", folder / "key", folder / "hidden", confidential=True, opening=folder / "opening")
     answer_coins(folder / "bundle", mark, folder / "key", folder / "coins", ledger=folder / "ledger")
     return folder
@@ -83,18 +87,19 @@ def plans(place: Place) -> Case:
     return case
 
 
-def bundles(place: Place) -> Case:
+def bundles(name: str, place: Place) -> Case:
     """Of another statement, in an envelope that is well formed."""
     folder = case_of(place)
-    good = read_envelope((folder / "bundle").read_bytes())
-    statement, mark = json.loads(good.payload), Mark.load(folder / "a.mark")
+    good = read_envelope((folder / name).read_bytes())
+    statement, marks = json.loads(good.payload), [Mark.load(folder / "a.mark"), Mark.load(folder / "b.mark")]
+    marks = marks[: 1 if name == "bundle" else 2]
 
     def case(draw: Random) -> None:
         payload = json.dumps(changed(draw, statement), sort_keys=True).encode()
         with suppress(StillmarkError):
             read_statement(payload)
         data = Envelope(payload, good.payload_type, good.signatures).to_bytes()
-        place.reads(lambda path: check_bundle(path, reveal=mark, public_key=folder / "key.pub").to_dict(), data)
+        place.reads(lambda path: check_bundle(path, reveal=marks, public_key=folder / "key.pub").to_dict(), data)
 
     return case
 
@@ -236,7 +241,8 @@ TARGETS: Final[dict[str, Target]] = {
     "marks": marks,
     "cards": cards,
     "plans": plans,
-    "bundles": bundles,
+    "bundles": partial(bundles, "bundle"),
+    "bundles of two marks": partial(bundles, "bundle of two"),
     "envelopes": envelopes,
     "openings": openings,
     "proofs": proofs,

@@ -48,19 +48,21 @@ def command(name: str | None = None, *, example: str) -> Callable[[Callable[...,
     return click.command(name, cls=Command, example=example)
 
 
-def marks_option(command: Any) -> Any:
+def marks_option(name: str = "--mark", help: str = "The mark file; repeat for several.") -> Callable[[Any], Any]:
     """Adds `--mark FILE`, any number of times, and `--allow-readable-mark`, and gives the command the loaded `mark`.
 
     It is one mark or a list of them; None: not named.
     """
 
-    @wraps(command)
-    def run(*arguments: Any, mark_paths: tuple[Path, ...], allow_readable: bool, **options: Any) -> Any:
-        marks = [Mark.load(path, allow_readable=allow_readable) for path in mark_paths]
-        return command(*arguments, mark=marks if len(marks) > 1 else marks[0] if marks else None, **options)
+    def decorate(command: Any) -> Any:
+        @wraps(command)
+        def run(*arguments: Any, mark_paths: tuple[Path, ...], allow_readable: bool, **options: Any) -> Any:
+            marks = [Mark.load(path, allow_readable=allow_readable) for path in mark_paths]
+            return command(*arguments, mark=marks if len(marks) > 1 else marks[0] if marks else None, **options)
 
-    option = click.option("--mark", "mark_paths", type=FILE, multiple=True, help="The mark file; repeat for several.")
-    return option(allow_readable_option(run))
+        return click.option(name, "mark_paths", type=FILE, multiple=True, help=help)(allow_readable_option(run))
+
+    return decorate
 
 
 def mark_option(*, required: bool = True, name: str = "--mark", help: str = "The mark file.") -> Callable[[Any], Any]:

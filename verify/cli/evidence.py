@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, Command, json_option, mark_option, show
+from verify.cli.common import FILE, Command, json_option, mark_option, marks_option, show
 from verify.cli.verify import planned_options
 from verify.display import Paragraph, Part, Rows
 from watermark import Mark
@@ -103,6 +103,32 @@ def bundle(case: Path, as_json: bool, **options: Any) -> None:
 
 
 @evidence.command(
+    "sign",
+    cls=Command,
+    example="evidence key --out signing.key\n"
+    "verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\n"
+    "evidence bundle case --key signing.key --out bundle.json\n"
+    "evidence sign bundle.json --trust-config public --identity-token token.txt",
+)
+@click.argument("file", type=FILE)
+@click.option("--trust-config", type=FILE, required=True, help="Where to ask: a file, or `public` (Sigstore's own).")
+@click.option("--identity-token", type=FILE, help="File of an OpenID token [default: what the environment offers].")
+@click.option("--out", type=FILE, help="Where to keep the signature [default: FILE.sigstore.json].")
+@json_option
+def sign(file: Path, as_json: bool, **options: Any) -> None:
+    """Sign a bundle, or a plan, with an identity instead of a key (Sigstore).
+
+    The log of Sigstore is public: everybody sees the identity, the time and the SHA-256 of FILE, and none is deleted.
+    """
+    from verify.evidence.identity import sign_file
+
+    made = sign_file(file, **options)
+    rows = {"signed by": made["identity"], "confirmed by": made["issuer"]}
+    rows |= {"in the log since": made["time"]} if made["time"] else {}
+    show(made, [Paragraph(f"Written: {made['out']}", whole=True), Rows(rows)], as_json=as_json)
+
+
+@evidence.command(
     "prove",
     cls=Command,
     example="evidence key --out signing.key\n"
@@ -145,6 +171,7 @@ def prove(opening: Path, pairs: tuple[int, ...], test: str, out: Path, as_json: 
 def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
     """Answer a bundle with the coins of its pairs, as a third party that holds the secret.
 
+    Of several marks each is answered by its own command, with its own ledger.
     The other side counts the p-values anew with `evidence check --coins`, and never sees the secret.
     """
     from verify.evidence.escrow import answer_coins
@@ -165,18 +192,24 @@ def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
 )
 @click.argument("bundle", type=FILE)
 @click.option("--public-key", type=FILE, help="The key of whoever should have signed it.")
-@click.option("--card", type=FILE, help="The mark's card, as it was published.")
+@click.option("--card", type=FILE, multiple=True, help="The mark's card, as it was published; of several, repeat.")
 @click.option("--plan", type=FILE, help="The plan, as it was published.")
-@mark_option(required=False, name="--reveal", help="The mark file: to count the p-values anew.")
+@marks_option("--reveal", help="The mark file: to count the p-values anew; of several marks, repeat.")
 @click.option("--outputs", type=FILE, multiple=True, help="A file of the evidence; repeat.")
 @click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
-@click.option("--proofs", type=FILE, help="Single pairs of a confidential bundle (`evidence prove`).")
-@click.option("--coins", type=FILE, help="The answer of a third party that holds the secret (`evidence coins`).")
-@click.option("--escrow-key", type=FILE, help="The public key of that third party.")
+@click.option("--proofs", type=FILE, multiple=True, help="Pairs of a confidential bundle (`evidence prove`); repeat.")
+@click.option("--coins", type=FILE, multiple=True, help="A third party's answer (`evidence coins`); for each mark one.")
+@click.option("--escrow-key", type=FILE, multiple=True, help="The public key of a third party; repeat for several.")
 @click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")
-@click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer, for outputs without token ids.")
+@click.option("--tokenizer", type=FILE, multiple=True, help="Folder of the mark's tokenizer, for outputs without ids.")
+@click.option("--sigstore", type=FILE, help="What `evidence sign` wrote [default: BUNDLE.sigstore.json, if there].")
+@click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job.")
+@click.option("--issuer", help="The address of the OpenID provider that should have confirmed the identity.")
+@click.option(
+    "--trust-config", type=FILE, help="Whom to trust for that: a file, or `public` (Sigstore's own instance)."
+)
 @json_option
-def check(bundle: Path, mark: Mark | None, as_json: bool, **options: Any) -> None:
+def check(bundle: Path, mark: Mark | list[Mark] | None, as_json: bool, **options: Any) -> None:
     """Check a bundle against what you have: exit status 0, or 1 if anything differs from what was promised.
 
     It needs no network and no PyTorch. Nothing is trusted by default: what needs a file that you do not name is not

@@ -65,7 +65,7 @@ def planned_options(run: Callable[..., Any]) -> Callable[..., Any]:
 
 _planned = together(
     click.argument("what", metavar="SUSPECT...", nargs=-1, required=True),
-    marks_option,
+    marks_option(),
     click.option("--teacher", type=FILE, help="Folder of the teacher's weights, to compare the suspect's with."),
     reference_option,
     click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an unrelated model; repeat."),

@@ -14,6 +14,7 @@ from verify.data.pairs import WeightedPairs
 from verify.data.reads import pairs_of
 from verify.evidence.scored import CHERNOFF, MIXTURE, SEQUENTIAL, Scored
 from verify.evidence.statement import Statement
+from verify.lineage.plan import kept_as
 from verify.radioactivity.inputs import recorded, tables
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.sequential import POWERS, SequentialTest, joined, weighed_anew
@@ -30,8 +31,9 @@ def scored_again(
     result: Mapping[str, Any],
     here: Mapping[str, Path],
     said: Statement,
+    test: str,
     promised: Scored,
-    tokenizer: str | Path | None = None,
+    tokenizers: Sequence[str | Path] = (),
 ) -> Scored:
     """What a test scored, from the files.
 
@@ -40,28 +42,44 @@ def scored_again(
         result: of the test, as in JSON.
         here: the files that were named, by their SHA-256.
         said: the bundle.
+        test: the name of the test.
         promised: what it says that was scored.
-        tokenizer: folder of the mark's tokenizer, for outputs without token ids.
+        tokenizers: folders, one of them with the mark's tokenizer, for outputs without token ids.
 
     Raises:
         NotHereError: a file or tokenizer is lacking, or what it takes was not kept.
         StillmarkError: a file cannot be read as it was.
     """
-    try:
-        if promised.rule == SEQUENTIAL:
-            return _sequential(mark, result, here, said, promised, tokenizer)
-        if promised.rule in (BINOMIAL, COUNTS) and "method" in result:
-            unmarked = result.get("unmarked_prompts") is True
-            read = _outputs(mark, _files(result.get("files"), said, here), result, tokenizer)
-            pairs = pairs_of(mark, read, unmarked_prompts=unmarked)
-            weights = pairs.counts[:, None].astype(np.float64)[:, : promised.pairs.weights.shape[1]]
-            weights = np.minimum(weights, 20)
-            return Scored(promised.rule, WeightedPairs(pairs.contexts, pairs.tokens, weights), np.zeros(0, np.int64))
-        if "method" in result:
-            raise NotHereError("what the reference said along the text was not kept")
-        return _logprobs(mark, result, here, said, tokenizer)
-    except TokenizerError as error:
-        raise NotHereError(f"it takes the mark's tokenizer: {error}") from None
+    lacking = ""
+    for tokenizer in tokenizers or (None,):
+        try:
+            return _scored(mark, result, here, said, test, promised, tokenizer)
+        except TokenizerError as error:
+            lacking = str(error)
+    raise NotHereError(f"it takes the mark's tokenizer: {lacking}")
+
+
+def _scored(
+    mark: Mark,
+    result: Mapping[str, Any],
+    here: Mapping[str, Path],
+    said: Statement,
+    test: str,
+    promised: Scored,
+    tokenizer: str | Path | None,
+) -> Scored:
+    if promised.rule == SEQUENTIAL:
+        return _sequential(mark, result, here, said, promised, tokenizer)
+    if promised.rule in (BINOMIAL, COUNTS) and "method" in result:
+        unmarked = result.get("unmarked_prompts") is True
+        read = _outputs(mark, _files(result.get("files"), said, here), result, tokenizer)
+        pairs = pairs_of(mark, read, unmarked_prompts=unmarked)
+        weights = pairs.counts[:, None].astype(np.float64)[:, : promised.pairs.weights.shape[1]]
+        weights = np.minimum(weights, 20)
+        return Scored(promised.rule, WeightedPairs(pairs.contexts, pairs.tokens, weights), np.zeros(0, np.int64))
+    if "method" in result:
+        raise NotHereError("what the reference said along the text was not kept")
+    return _logprobs(mark, result, here, said, f"readings/{kept_as(said.plan.lines, test)}", tokenizer)
 
 
 def _files(names: Any, said: Statement, here: Mapping[str, Path]) -> list[Path]:
@@ -113,15 +131,20 @@ def _texts(
 
 
 def _logprobs(
-    mark: Mark, result: Mapping[str, Any], here: Mapping[str, Path], said: Statement, tokenizer: str | Path | None
+    mark: Mark,
+    result: Mapping[str, Any],
+    here: Mapping[str, Path],
+    said: Statement,
+    folder: str,
+    tokenizer: str | Path | None,
 ) -> Scored:
-    """Of the test of log probabilities, from the records of suspect and reference."""
+    """Of the test of log probabilities, from the records of suspect and reference (in `folder`)."""
     kept = "files" not in result
-    files = ["readings/mark/suspect.jsonl"] if kept else result["files"]
+    files = [f"{folder}/suspect.jsonl"] if kept else result["files"]
     texts = _texts(mark, _files(files, said, here), {} if kept else result, tokenizer)
     compared = None
     if result.get("reference") is not None:
-        compared = _texts(mark, _files(["readings/mark/reference.jsonl"], said, here), {}, tokenizer)
+        compared = _texts(mark, _files([f"{folder}/reference.jsonl"], said, here), {}, tokenizer)
         if any(text.translated is not None for text in (*texts, *compared)):
             raise NotHereError("suspect or reference has another tokenizer, and was translated")
         if not (kept and _read_weights(result)):

@@ -1,7 +1,7 @@
 """A bundle: all that others need to check a verdict, in one signed file.
 
 The file is an in-toto Statement (v1) of a predicate of our own in a DSSE envelope, signed by Ed25519. It holds the
-plan, the mark's card, the pairs, the result, and digests of every file; never the secret. docs/formats.md has the keys.
+plan, the marks' cards, the pairs, the result, and digests of every file; never a secret. docs/formats.md has the keys.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from verify.evidence.report import read_result
 from verify.evidence.signing import signed
 from verify.lineage.folder import BUNDLE, CALIBRATION, CARD, PAIRS, PAIRS_FORMAT, PLAN, PROMISED, STAMP
 from verify.lineage.plan import FORMAT as PLAN_FORMAT
-from verify.lineage.plan import WRITTEN, LineagePlan, is_mark, read_plan
-from watermark import InputError, MarkError, StillmarkError, UsageError, __version__
+from verify.lineage.plan import LineagePlan, kept_as, lines_for_marks, read_plan
+from watermark import InputError, MarkError, UsageError, __version__
 from watermark.io import files
 from watermark.io.fields import JsonError, load_object
 from watermark.keyfile import CARD_FORMAT, read_json
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "urn:stillmark:evidence:v1"
+"""With `card`: of the mark, or null."""
+OF_SEVERAL: Final = "urn:stillmark:evidence:v2"
+"""With `cards` instead, of two marks or more."""
 OPENING_FORMAT: Final = "stillmark-opening/v1"
 
 
@@ -53,8 +56,8 @@ def make_bundle(
         out: the bundle; replaced if it is there. None: `bundle.json` in the folder, where a report finds it.
         timestamp: file of an RFC 3161 response over the plan that was promised; None: the one beside the plan's copy,
             if there is one.
-        calibration: file of `stillmark calibrate` with the same mark; None: `calibration.json` in the folder, if there
-            is one.
+        calibration: file of `stillmark calibrate` with the mark, or one of them; None: `calibration.json` in the
+            folder, if there is one.
         confidential: leave out the pairs and the suspect's text. A Merkle root stands for the pairs.
         opening: where to write the pairs and the salt of that root (mode 0600), to be shown to whom it may concern.
 
@@ -74,7 +77,7 @@ def make_bundle(
     statement, opened = _statement(case, None if timestamp is None else Path(timestamp), confidential)
     known = Path(calibration or case / CALIBRATION)
     if calibration is not None or known.exists():
-        statement["predicate"]["calibration"] = _calibration(known, statement["predicate"]["card"])
+        statement["predicate"]["calibration"] = _calibration(known, statement["predicate"])
     envelope = signed(json.dumps(statement, sort_keys=True).encode(), key)
     data = envelope.to_bytes()
     if opening is not None:
@@ -96,8 +99,7 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
     """The statement on a case, and what opens its roots."""
     result = read_result(case)
     plan = read_plan(case / PLAN)
-    if sum(is_mark(line) and line != WRITTEN for line in plan.lines) > 1:
-        raise StillmarkError(f"{case}: tested for several marks, and a bundle holds one", "test for each by itself")
+    cards = _cards(case, plan)
     promised = read_plan(case / PROMISED) if (case / PROMISED).exists() else None
     stamp = timestamp or (case / STAMP if (case / STAMP).exists() else None)
     inputs = _inputs(case, result)
@@ -112,8 +114,7 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
             for name, one in pairs.items()
         }
         result = without_text(result)
-    predicate = {
-        "card": _card(case / CARD) if (case / CARD).exists() else None,
+    predicate = ({"cards": cards} if len(cards) > 1 else {"card": cards[0] if cards else None}) | {
         "chain": None if chain is None else chain.to_dict(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "inputs": [one.to_dict() for one in inputs],
@@ -125,7 +126,8 @@ def _statement(case: Path, timestamp: Path | None, confidential: bool) -> tuple[
         "version": __version__,
     }
     subject = [{"name": one.name, "digest": {"sha256": one.sha256}} for one in inputs]
-    whole = {"_type": STATEMENT, "predicateType": PREDICATE, "subject": subject, "predicate": predicate}
+    kind = OF_SEVERAL if len(cards) > 1 else PREDICATE
+    whole = {"_type": STATEMENT, "predicateType": kind, "subject": subject, "predicate": predicate}
     return whole, opened
 
 
@@ -134,11 +136,13 @@ def own_salt(salt: bytes, name: str) -> bytes:
     return hmac.digest(salt, name.encode(), "sha256")
 
 
-def _calibration(path: Path, card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A calibration, which must be of the card's mark."""
+def _calibration(path: Path, predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration, which must be of a mark that was tested for."""
     fields = read_calibration(path)
-    if card is None or fields["commitment"] != card["commitment"]:
-        tested = "no mark" if card is None else f"the mark {card['commitment'][:16]}..."
+    cards = predicate.get("cards") or [predicate["card"] or {}]
+    marks = [card.get("commitment", "") for card in cards]
+    if fields["commitment"] not in marks:
+        tested = " and ".join(f"the mark {one[:16]}..." for one in marks if one) or "no mark"
         raise InputError(path, 0, f"is of the mark {fields['commitment'][:16]}..., and {tested} was tested")
     return {"sha256": digest_of(fields), "result": fields}
 
@@ -147,11 +151,16 @@ def _plan(plan: LineagePlan) -> dict[str, Any]:
     return {"format": PLAN_FORMAT} | plan.to_dict()
 
 
-def _card(path: Path) -> dict[str, Any]:
-    card = read_json(path, "card")
-    if card.get("format") != CARD_FORMAT or "secret" in card:
-        raise MarkError(f"{path}: not a card", "run `stillmark verify` once more with the same --out")
-    return card
+def _cards(case: Path, plan: LineagePlan) -> list[dict[str, Any]]:
+    """The cards of the marks, in the order of the plan's lines."""
+    found = []
+    for line in lines_for_marks(plan.lines):
+        path = case / (kept_as(plan.lines, line) + CARD)
+        card = read_json(path, "card") if path.exists() else {}
+        if card.get("format") != CARD_FORMAT or "secret" in card:
+            raise MarkError(f"{path}: not a card", "run `stillmark verify` once more with the same --out")
+        found.append(card)
+    return found
 
 
 def _pairs(case: Path) -> dict[str, dict[str, Any]]:

@@ -6,12 +6,13 @@ so, and counts neither for the bundle nor against it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from verify.evidence.checked import CheckResult, checked
 from verify.evidence.claims import text_in
+from verify.evidence.identity import check_identity
 from verify.evidence.inputs import input_of, object_in
 from verify.evidence.promises import (
     check_calibration,
@@ -20,40 +21,45 @@ from verify.evidence.promises import (
     check_plan,
     check_signature,
     check_timestamp,
+    published_card,
 )
-from verify.evidence.recount import check_adjustment, check_coins, check_pairs, check_proofs, check_pvalues
+from verify.evidence.recount import check_adjustment, check_coins, check_pairs, check_proofs, check_pvalues, revealed
 from verify.evidence.signing import MAX_BYTES, read_envelope, read_key
 from verify.evidence.statement import opened, read_statement
 from verify.lineage.plan import read_plan
 from watermark import InputError, Mark, MissingExtraError, StillmarkError
 from watermark.io import files
-from watermark.keyfile import read_json
 from watermark.mark import as_mark
 
 PathLike = str | Path
+T = TypeVar("T", bound=Mark | PathLike)
 
 
 def check_bundle(
     bundle: PathLike,
     *,
     public_key: PathLike | None = None,
-    card: PathLike | None = None,
+    card: PathLike | Sequence[PathLike] | None = None,
     plan: PathLike | None = None,
-    reveal: Mark | PathLike | None = None,
+    reveal: Mark | PathLike | Sequence[Mark | PathLike] | None = None,
     outputs: Sequence[PathLike] = (),
     opening: PathLike | None = None,
-    proofs: PathLike | None = None,
-    coins: PathLike | None = None,
-    escrow_key: PathLike | None = None,
+    proofs: PathLike | Sequence[PathLike] | None = None,
+    coins: PathLike | Sequence[PathLike] | None = None,
+    escrow_key: PathLike | Sequence[PathLike] | None = None,
     tsa: PathLike | None = None,
-    tokenizer: PathLike | None = None,
+    tokenizer: PathLike | Sequence[PathLike] | None = None,
+    sigstore: PathLike | None = None,
+    identity: str | None = None,
+    issuer: str | None = None,
+    trust_config: PathLike | None = None,
 ) -> CheckResult:
     """Check a bundle against what is at hand. Offline, and without torch.
 
     Args:
         bundle: the file.
         public_key: of whoever should have signed it, Ed25519 in PEM.
-        card: the card as it was published.
+        card: the card as it was published; several of a bundle of several marks, as of the next ones.
         plan: the plan as it was published.
         reveal: the mark, or its file: the secret is held against the commitment, and the p-values are counted anew.
         outputs: files of the evidence: what the suspect wrote or said, logs, readings.
@@ -64,11 +70,15 @@ def check_bundle(
         escrow_key: of that third party, Ed25519 in PEM.
         tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
+        sigstore: what `stillmark evidence sign` wrote; None: `BUNDLE.sigstore.json`, if it is there.
+        identity, issuer: who should have signed it by Sigstore, and the OpenID provider that confirmed it.
+        trust_config: whom to trust for that: file of a trust configuration of Sigstore, or `public`.
 
     Raises:
+        UsageError: of `identity`, `issuer` and `trust_config` one was named, and another was not.
         InputError: a file that was named here cannot be read. What is wrong with the bundle is no error, but a
             difference.
-        MissingExtraError: securesystemslib or rfc3161-client is not installed.
+        MissingExtraError: securesystemslib, rfc3161-client or sigstore is not installed.
 
     Example:
         >>> import verify
@@ -81,13 +91,12 @@ def check_bundle(
             raise InputError(path, 0, f"has more than {MAX_BYTES >> 20} MiB, and is no bundle")
         data = path.read_bytes()
     key = None if public_key is None else read_key(public_key)
-    secret = None if reveal is None else as_mark(reveal)
-    escrow = None if escrow_key is None else read_key(escrow_key)
+    marks = [as_mark(one) for one in _several(reveal)]
+    escrow = [read_key(one) for one in _several(escrow_key)]
     shown = None if opening is None else object_in(Path(opening))
-    proven = None if proofs is None else object_in(Path(proofs))
-    answered = None if coins is None else files.read_bytes(Path(coins))
-    published = None if card is None else read_json(Path(card), "card")
-    spelled = card is None or Path(card).read_bytes() == (json.dumps(published, indent=1) + "\n").encode()
+    proven = [object_in(Path(one)) for one in _several(proofs)]
+    answers = [files.read_bytes(Path(one)) for one in _several(coins)]
+    published = [published_card(Path(one)) for one in _several(card)]
     planned = None if plan is None else read_plan(Path(plan))
     given = [Path(one) for one in outputs]
     read = {one: input_of(one, str(one)) for one in given}
@@ -95,22 +104,25 @@ def check_bundle(
         envelope = read_envelope(data)
     except StillmarkError as error:
         return CheckResult(bundle=str(bundle), checks=(checked("envelope", "its form", [str(error)]),))
-    signature = check_signature(envelope, key, public_key)
+    signatures = [check_signature(envelope, key, public_key)]
+    signatures += check_identity(path, data, sigstore, identity, issuer, trust_config)
     numbers: dict[str, float] = {}
     try:
         said = read_statement(envelope.payload)
         said, wrong = (said, []) if shown is None else opened(said, shown)
-        escrowed, hits = check_coins(said, data, answered, escrow, secret)
+        secrets = revealed(said, marks)
+        escrowed = [check_coins(said, data, one, escrow, secrets) for one in answers]
+        hits = {name: one for _, found in escrowed for name, one in found.items()}
         checks = (
-            signature,
+            *signatures,
             check_plan(said, planned, plan),
             check_timestamp(said, tsa),
-            check_commitment(said, secret, published, card, spelled),
+            check_commitment(said, marks, published),
             check_files(said, read),
-            check_pairs(said, read, wrong, secret, tokenizer),
-            *([] if proven is None else [check_proofs(said, proven)]),
-            *escrowed,
-            check_pvalues(said, secret, hits, numbers),
+            check_pairs(said, read, wrong, secrets, _several(tokenizer)),
+            *(check_proofs(said, one) for one in proven),
+            *(one for one, _ in escrowed),
+            check_pvalues(said, secrets, hits, numbers),
             check_adjustment(said),
             *([] if said.calibration is None else [check_calibration(said)]),
         )
@@ -118,5 +130,12 @@ def check_bundle(
         raise
     except (StillmarkError, RecursionError) as error:
         said_of_it = str(error) if isinstance(error, StillmarkError) else "it is nested too deeply"
-        return CheckResult(bundle=str(bundle), checks=(signature, checked("statement", "its form", [said_of_it])))
+        return CheckResult(bundle=str(bundle), checks=(*signatures, checked("statement", "its form", [said_of_it])))
     return CheckResult(bundle=str(bundle), checks=checks, finding=text_in(said.result, "verdict"), numbers=numbers)
+
+
+def _several(value: T | Sequence[T] | None) -> list[T]:
+    """None, one, or several, as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, Mark | str | Path) else list(value)

@@ -49,7 +49,7 @@ def answer_coins(
     opening: PathLike | None = None,
     most: int = MOST,
 ) -> dict[str, Any]:
-    """Answer a bundle with the coins of its pairs, signed by the third party; the secret stays with it.
+    """Answer a bundle with the coins of a mark's pairs, signed by the third party; the secret stays with it.
 
     Args:
         bundle: the file. Whether its pairs are those of the evidence is for the check to say, not for the third party.
@@ -76,13 +76,16 @@ def answer_coins(
         said, wrong = opened(said, object_in(Path(opening)))
         if wrong:
             raise StillmarkError(f"the opening is not that of the bundle: {wrong[0]}")
-    if said.card is None or (differs := mark.matches(said.card)):
-        where = "it has no card" if said.card is None else f"the cards differ in {', '.join(differs)}"
+    card = said.card_like(mark.commitment)
+    if card is None or (differs := mark.matches(card.fields)):
+        where = "it has no card of this one" if card is None else f"the cards differ in {', '.join(differs)}"
         raise MarkError(f"{bundle}: the bundle is of another mark: {where}")
-    shown = {name: one for name, one in said.pairs.items() if isinstance(one, Scored)}
+    shown = {name: one for name, one in said.pairs.items() if isinstance(one, Scored) and said.card_of(name) == card}
     number = sum(len(one) + (0 if one.look is None else len(one.look.tokens)) for one in shown.values())
     if not number:
-        raise StillmarkError(f"{bundle}: the bundle shows no pairs", "name the `opening` of a confidential one")
+        raise StillmarkError(
+            f"{bundle}: the bundle shows no pairs of this mark", "name the `opening` of a confidential one"
+        )
     digest, today = hashlib.sha256(data).hexdigest(), datetime.now(UTC).date().isoformat()
     with resuming(Path(ledger), f"{LEDGER} {mark.commitment[:12]}", chained=True) as (earlier, append):
         spent = sum(one.fields["pairs"] for one in earlier if one.fields.get("date") == today)
@@ -105,7 +108,7 @@ def answer_coins(
 
 @dataclass(frozen=True)
 class Coins:
-    """An answer of a third party: what it signed, and the hits of each test by its name."""
+    """An answer of a third party: what it signed, and the hits of each test for its mark, by the test's name."""
 
     envelope: Envelope
     tests: dict[str, Hits]
@@ -123,20 +126,23 @@ def read_coins(data: bytes, bundle: bytes, said: Statement) -> Coins:
     except JsonError as error:
         raise StillmarkError(str(error)) from None
     digest = hashlib.sha256(bundle).hexdigest()
-    commitment = None if said.card is None else said.card["commitment"]
-    for name, wanted in (("format", COINS_FORMAT), ("bundle", digest), ("commitment", commitment)):
-        if not is_text(fields.get(name)) or fields[name] != wanted:
-            raise StillmarkError(f"'{name}' of the coins was to be {wanted}, and is {str(fields.get(name))[:80]}")
+    marks = [card.commitment for card in said.cards]
+    for name, wanted in (("format", [COINS_FORMAT]), ("bundle", [digest]), ("commitment", marks)):
+        if not is_text(fields.get(name)) or fields[name] not in wanted:
+            those = " or ".join(wanted) or "missing"
+            raise StillmarkError(f"'{name}' of the coins was to be {those}, and is {str(fields.get(name))[:80]}")
     tests, found = fields.get("tests"), {}
     for name, scored in said.pairs.items():
-        if isinstance(scored, Hidden) or said.stand_in is None:
+        card = said.card_of(name)
+        if isinstance(scored, Hidden) or card is None or card.commitment != fields["commitment"]:
             continue
         one = tests.get(name) if isinstance(tests, dict) else None
         if not isinstance(one, dict):
             raise StillmarkError(f"{name}: {len(scored):,} pairs are in the bundle, and no coins are in the answer")
-        most = said.stand_in.scheme.coins
-        look = None if scored.look is None else _hits(one.get("look"), len(scored.look.tokens), most, name)
-        found[name] = Hits(said.stand_in.scheme.rate, most, _hits(one.get("hits"), len(scored), most, name), look)
+        scheme = card.stand_in.scheme
+        hits = _hits(one.get("hits"), len(scored), scheme.coins, name)
+        look = None if scored.look is None else _hits(one.get("look"), len(scored.look.tokens), scheme.coins, name)
+        found[name] = Hits(scheme.rate, scheme.coins, hits, look)
     return Coins(envelope, found)
 
 

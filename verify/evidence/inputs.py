@@ -102,7 +102,7 @@ def changes(promised: Input, there: Input, path: Path) -> Iterator[str]:
     doubled = [i for i, line in enumerate(new) if line in more and line in set(old)]
     added = [i for i, line in enumerate(new) if line in more and line not in set(old)]
     parts = [f"{len(old):,} records were promised, and {len(new):,} are there"]
-    parts += [f"{_numbers('record', dropped, {})} of the promised ones dropped"] if dropped else []
+    parts += [f"of the promised ones {_numbers('record', dropped, {})} dropped"] if dropped else []
     parts += [f"{_numbers('record', doubled, ids)} there more than once"] if doubled else []
     parts += [f"{_numbers('record', added, ids)} new"] if added else []
     yield f"{said}: {'; '.join(parts)}"

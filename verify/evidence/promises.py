@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile, zip_longest
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from verify.evidence.inputs import Input, chain_of, changes
 from verify.evidence.signing import Envelope
 from verify.evidence.statement import Statement
 from verify.evidence.timestamp import claim_of, time_of
-from verify.lineage.plan import LINES, LineagePlan
+from verify.lineage.plan import LINES, MARK, LineagePlan, lines_for_marks
 from verify.results import plural
 from watermark import InputError, Mark, MissingExtraError, StillmarkError
+from watermark.keyfile import read_json
 
 PathLike = str | Path
 
@@ -75,20 +79,25 @@ def _adherence(said: Statement, planned: LineagePlan | None) -> Iterator[str]:
         yield f"the result owns up to {len(list_in(result, 'deviations'))} deviations, and there are {len(deviations)}"
     made = [text_in(one, "test") for one in tests_of(said)]
     missing = [text_in(one, "test") for one in list_in(result, "not_tested") if isinstance(one, dict)]
-    for name in LINES:
+    for name in dict.fromkeys([*LINES, *said.plan.lines, *made]):
         number = made.count(name)
         if name in said.plan.lines and number + missing.count(name) != 1:
-            yield f"the test '{name}' was planned, and is there {plural(number, 'time')}"
+            yield f"the test '{name[:80]}' was planned, and is there {plural(number, 'time')}"
         if name not in said.plan.lines and number:
-            yield f"the test '{name}' was not planned, and is there"
-    commitment = None if said.card is None else said.card["commitment"]
-    if said.plan.inputs.get("mark") != commitment:
-        yield f"the mark {said.plan.inputs.get('mark')} was planned, and the card is that of {commitment}"
+            yield f"the test '{name[:80]}' was not planned, and is there"
+    if (order := [name for name in said.plan.lines if name in made]) != made and len(set(made)) == len(made):
+        yield f"the tests were to come as {', '.join(order)[:200]}, and come as {', '.join(made)[:200]}"
+    planned_marks = [said.plan.inputs.get(line) for line in lines_for_marks(said.plan.lines) or [MARK]]
+    cards: list[str | None] = [one.commitment for one in said.cards] or [None]
+    for mark, card in zip_longest(planned_marks, cards):
+        if mark != card:
+            yield f"the mark {mark} was planned, and the card is that of {card}"
     for test in tests_of(said):
-        mark = object_at(object_at(test, "result"), "mark")
+        name, mark = text_in(test, "test"), object_at(object_at(test, "result"), "mark")
+        card = said.card_of(name)
+        commitment = None if card is None else card.commitment
         if mark and mark.get("commitment") != commitment:
-            name, other = text_in(test, "test"), mark.get("commitment")
-            yield f"the test '{name}' is of the mark {other}, and the card of {commitment}"
+            yield f"the test '{name[:40]}' is of the mark {mark.get('commitment')}, and the card of {commitment}"
 
 
 def check_timestamp(said: Statement, tsa: PathLike | None) -> Checked:
@@ -128,7 +137,6 @@ def check_calibration(said: Statement) -> Checked:
     """The known error rate: it is of this mark, and its numbers follow from its p-values."""
     assert said.calibration is not None
     digest, fields = said.calibration
-    commitment = None if said.card is None else said.card["commitment"]
     there = digest_of(fields)
     wrong = [] if digest == there else [f"SHA-256 {digest[:16]}... was promised, and {there[:16]}... is there"]
     try:
@@ -136,42 +144,77 @@ def check_calibration(said: Statement) -> Checked:
         wrong += differences(fields)
     except StillmarkError as error:
         return checked("calibration", "its form", [*wrong, str(error)])
-    if found.commitment != commitment:
-        wrong.append(f"it is of the mark {found.commitment[:16]}..., and the card is that of {str(commitment)[:16]}...")
+    card = said.card_like(found.commitment)
+    if card is None or found.commitment != card.commitment:
+        wrong.append(f"it is of the mark {found.commitment[:16]}..., and {_cards(said)}")
+    whose = "this mark" if len(said.cards) == 1 else f"the mark {found.commitment[:16]}..."
     against = (
         f"{found.verdict}, {plural(found.keys, 'decoy key')} on {plural(len(found.materials), 'material')} "
-        f"({digest[:16]}...): of this mark, and its numbers follow from its p-values"
+        f"({digest[:16]}...): of {whose}, and its numbers follow from its p-values"
     )
     if wrong:
         return checked("calibration", against, wrong)
     return Checked("calibration", OPEN, f"{against}, which were not counted anew")
 
 
-def check_commitment(
-    said: Statement,
-    secret: Mark | None,
-    published: Mapping[str, Any] | None,
-    card: PathLike | None,
-    spelled: bool,
-) -> Checked:
-    """The card is the one that was published, and the mark is the card's. spelled: its file is written as cards are."""
-    if said.card is None:
+@dataclass(frozen=True)
+class Published:
+    """A card as it was published. spelled: its file is written as cards are."""
+
+    path: Path
+    fields: dict[str, Any]
+    spelled: bool
+
+
+def published_card(path: Path) -> Published:
+    """A card in a file. Raises MarkError."""
+    fields = read_json(path, "card")
+    return Published(path, fields, path.read_bytes() == (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def check_commitment(said: Statement, secrets: Sequence[Mark], published: Sequence[Published]) -> Checked:
+    """The cards are those that were published, and the marks are the cards'."""
+    if not said.cards:
         return Checked("commitment", HOLDS, "no mark was tested")
-    wrong = [] if spelled else ["the file of the card is not written as `stillmark mark publish` writes it"]
-    if published is not None:
-        for name in sorted(published.keys() | said.card.keys()):
-            promised, there = (json.dumps(one[name]) if name in one else "missing" for one in (published, said.card))
+    wrong, seen = list[str](), set[str]()
+    for one in published:
+        if not one.spelled:
+            wrong.append("the file of the card is not written as `stillmark mark publish` writes it")
+        card = said.card_like(one.fields.get("commitment"))
+        if card is None:
+            wrong.append(f"{one.path}: the card of {str(one.fields.get('commitment'))[:80]}, and {_cards(said)}")
+            continue
+        seen.add(card.commitment)
+        for name in sorted(one.fields.keys() | card.fields.keys()):
+            promised, there = (
+                json.dumps(some[name]) if name in some else "missing" for some in (one.fields, card.fields)
+            )
             if there != promised:
                 wrong.append(f"'{name}' of the card was published as {promised}, and is {there} in the bundle")
-    if secret is not None:
-        own = secret.card()
-        for name in secret.matches(said.card):
-            wrong.append(f"'{name}' of the card is {said.card.get(name)}, and of the revealed mark {own.get(name)}")
-    named = [f"the card {card}"] if card is not None else []
-    named += [f"the revealed mark {secret.file or 'in memory'}"] if secret else []
+    for mark in secrets:
+        card, own = said.card_like(mark.commitment), mark.card()
+        if card is None:
+            wrong.append(f"the revealed mark {mark.file or 'in memory'} is {mark.commitment}, and {_cards(said)}")
+            continue
+        seen.add(card.commitment)
+        for name in mark.matches(card.fields):
+            wrong.append(f"'{name}' of the card is {card.fields.get(name)}, and of the revealed mark {own.get(name)}")
+    named = [f"the card {one.path}" for one in published]
+    named += [f"the revealed mark {mark.file or 'in memory'}" for mark in secrets]
     if not named:
-        return Checked("commitment", OPEN, "neither a card nor the mark was named")
-    return checked("commitment", " and ".join(named), wrong)
+        return Checked(
+            "commitment", OPEN, f"neither a card nor {'the' if len(said.cards) == 1 else 'a'} mark was named"
+        )
+    left = [one.commitment for one in said.cards if one.commitment not in seen]
+    against = " and ".join(named)
+    against += f"; not named: {' and '.join(f'the card or mark of {one[:16]}...' for one in left)}" if left else ""
+    return checked("commitment", against, wrong) if wrong or not left else Checked("commitment", OPEN, against)
+
+
+def _cards(said: Statement) -> str:
+    """Whose cards are there."""
+    marks = " and ".join(f"{one.commitment[:16]}..." for one in said.cards) or "no mark"
+    return f"the cards are those of {marks}" if len(said.cards) > 1 else f"the card is that of {marks}"
 
 
 def check_files(said: Statement, read: Mapping[Path, Input]) -> Checked:
@@ -186,7 +229,7 @@ def check_files(said: Statement, read: Mapping[Path, Input]) -> Checked:
             continue
         alike = [old for old in said.inputs if Path(old.name).name == path.name and old.sha256 not in there]
         if alike:
-            wrong += changes(alike[0], one, path)
+            wrong += changes(max(alike, key=lambda old: _common(Path(old.name), path)), one, path)
         else:
             wrong.append(f"{path}: the bundle knows no file of this content or name ({one.sha256[:16]}...)")
     if said.chain is not None:
@@ -195,6 +238,11 @@ def check_files(said: Statement, read: Mapping[Path, Input]) -> Checked:
     lacking = f"; not named: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}" if left else ""
     against = f"{plural(len(read), 'file')}{lacking}"
     return checked("files", against, wrong) if wrong or not left else Checked("files", OPEN, against)
+
+
+def _common(a: Path, b: Path) -> int:
+    """How many names at the end two paths have in common."""
+    return sum(1 for _ in takewhile(bool, map(eq, reversed(a.parts), reversed(b.parts))))
 
 
 def _chain(said: Statement, read: Mapping[Path, Input]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from verify.evidence.inputs import Input
 from verify.evidence.promises import check_signature
 from verify.evidence.proofs import false_proofs
 from verify.evidence.scored import Hits, Scored, differences, faults, hits_under, recomputed
-from verify.evidence.statement import Hidden, Statement
+from verify.evidence.statement import Card, Hidden, Statement
 from verify.evidence.values import same
 from verify.fingerprint.planted import ANSWERS
 from verify.lineage.verdict import CANNOT_TELL, UNRELATED, VERDICTS
@@ -37,10 +37,13 @@ def check_pairs(
     said: Statement,
     read: Mapping[Path, Input],
     wrong: Sequence[str],
-    secret: Mark | None,
-    tokenizer: PathLike | None,
+    secrets: Mapping[str, Mark],
+    tokenizers: Sequence[PathLike],
 ) -> Checked:
-    """The pairs keep the rules, are as many as the result says, and are those that the files give."""
+    """The pairs keep the rules, are as many as the result says, and are those that the files give.
+
+    secrets: the revealed marks, by the name of the test.
+    """
     found, against, lacking = list(wrong), list[str](), False
     results = {text_in(one, "test"): object_at(one, "result") for one in tests_of(said)}
     for name, scored in said.pairs.items():
@@ -52,8 +55,9 @@ def check_pairs(
             lacking = True
             against.append(f"{name}: {scored.n:,} pairs are not shown, and their root is {scored.root[:16]}...")
             continue
-        assert said.stand_in is not None
-        found += [f"{name}: {one}" for one in faults(scored, said.stand_in.exempt, said.stand_in.vocabulary_size)]
+        card = said.card_of(name)
+        assert card is not None  # it was read by it
+        found += [f"{name}: {one}" for one in faults(scored, card.stand_in.exempt, card.stand_in.vocabulary_size)]
         if not _of_excess(result) and result.get("n") != len(scored):
             found.append(f"{name}: {result.get('n')} pairs were counted, and {len(scored)} are there")
         if (rule := _rule(result)) != scored.rule:
@@ -64,8 +68,8 @@ def check_pairs(
             continue
         try:
             again = scored_again(
-                _knows_pairs(said, secret), result, {one.sha256: path for path, one in read.items()}, said, scored,
-                tokenizer,
+                _knows_pairs(card, secrets.get(name)), result, {one.sha256: path for path, one in read.items()}, said,
+                name, scored, tokenizers,
             )  # fmt: skip
         except NotHereError as error:
             lacking = True
@@ -84,15 +88,14 @@ def check_pairs(
     return Checked("pairs", OPEN if lacking else HOLDS, whole)
 
 
-def _knows_pairs(said: Statement, secret: Mark | None) -> Mark:
+def _knows_pairs(card: Card, secret: Mark | None) -> Mark:
     """A mark that tells which pairs count once. Of another engine's mark only the mark itself does.
 
     Raises NotHereError.
     """
-    assert said.stand_in is not None
-    if said.stand_in.scheme.embeds:
-        return said.stand_in
-    if secret is None or said.card is None or secret.matches(said.card):
+    if card.stand_in.scheme.embeds:
+        return card.stand_in
+    if secret is None or secret.matches(card.fields):
         raise NotHereError("which pairs of another engine's mark count once depends on its key: it takes the mark")
     return secret
 
@@ -122,40 +125,42 @@ def check_proofs(said: Statement, proven: Mapping[str, Any]) -> Checked:
     return checked("proofs", f"the root of the pairs: {number} of the test '{proven['test']}': {shown}", wrong)
 
 
+def revealed(said: Statement, marks: Sequence[Mark]) -> dict[str, Mark]:
+    """The revealed marks by the names of the tests whose pairs are theirs."""
+    cards = {card.commitment: mark for mark in marks if (card := said.card_like(mark.commitment)) is not None}
+    whose = {name: said.card_of(name) for name in said.pairs}
+    return {name: cards[card.commitment] for name, card in whose.items() if card and card.commitment in cards}
+
+
 def check_coins(
-    said: Statement, data: bytes, answered: bytes | None, key: Any, secret: Mark | None
-) -> tuple[list[Checked], dict[str, Hits]]:
-    """The answer of a third party: whose it is, and the hits that it gives."""
-    if answered is None:
-        return [], {}
+    said: Statement, data: bytes, answered: bytes, keys: Sequence[Any], secrets: Mapping[str, Mark]
+) -> tuple[Checked, dict[str, Hits]]:
+    """The answer of a third party: whose it is, and the hits that it gives. keys: those of which one signed it."""
     try:
         coins = read_coins(answered, data, said)
     except StillmarkError as error:
-        return [checked("coins", "the bundle", [str(error)])], {}
+        return checked("coins", "the bundle", [str(error)]), {}
     wrong: list[str] = []
     for name in coins.tests:
-        scored = said.pairs[name]
-        if secret is not None and isinstance(scored, Scored) and said.stand_in and secret.width == said.stand_in.width:
+        scored, secret, card = said.pairs[name], secrets.get(name), said.card_of(name)
+        if isinstance(scored, Scored) and secret is not None and card and secret.width == card.stand_in.width:
             wrong += differing(coins.tests, name, hits_under(scored, secret))
+    key = next((one for one in keys if one.keyid in coins.envelope.signatures), keys[0] if keys else None)
     signature = check_signature(coins.envelope, key, "of the third party")
-    return [
-        Checked(
-            "coins",
-            DIFFERS if wrong else signature.status,
-            signature.against,
-            (*signature.differences, *wrong),
-        )
-    ], coins.tests
+    status = DIFFERS if wrong else signature.status
+    return Checked("coins", status, signature.against, (*signature.differences, *wrong)), coins.tests
 
 
-def check_pvalues(said: Statement, secret: Mark | None, hits: Mapping[str, Hits], numbers: dict[str, float]) -> Checked:
-    """The p-values, from the pairs and the secret, or a third party's coins; of planted answers from the counts."""
+def check_pvalues(
+    said: Statement, secrets: Mapping[str, Mark], hits: Mapping[str, Hits], numbers: dict[str, float]
+) -> Checked:
+    """The p-values, from the pairs and the secrets, or a third party's coins; of planted answers from the counts."""
     wrong: list[str] = []
     against: list[str] = []
     lacking = False
     for one in tests_of(said):
         name, result = text_in(one, "test"), object_at(one, "result")
-        scored = said.pairs.get(name)
+        scored, secret, card = said.pairs.get(name), secrets.get(name), said.card_of(name)
         if same(result.get("log10_pvalue"), one.get("log10_pvalue")) is False:
             wrong.append(
                 f"{name}: log10 p is {one.get('log10_pvalue')} in the table, {result.get('log10_pvalue')} below"
@@ -172,9 +177,9 @@ def check_pvalues(said: Statement, secret: Mark | None, hits: Mapping[str, Hits]
             against.append(
                 f"{name}: not counted anew, since {'the pairs are' if secret else 'the secret is'} not shown"
             )
-        elif said.stand_in is not None and secret.width != said.stand_in.width:
+        elif card is not None and secret.width != card.stand_in.width:
             wrong.append(
-                f"{name}: the pairs have {said.stand_in.width} tokens of context, the revealed mark {secret.width}"
+                f"{name}: the pairs have {card.stand_in.width} tokens of context, the revealed mark {secret.width}"
             )
         else:
             wrong += [f"{name}: {said}" for said in _counted(name, scored, hits_under(scored, secret), result, numbers)]

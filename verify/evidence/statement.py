@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from verify.evidence.bundle import OPENING_FORMAT, PREDICATE, STATEMENT, own_salt
+from verify.evidence.bundle import OF_SEVERAL, OPENING_FORMAT, PREDICATE, STATEMENT, own_salt
 from verify.evidence.inputs import Chain, Input, inputs_of_fields
 from verify.evidence.merkle import root_of
 from verify.evidence.scored import RULES, Scored, scored_of_fields
@@ -17,11 +17,9 @@ from watermark.io.fields import JsonError, is_int, is_text, load_object, wrong_f
 from watermark.keyfile import CARD_FORMAT, PARAMETERS, card_types
 from watermark.schemes import from_fields
 
-KEYS: Final = frozenset(
-    {"card", "chain", "created", "inputs", "pairs", "plan", "promised", "result", "timestamp", "version"}
-)
-
-
+KEYS: Final = frozenset({"chain", "created", "inputs", "pairs", "plan", "promised", "result", "timestamp", "version"})
+CARDS: Final = {PREDICATE: "card", OF_SEVERAL: "cards"}
+"""The key of the card or cards, by the type of the predicate."""
 MAY_BE_MISSING: Final = frozenset({"calibration"})
 
 
@@ -35,12 +33,29 @@ class Hidden:
 
 
 @dataclass(frozen=True)
+class Card:
+    """The card of a mark.
+
+    Attributes:
+        fields: as they stand in JSON.
+        stand_in: a mark with the card's parameters and no secret of anybody's.
+    """
+
+    fields: dict[str, Any]
+    stand_in: Mark
+
+    @property
+    def commitment(self) -> str:
+        """To the mark's secret and all of its parameters."""
+        return str(self.fields["commitment"])
+
+
+@dataclass(frozen=True)
 class Statement:
     """What a bundle says.
 
     Attributes:
-        card: of the mark, with the commitment; None where no mark was tested.
-        stand_in: a mark with the card's parameters and no secret of anybody's; None without a card.
+        cards: of the marks, each another one; none where no mark was tested.
         chain: through the log of a sequential run; None: there was none.
         inputs: the files of the evidence.
         pairs: what each test scored, by its name; or that it is hidden.
@@ -51,8 +66,7 @@ class Statement:
         calibration: digest and fields of a calibration, as they stand there; None: there is none.
     """
 
-    card: dict[str, Any] | None
-    stand_in: Mark | None
+    cards: tuple[Card, ...]
     chain: Chain | None
     inputs: tuple[Input, ...]
     pairs: dict[str, Scored | Hidden]
@@ -63,6 +77,16 @@ class Statement:
     created: str
     calibration: tuple[str, dict[str, Any]] | None = None
 
+    def card_like(self, commitment: object) -> Card | None:
+        """The card with this commitment, or the only one."""
+        if len(self.cards) == 1:
+            return self.cards[0]
+        return next((one for one in self.cards if one.commitment == commitment), None)
+
+    def card_of(self, test: str) -> Card | None:
+        """The card of a test's mark: of several the one that the plan has for the test's line."""
+        return self.card_like(self.plan.inputs.get(test))
+
 
 def read_statement(payload: bytes) -> Statement:
     """A bundle's payload. Raises StillmarkError, which says what is wrong."""
@@ -70,26 +94,24 @@ def read_statement(payload: bytes) -> Statement:
         whole = load_object(payload)
     except JsonError as error:
         raise StillmarkError(str(error)) from None
-    for name, wanted in (("_type", STATEMENT), ("predicateType", PREDICATE)):
-        if whole.get(name) != wanted:
-            raise StillmarkError(f"'{name}' was to be {wanted}, and is {str(whole.get(name))[:80]!r}")
-    fields = _object(whole, "predicate")
-    for key in sorted(KEYS ^ (fields.keys() - MAY_BE_MISSING)):
-        raise StillmarkError(f"it has {'no' if key in KEYS else 'a'} '{key[:40]}'")
+    kind = whole.get("predicateType")
+    for name, wanted in (("_type", [STATEMENT]), ("predicateType", list(CARDS))):
+        if whole.get(name) not in wanted:
+            raise StillmarkError(f"'{name}' was to be {' or '.join(wanted)}, and is {str(whole.get(name))[:80]!r}")
+    fields, keys = _object(whole, "predicate"), KEYS | {CARDS[str(kind)]}
+    for key in sorted(keys ^ (fields.keys() - MAY_BE_MISSING)):
+        raise StillmarkError(f"it has {'no' if key in keys else 'a'} '{key[:40]}'")
     inputs = inputs_of_fields(fields["inputs"])
     subject = [{"name": one.name, "digest": {"sha256": one.sha256}} for one in inputs]
     if whole.get("subject") != subject or whole.keys() != {"_type", "predicateType", "subject", "predicate"}:
         raise StillmarkError("its 'subject' is not that of its inputs")
-    card = None if fields["card"] is None else _object(fields, "card")
-    stand_in = None if card is None else mark_of_card(card)
     if not is_text(fields["created"]) or not is_text(fields["version"]):
         raise StillmarkError("'created' and 'version' must be strings")
-    return Statement(
-        card=card,
-        stand_in=stand_in,
+    said = Statement(
+        cards=_cards(fields),
         chain=_chain(fields["chain"]),
         inputs=inputs,
-        pairs={name: _pairs(name, one, stand_in) for name, one in _object(fields, "pairs").items()},
+        pairs={},
         plan=plan_of_fields(_object(fields, "plan")),
         promised=None if fields["promised"] is None else plan_of_fields(_object(fields, "promised")),
         result=_object(fields, "result"),
@@ -97,6 +119,26 @@ def read_statement(payload: bytes) -> Statement:
         created=fields["created"],
         calibration=_calibration(fields["calibration"]) if "calibration" in fields else None,
     )
+    pairs = {name: _pairs(name, one, said.card_of(name)) for name, one in _object(fields, "pairs").items()}
+    return replace(said, pairs=pairs)
+
+
+def _cards(fields: Mapping[str, Any]) -> tuple[Card, ...]:
+    """The card, or the cards."""
+    if "card" in fields:
+        return () if fields["card"] is None else (_card(_object(fields, "card")),)
+    several = fields["cards"]
+    if not isinstance(several, list) or len(several) < 2 or not all(isinstance(one, dict) for one in several):
+        raise StillmarkError("'cards' must be a list of two cards or more")
+    cards = tuple(map(_card, several))
+    for i, one in enumerate(cards):
+        if one.commitment in [other.commitment for other in cards[:i]]:
+            raise StillmarkError(f"the card of {one.commitment[:16]}... is there twice")
+    return cards
+
+
+def _card(fields: dict[str, Any]) -> Card:
+    return Card(fields, mark_of_card(fields))
 
 
 def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -126,12 +168,12 @@ def mark_of_card(card: Mapping[str, Any]) -> Mark:
         raise StillmarkError(f"the card is malformed: {error}") from None
 
 
-def _pairs(name: str, fields: Any, mark: Mark | None) -> Scored | Hidden:
+def _pairs(name: str, fields: Any, card: Card | None) -> Scored | Hidden:
     where = f"the pairs of the test '{name[:40]}'"
-    if not isinstance(fields, dict) or mark is None:
-        raise StillmarkError(f"{where} must be an object, and need a card")
+    if not isinstance(fields, dict) or card is None:
+        raise StillmarkError(f"{where} must be an object, and need the card of the mark that the plan has for the test")
     if "root" not in fields:
-        return scored_of_fields(fields, mark.width, where)
+        return scored_of_fields(fields, card.stand_in.width, where)
     rule, number, root = fields.get("rule"), fields.get("n"), fields["root"]
     if rule not in RULES or not is_int(number) or not is_text(root):
         raise StillmarkError(f"{where}: want 'rule', 'n' and 'root'")
@@ -188,7 +230,7 @@ def opened(statement: Statement, opening: Mapping[str, Any]) -> tuple[Statement,
         if not isinstance(tests.get(name), dict):
             wrong.append(f"{name}: {hidden.n:,} pairs were promised, and the opening has none")
             continue
-        shown = _pairs(name, tests[name], statement.stand_in)
+        shown = _pairs(name, tests[name], statement.card_of(name))
         if isinstance(shown, Hidden):
             raise StillmarkError("an opening shows pairs, and no root")
         root = root_of(shown.to_dict(), own_salt(secret, name))

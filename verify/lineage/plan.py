@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +57,21 @@ def is_line(line: str) -> bool:
 def is_mark(line: str) -> bool:
     """Whether a line of a plan is a test for a mark; of several marks each has its own, `mark NAME`."""
     return line in (MARK, WRITTEN) or line.startswith(f"{MARK} ")
+
+
+def lines_for_marks(lines: Sequence[str]) -> list[str]:
+    """The lines of a plan that test for a mark, one a mark."""
+    return [line for line in lines if is_mark(line) and line != WRITTEN]
+
+
+def kept_as(lines: Sequence[str], line: str) -> str:
+    """Under which name the folder of a verdict keeps what belongs to the mark of a line; each of several has its own.
+
+    >>> kept_as(["mark"], "mark"), kept_as(["mark a", "mark b"], "mark b")
+    ('mark', 'mark.2')
+    """
+    marks = lines_for_marks(lines)
+    return f"{MARK}.{marks.index(line) + 1}" if len(marks) > 1 and line in marks else MARK
 
 
 @dataclass(frozen=True)

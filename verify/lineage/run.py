@@ -40,6 +40,8 @@ from verify.lineage.plan import (
     LineagePlan,
     Planned,
     is_mark,
+    kept_as,
+    lines_for_marks,
 )
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
@@ -216,11 +218,12 @@ def _started(folder: Path | None, plan: Path | None) -> tuple[str, bool]:
 
 
 def _keep(folder: Path, given: Given, lines: Sequence[PlannedTest]) -> None:
-    """Keep what a bundle of the evidence holds besides: the mark's card, and the pairs of each test that has some."""
+    """Keep what a bundle of the evidence holds besides: the marks' cards, and the pairs of each test that has some."""
     scored = {line.name: scored_of(line.result) for line in lines if line.result is not None}
     pairs = {name: one.to_dict() for name, one in scored.items() if one is not None}
     kept = {PAIRS: json.dumps({"format": PAIRS_FORMAT, "tests": pairs}) + "\n"}
-    kept |= {} if given.mark is None else {CARD: json.dumps(given.mark.card(), indent=1) + "\n"}
+    for line, mark in given.marks.items():
+        kept[kept_as(list(given.marks), line) + CARD] = json.dumps(mark.card(), indent=1) + "\n"
     for name, text in kept.items():
         with files.writing(folder / name):
             files.replace(folder / name, text.encode(), private=name == PAIRS)
@@ -295,7 +298,7 @@ def _run(plan: LineagePlan, tests: Mapping[str, Callable[[], Result]], planned: 
     error.
     """
     lines, unread = [], list[InputError]()
-    marks = sum(is_mark(name) and name != WRITTEN for name in plan.lines)
+    marks = len(lines_for_marks(plan.lines))
     for name in plan.lines:
         try:
             lines.append(PlannedTest(name, replace(tests[name](), planned=planned)))
@@ -375,17 +378,12 @@ def _read(given: Given, line: str, suspect: Model | Endpoint, alpha: float, prog
         given.probes,
         reference=given.reference,
         unmarked_probes=given.unmarked_probes,
-        record=_log(given, _record_of(given, line)),
+        record=_log(given, kept_as(list(given.marks), line)),
         alpha=alpha,
         tokenizer=given.tokenizer,
         skip_bad=given.skip_bad,
         progress=progress,
     )
-
-
-def _record_of(given: Given, line: str) -> str:
-    """Where what was read for a mark is kept: each mark reads other places, in its own tokens."""
-    return MARK if len(given.marks) == 1 else f"{MARK}.{list(given.marks).index(line) + 1}"
 
 
 def _mark(given: Given, line: str, alpha: float, progress: Stages) -> Result:
@@ -423,7 +421,7 @@ def _mark(given: Given, line: str, alpha: float, progress: Stages) -> Result:
                 access.files,
                 reference=given.reference,
                 unmarked_probes=free,
-                record=_log(given, _record_of(given, line)),
+                record=_log(given, kept_as(list(given.marks), line)),
                 alpha=alpha,
                 tokenizer=given.tokenizer,
                 columns=given.columns,
