@@ -26,8 +26,6 @@ from verify.evidence.identity import sign_file
 from verify.evidence.signing import new_key as new_signing_key
 from watermark import ApiError, GreenList, InputError, Mark, UsageError
 
-pytest.importorskip("sigstore", reason="the extra `sigstore`")
-
 Run = Callable[..., Answer]
 Fields = dict[str, Any]
 
