@@ -35,6 +35,7 @@ from verify.evidence.inputs import chain_of
 from verify.evidence.proofs import prove_pairs
 from verify.evidence.report import read_result, report_html
 from verify.evidence.scored import (
+    BINOMIAL,
     CHERNOFF,
     MIXTURE,
     RULES,
@@ -827,4 +828,7 @@ def test_numbers_are_refused_that_are_none() -> None:
     ):  # fmt: skip
         with pytest.raises(StillmarkError):
             scored_of_fields(good | change, 1, "")
+    for n in (2**62, -1, 2**70):  # at width 0, with weights of 1, no column has so many
+        with pytest.raises(StillmarkError, match=f"'tokens' must be a list of {n} integers"):
+            scored_of_fields({"rule": BINOMIAL, "n": n, "contexts": [], "tokens": [6], "weights": []}, 0, "")
     assert scoring.SHOWN > 0

@@ -139,11 +139,12 @@ def _pairs_of(fields: Mapping[str, Any], width: int, wanted: tuple[int, ...], wh
     if not isinstance(weights, list) or len(weights) not in wanted:
         raise StillmarkError(f"{where}: 'weights' must be {' or '.join(map(str, wanted))} columns")
     number = int(n or 0)
+    tokens = _ints(fields, "tokens", number, where).astype(np.uint32)  # so many: the columns may be none
     columns = [_ints({"contexts": column}, "contexts", number, where) for column in contexts]
     heavy = [_floats(column, number, where) for column in weights]
     return WeightedPairs(
         np.column_stack([np.zeros((number, 0), np.uint32), *columns]).astype(np.uint32),
-        _ints(fields, "tokens", number, where).astype(np.uint32),
+        tokens,
         np.column_stack([np.zeros((number, 0)), *heavy]),
     )
 
