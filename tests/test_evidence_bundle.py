@@ -35,7 +35,6 @@ from verify.evidence.inputs import chain_of
 from verify.evidence.proofs import prove_pairs
 from verify.evidence.report import read_result, report_html
 from verify.evidence.scored import (
-    BINOMIAL,
     CHERNOFF,
     MIXTURE,
     RULES,
