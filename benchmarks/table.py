@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from verify.results import plural
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RESULTS, LIMITS, FORENSICS = DOCS / "results.md", DOCS / "limits.md", DOCS / "forensics.md"
@@ -303,7 +305,7 @@ def _arm_name(name: str) -> str:
     """Of an arm of benchmarks/schemes.py, as one reads it."""
     arm, *more = name.split("-")
     scheme, width = arm.split("w")
-    what = f"delta {scheme[1:]}" if scheme[0] == "d" else f"{scheme[1:]} layers"
+    what = f"delta {scheme[1:]}" if scheme[0] == "d" else plural(int(scheme[1:]), "layer")
     said = {"2": "another key", "once": "a context marked once", "warm": "temperature 1.1"}
     return ", ".join([what, *(["width 2"] if width == "2" else []), *(said[one] for one in more)])
 
