@@ -86,6 +86,19 @@ def test_copies_of_a_network(networks: list[Tensors], folders: list[Path], tmp_p
     assert [layer.fixed_points for layer in compare(folders[0], folders[0]).layers] == [48, 48]
 
 
+def test_units_in_the_opposite_order(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
+    """A copier who turned the order round ended the test in a division by zero."""
+    turned = {
+        name: t.flip(0 if "up" in name or "gate" in name else 1).contiguous() if "mlp" in name else t
+        for name, t in networks[0].items()
+    }
+    found = compare(folders[0], write(tmp_path / "turned", turned))
+    assert [layer.spearman for layer in found.layers] == [-1.0, -1.0]
+    assert found.share > 0.95
+    assert found.independence().comparisons["spearman_t"] <= 0
+    assert [layer.to_dict()["log10_pvalue_spearman_t"] for layer in found.layers] == [0.0, 0.0]
+
+
 def test_shuffling_the_suspect_leaves_the_share(networks: list[Tensors], folders: list[Path], tmp_path: Path) -> None:
     plain = compare(folders[0], folders[1])
     other = compare(folders[0], write(tmp_path / "p", permuted(networks[1], 9)))

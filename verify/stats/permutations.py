@@ -115,7 +115,7 @@ def spearman_log10_t(rho: float, n: int) -> float:
     Not guaranteed: close where p is not small, and without meaning in the far tail, where it falls below the
     probability of any single permutation.
     """
-    if n < 3:
+    if n < 3 or rho <= -1:
         return 0.0
     floor = -math.lgamma(n + 1) / LN10
     if rho >= 1:
