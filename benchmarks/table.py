@@ -285,7 +285,8 @@ def schemes(results: dict[str, Any]) -> str:
             form, unit = (".1f", " %") if factor == 100 else (".3f", "")
             change, low, high = (factor * value for value in (one["difference"], *one["interval"]))
             cells.append(f"{change:+z{form}}{unit} ({low:z{form}} to {high:z{form}})")
-        lines.append(f"| {_arm_name(name)} | {' | '.join(cells)} |")
+        what = _arm_name(name).replace("temperature", "both at temperature")  # the unmarked text is drawn likewise
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     lines += [
         "",
         "| what a student shows, log10 p | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens "
