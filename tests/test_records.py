@@ -176,8 +176,9 @@ def test_a_full_disk_is_said_in_words_and_costs_nothing(tmp_path: Path, monkeypa
         return write(file, data[: len(data) // 2] if call == 2 else data)
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(InputError, match="cannot write: No space left on device"):
+    with pytest.raises(InputError, match="cannot write: No space left on device") as error:
         squares(path)
+    assert error.value.hint == "free some space, and call again"
     monkeypatch.setattr(os, "write", write)
     assert not path.read_bytes().endswith(b"\n")
     assert squares(path) == [0, 1, 4, 9]

@@ -38,7 +38,13 @@ def writing(
         if not isinstance(error, (OSError, *more)):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise InputError(path, 0, f"cannot write: {reason}", hint) from error
+        full = getattr(error, "errno", None) in _FULL
+        raise InputError(
+            path, 0, f"cannot write: {reason}", "free some space, and call again" if full else hint
+        ) from error
+
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
