@@ -235,8 +235,8 @@ def _check_config(folder: Path) -> None:
     except (StillmarkError, ImportError):
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        if "model_type" in str(error) or "model type" in str(error):
-            return  # a tokenizer needs no architecture that is known
+        if any(words in str(error) for words in ("model_type", "model type", "trust_remote_code")):
+            return  # a tokenizer needs no architecture that is known, nor its code
         reason = printable(error) or type(error).__name__
         hint = "restore the file from its source"
         raise TokenizerError(f"{folder / 'config.json'}: transformers refuses it: {reason}", hint) from error
