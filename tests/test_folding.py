@@ -20,6 +20,7 @@ from click.testing import Result
 
 import verify
 from tests import small
+from verify.data import folding
 from verify.data.decoders import _SIGNS as SIGNS
 from verify.data.folding import Folding, fold
 from verify.data.outputs import Output
@@ -467,3 +468,36 @@ def test_an_answer_that_was_given_is_none(place: Path, jsonl: Write) -> None:
     turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "badan", "prefix": True}]
     with pytest.raises(InputError, match="no turn of the conversation is by the assistant"):
         verify.text_test(place / "m", jsonl({"messages": turns}))
+
+
+def test_words_in_order_by_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of words is followed from every place where its first word stands, one by one."""
+    monkeypatch.setattr(folding, "spellings", lambda text: {})
+    draw = np.random.default_rng(8)
+    names = ["of", "the", "river", "mountains", "extraordinary", "a", "green", "valley"]
+
+    def reaches(words: list[str], shown: list[list[str]], start: int) -> int:
+        """The end of the longest row from `start` that was shown, if it has the letters; else `start`."""
+        rows = [(text, place) for text in range(len(shown)) for place, word in enumerate(shown[text])
+                if word == words[start]]  # fmt: skip
+        end, letters, best = start, 0, start
+        while rows:
+            letters += min(len(words[end]), 8)
+            end += 1
+            best = end if letters >= 24 else best
+            rows = [(text, after) for text, place in dict.fromkeys(rows) if end < len(words)
+                    for after in range(place + 1, min(place + 14, len(shown[text])))
+                    if shown[text][after] == words[end]]  # fmt: skip
+        return best
+
+    seen = 0
+    for _ in range(200):
+        shown = [draw.choice([*names, *"bcdefghij"], draw.integers(0, 50)).tolist() for _ in range(3)]
+        words = draw.choice([*names, "unseen"], draw.integers(0, 12)).tolist()
+        expected = np.zeros(len(words), np.bool_)
+        for start in range(len(words)):
+            expected[start : reaches(words, shown, start)] = True
+        found = folding._in_order(words, folding.shown_of([" ".join(text) for text in shown]))
+        assert found.tolist() == expected.tolist(), (words, shown)
+        seen += int(found.sum())
+    assert seen > 50

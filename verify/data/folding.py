@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final
@@ -76,10 +76,15 @@ class Shown:
     Attributes:
         runs: for each way to fold, a hash of every `RUN` characters in a row, sorted, without those that come again.
         words: of each word the places where it stands, ascending; between two texts there is a gap.
+        numbers: of each word, from 1.
+        near: of two words that stand in this order, with at most `BETWEEN` others between them, both numbers in one,
+            the first shifted by 32 bits; sorted.
     """
 
     runs: dict[Callable[[str], str], U64]
     words: dict[str, npt.NDArray[np.int64]]
+    numbers: dict[str, int]
+    near: U64
 
 
 def shown_of(prompts: Iterable[str]) -> Shown:
@@ -89,14 +94,25 @@ def shown_of(prompts: Iterable[str]) -> Shown:
     runs: dict[Callable[[str], str], U64] = {}
     for how in ways:
         runs[how] = np.unique(np.concatenate([_NO_RUNS, *(_runs(how(one)) for one in texts)])).astype(np.uint64)
-    places: dict[str, list[int]] = {}
-    start = 0
+    numbers: dict[str, int] = {}
+    row: list[int] = []
     for one in texts:
-        words = words_of(one)[:MOST_WORDS]
-        for place, word in enumerate(words, start):
-            places.setdefault(word, []).append(place)
-        start += len(words) + BETWEEN + 2
-    return Shown(runs, {word: np.array(where, np.int64) for word, where in places.items()})
+        row += [numbers.setdefault(word, len(numbers) + 1) for word in words_of(one)[:MOST_WORDS]]
+        row += [0] * (BETWEEN + 2)  # no word: nothing is near that stands in another text
+    stand = np.array(row, np.uint64)
+    by_word = np.argsort(stand, kind="stable")
+    starts = np.searchsorted(stand[by_word], np.arange(1, len(numbers) + 2, dtype=np.uint64))
+    places = {word: by_word[starts[i - 1] : starts[i]] for word, i in numbers.items()}
+    return Shown(runs, places, numbers, _near(stand))
+
+
+def _near(stand: U64) -> U64:
+    """Which two numbers, 0 aside, stand in this order with at most `BETWEEN` between: sorted, as in `Shown`."""
+    found = []
+    for apart in range(1, BETWEEN + 2):
+        first, second = stand[:-apart], stand[apart:]
+        found.append((first << np.uint64(32) | second)[(first > 0) & (second > 0)])
+    return np.sort(np.concatenate(found))
 
 
 def words_of(text: str) -> list[str]:
@@ -149,7 +165,7 @@ class Folding:
         pieces = [self._piece(group, fold_letters) for group in groups]
         words = words_of(self.text_of(ids.tolist()))
         if "".join(words) == "".join(pieces):
-            found |= _whole(pieces, np.repeat(_in_order(words, shown.words), [len(word) for word in words]))
+            found |= _whole(pieces, np.repeat(_in_order(words, shown), [len(word) for word in words]))
         return np.repeat(found, [len(group) for group in groups]).astype(np.bool_)
 
     def _groups(self, ids: list[int]) -> list[tuple[int, ...]]:
@@ -195,26 +211,45 @@ def _covered(stream: str, shown: U64) -> Bools:
     """Which characters of a text lie in a run of `RUN` whose hash was shown: bool [length]."""
     covered = np.zeros(len(stream) + 1, np.int64)
     runs = _runs(stream)
-    if len(runs) and len(shown):
-        there = shown[np.searchsorted(shown, runs).clip(max=len(shown) - 1)] == runs
+    if len(runs):
+        there = _among(runs, shown)
         covered[: len(there)] += there
         covered[RUN : RUN + len(there)] -= there
     return np.asarray(np.cumsum(covered)[: len(stream)] > 0)
 
 
-def _in_order(words: Sequence[str], places: Mapping[str, npt.NDArray[np.int64]]) -> Bools:
-    """Which words of a text belong to some in a row that were shown in this order, however labelled: bool [words]."""
-    where = [places.get(word, _NOWHERE) for word in words]
+def _in_order(words: Sequence[str], shown: Shown) -> Bools:
+    """Which words of a text belong to some in a row that were shown in this order, however labelled: bool [words].
+
+    Between two words that stand nowhere near each other no such row goes on. What is left between is looked at, if it
+    has the letters.
+    """
+    found = np.zeros(len(words), np.bool_)
     size = np.array([min(len(word), LONG) for word in words], np.int64)
+    numbers = np.array([shown.numbers.get(word, 0) for word in words], np.uint64)
+    goes_on = _among(numbers[:-1] << np.uint64(32) | numbers[1:], shown.near)
+    ends = np.append(np.flatnonzero(~goes_on) + 1, len(words))
+    for start, end in zip(np.append(0, ends[:-1]).tolist(), ends.tolist(), strict=True):
+        if size[start:end].sum() >= IN_ORDER:
+            found[start:end] = _row_in_order([shown.words[word] for word in words[start:end]], size[start:end])
+    return found
+
+
+def _among(values: U64, known: U64) -> Bools:
+    """Which values are among the known ones, which are sorted: bool [values]."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    return np.asarray(known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values)
+
+
+def _row_in_order(where: Sequence[npt.NDArray[np.int64]], size: npt.NDArray[np.int64]) -> list[bool]:
+    """The same for words in a row; where: of each the places, ascending; size: its letters, int64 [words]."""
     ahead = _letters_so_far(where, size)
     back = _letters_so_far([-one[::-1] for one in where[::-1]], size[::-1])
-    return np.array(
-        [
-            len(one) > 0 and int((before + after[::-1]).max()) - letters >= IN_ORDER
-            for one, before, after, letters in zip(where, ahead, back[::-1], size.tolist(), strict=True)
-        ],
-        np.bool_,
-    )
+    return [
+        int((before + after[::-1]).max()) - letters >= IN_ORDER
+        for before, after, letters in zip(ahead, back[::-1], size.tolist(), strict=True)
+    ]
 
 
 def _letters_so_far(where: Sequence[npt.NDArray[np.int64]], size: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
