@@ -53,33 +53,25 @@ def scored_again(
     lacking = ""
     for tokenizer in tokenizers or (None,):
         try:
-            return _scored(mark, result, here, said, test, promised, tokenizer)
+            if promised.rule == SEQUENTIAL:
+                return _sequential(mark, result, here, said, promised, tokenizer)
+            if promised.rule in (BINOMIAL, COUNTS) and "method" in result:
+                read = _outputs(mark, _files(result.get("files"), said, here), result, tokenizer)
+                return _counted(mark, read, result, promised)
+            if "method" in result:
+                raise NotHereError("what the reference said along the text was not kept")
+            return _logprobs(mark, result, here, said, f"readings/{kept_as(said.plan.lines, test)}", tokenizer)
         except TokenizerError as error:
             lacking = str(error)
     raise NotHereError(f"it takes the mark's tokenizer: {lacking}")
 
 
-def _scored(
-    mark: Mark,
-    result: Mapping[str, Any],
-    here: Mapping[str, Path],
-    said: Statement,
-    test: str,
-    promised: Scored,
-    tokenizer: str | Path | None,
-) -> Scored:
-    if promised.rule == SEQUENTIAL:
-        return _sequential(mark, result, here, said, promised, tokenizer)
-    if promised.rule in (BINOMIAL, COUNTS) and "method" in result:
-        unmarked = result.get("unmarked_prompts") is True
-        read = _outputs(mark, _files(result.get("files"), said, here), result, tokenizer)
-        pairs = pairs_of(mark, read, unmarked_prompts=unmarked)
-        weights = pairs.counts[:, None].astype(np.float64)[:, : promised.pairs.weights.shape[1]]
-        weights = np.minimum(weights, 20)
-        return Scored(promised.rule, WeightedPairs(pairs.contexts, pairs.tokens, weights), np.zeros(0, np.int64))
-    if "method" in result:
-        raise NotHereError("what the reference said along the text was not kept")
-    return _logprobs(mark, result, here, said, f"readings/{kept_as(said.plan.lines, test)}", tokenizer)
+def _counted(mark: Mark, read: Outputs, result: Mapping[str, Any], promised: Scored) -> Scored:
+    """Of a test of text that counts pairs."""
+    pairs = pairs_of(mark, read, unmarked_prompts=result.get("unmarked_prompts") is True)
+    weights = pairs.counts[:, None].astype(np.float64)[:, : promised.pairs.weights.shape[1]]
+    weights = np.minimum(weights, 20)
+    return Scored(promised.rule, WeightedPairs(pairs.contexts, pairs.tokens, weights), np.zeros(0, np.int64))
 
 
 def _files(names: Any, said: Statement, here: Mapping[str, Path]) -> list[Path]:
