@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    ContinuousBatchingConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,6 +29,7 @@ from watermark.schemes.logits import contexts_at_end
 
 MARK = Mark(bytes(range(1, 33)), scheme=GreenList(delta=40.0), vocabulary_size=256, exempt=(0, 1))
 PROMPTS = [[5, 6, 7], [9, 8], [11, 12, 13, 14], [3]]
+LITTLE = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)  # unsaid, its cache takes most of the memory
 
 
 @pytest.fixture
@@ -79,16 +81,17 @@ def test_a_generation_config_with_a_mark_saves_and_loads(tmp_path: Path) -> None
 
 
 def batch(lm: Any, **how: Any) -> Any:
-    return lm.generate_batch(PROMPTS, generation_config=GenerationConfig(**how, max_new_tokens=6, eos_token_id=1))
+    how = {"generation_config": GenerationConfig(**how, max_new_tokens=6, eos_token_id=1)}
+    return lm.generate_batch(PROMPTS, **how, continuous_batching_config=LITTLE)
 
 
 def batch_by_argument(lm: Any, **how: Any) -> Any:
-    return lm.generate_batch(PROMPTS, max_new_tokens=6, **how)
+    return lm.generate_batch(PROMPTS, max_new_tokens=6, continuous_batching_config=LITTLE, **how)
 
 
 def batch_by_model(lm: Any, **how: Any) -> Any:
     lm.generation_config.update(**how)
-    return lm.generate_batch(PROMPTS, max_new_tokens=6)
+    return lm.generate_batch(PROMPTS, max_new_tokens=6, continuous_batching_config=LITTLE)
 
 
 def paged(lm: Any, **how: Any) -> Any:
@@ -96,12 +99,12 @@ def paged(lm: Any, **how: Any) -> Any:
 
 
 def manager(lm: Any, **how: Any) -> Any:
-    return lm.init_continuous_batching(GenerationConfig(**how, eos_token_id=1))
+    return lm.init_continuous_batching(GenerationConfig(**how, eos_token_id=1), LITTLE)
 
 
 def kept_manager(lm: Any, **how: Any) -> Any:
     plain = GenerationConfig(max_new_tokens=2, eos_token_id=1)
-    lm.generate_batch(PROMPTS, generation_config=plain, persistent_manager=True)
+    lm.generate_batch(PROMPTS, generation_config=plain, persistent_manager=True, continuous_batching_config=LITTLE)
     try:
         return batch(lm, **how)
     finally:
