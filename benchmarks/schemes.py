@@ -21,10 +21,12 @@ import numpy as np
 from benchmarks import students
 from benchmarks import witnesses as w
 from benchmarks.machine import machine
+from benchmarks.table import arm_name
 from verify.data.logprobs import keep_first, logprobs_at_positions
 from verify.data.pairs import WeightedPairs, distinct
 from verify.planning.demo import teacher_model
 from verify.planning.quality import quality
+from verify.planning.quality_result import Measure
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.result import draw_decoys
 from verify.radioactivity.text import EXCESS, excess, text_result
@@ -36,7 +38,8 @@ import matplotlib.pyplot as plt
 RESULTS: Final = Path("benchmarks/results/schemes.json")
 PLOT: Final = Path("docs/schemes.png")
 ARMS: Final = (
-    "d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2", "t4w1-once", "t4w1-warm",
+    "d0.5w1", "d1w1", "d2w1", "t1w1", "t2w1", "t3w1", "t4w1", "t2w2", "t4w2",
+    "t4w1-once", "t4w1-at1.1", "t4w1-at1.04", "t1w1-at1.013",
 )  # fmt: skip
 POSITIONS: Final = (300, 1000, 3000)
 TEXT: Final = 20_000  # tokens
@@ -107,18 +110,23 @@ def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:
     return [*rows, ("text", length, statistics.median(values))]
 
 
-def cost(name: str) -> dict[str, Any]:
-    """What the mark costs the teacher's text, over several keys."""
+def cost(name: str, results: dict[str, Any]) -> dict[str, Any]:
+    """What the mark costs the teacher's text, over several keys; beside unmarked text at temperature 1 in any case."""
     measured = quality(
         teacher_model(),
-        w.mark_of(name),
+        students.mark_of(w.FOLDER, name, teacher_model()),
         number=PROMPTS,
         answers=ANSWERS,
         keys=KEYS,
         sampling=sampling_of(name),
         out=w.FOLDER / f"{name}.quality",
-    )
-    return measured.to_dict()
+    ).to_dict()
+    if measured["sampling"]["temperature"] != 1:
+        plain = results["arms"][students.plain(name)]["quality"]["measures"]
+        for measure, one in measured["measures"].items():
+            both = Measure(measure, tuple(plain[measure]["unmarked_by_key"]), tuple(one["marked_by_key"]))
+            measured["measures"][measure] = both.to_dict()
+    return measured
 
 
 def sampling_of(name: str) -> Sampling:
@@ -134,18 +142,26 @@ def sampling_of(name: str) -> Sampling:
 
 
 def plot(results: dict[str, Any]) -> None:
-    """Evidence against quality, all arms."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, arm in results["arms"].items():
-        if "quality" not in arm or "log10_pvalues" not in arm:
-            continue
-        change = 100 * arm["quality"]["measures"]["perplexity"]["difference"]
-        colour = "#1b7837" if arm["scheme"] == "tournament" else "#762a83"
-        axes.plot(change, -arm["log10_pvalues"]["weights at 1000"], "o", color=colour)
-        axes.annotate(f" {name}", (change, -arm["log10_pvalues"]["weights at 1000"]), va="center", fontsize=9)
-    axes.axvline(0, color="#878787", linewidth=0.8)
-    axes.set(xlabel="perplexity of the teacher's marked text, % more than unmarked text")
-    axes.set(ylabel="-log10 p of a student, 1,000 positions, weights", title="Evidence against quality")
+    """Evidence against quality, all arms: a dot and its interval over the keys; two dots for students of two keys."""
+    figure, both = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
+    costs = (("perplexity", 100, "perplexity of marked text, % more"), ("self_bleu_3", 1, "Self-BLEU-3, more"))
+    for axes, (measure, factor, label) in zip(both, costs, strict=True):
+        for name, arm in results["arms"].items():
+            if "quality" not in arm or "log10_pvalues" not in arm:
+                continue
+            one = arm["quality"]["measures"][measure]
+            low, high = (factor * bound for bound in one["interval"])
+            change = factor * one["difference"]
+            keys = [arm, results["arms"].get(f"{name}-2", arm)]
+            shown = [-key["log10_pvalues"]["weights at 1000"] for key in keys]
+            colour = "#1b7837" if arm["scheme"] == "tournament" else "#762a83"
+            axes.hlines(shown[0], low, high, color=colour, alpha=0.35)
+            axes.plot([change] * 2, shown, "o-", color=colour, markerfacecolor=colour if arm["width"] == 1 else "white")
+            axes.annotate(f"{arm_name(name)} ", (change, shown[0]), (0, 4), textcoords="offset points", fontsize=8)
+        axes.axvline(0, color="#878787", linewidth=0.8)
+        axes.set(xlabel=f"{label} than unmarked text (95 % interval over {KEYS} keys)")
+    both[0].set(ylabel="-log10 p of a student, 1,000 positions, weights")
+    figure.suptitle("Evidence against quality: green lists (purple), tournaments (green), width 2 (hollow)")
     figure.savefig(PLOT, dpi=110)
 
 
@@ -159,10 +175,9 @@ def main(parts: list[str]) -> None:
             make([name])
         arm = results["arms"].setdefault(name, {})
         if "evidence" in parts:
-            arm |= evidence(name)
+            arm |= evidence(name) | {"machine": machine()}
         if "quality" in parts and not name.endswith("-2"):
-            arm["quality"] = cost(name)
-        arm["machine"] = machine()
+            arm["quality"] = cost(name, results) | {"machine": machine()}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(name, {key: value for key, value in arm.items() if key != "quality"}, flush=True)
     if "plot" in parts:

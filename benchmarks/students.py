@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -41,8 +42,10 @@ MORE: dict[str, Arm] = {
     f"t{layers}w{width}": (Tournament(layers), width) for width in (1, 2) for layers in (1, 2, 3, 4)
 }
 """Made where they are named. `NAME-2` is a student of the same arm under another key."""
-DRAWN: dict[str, tuple[str, ...]] = {"-once": ("--repeats", "once"), "-warm": ("--temperature", "1.1")}
-"""`NAME-once`, `NAME-warm`: a student of text under the same key that was drawn with these options."""
+DRAWN = re.compile(r"-(?:(once)|at([\d.]+))$")
+"""`NAME-once`, `NAME-at1.1`: a student of text under the same key, a context marked once in an answer, or drawn at this
+temperature.
+"""
 TAUGHT, ASKED, PROBED = 256, 160, 96
 TOKENS = 128
 
@@ -81,14 +84,15 @@ def arm_of(name: str) -> Arm | None:
 
 def plain(name: str) -> str:
     """The arm and key, without how its text was drawn."""
-    for drawn in DRAWN:
-        name = name.removesuffix(drawn)
-    return name
+    return DRAWN.sub("", name)
 
 
 def drawn(name: str) -> tuple[str, ...]:
     """Options of `generate`."""
-    return next((options for suffix, options in DRAWN.items() if name.endswith(suffix)), ())
+    how = DRAWN.search(name)
+    if how is None:
+        return ()
+    return ("--repeats", "once") if how[1] else ("--temperature", how[2])
 
 
 def make(folder: Path, name: str) -> None:

@@ -285,8 +285,7 @@ def schemes(results: dict[str, Any]) -> str:
             form, unit = (".1f", " %") if factor == 100 else (".3f", "")
             change, low, high = (factor * value for value in (one["difference"], *one["interval"]))
             cells.append(f"{change:+z{form}}{unit} ({low:z{form}} to {high:z{form}})")
-        what = _arm_name(name).replace("temperature", "both at temperature")  # the unmarked text is drawn likewise
-        lines.append(f"| {what} | {' | '.join(cells)} |")
+        lines.append(f"| {arm_name(name)} | {' | '.join(cells)} |")
     lines += [
         "",
         "| what a student shows, log10 p | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens "
@@ -298,17 +297,18 @@ def schemes(results: dict[str, Any]) -> str:
             continue
         decoys, least = arm["decoys"], number(min(arm["innocent"].values()))
         shown = f"{_of_student(arm['log10_pvalues'])} | {least} | {decoys['mean']:z.2f}, {decoys['sd']:.2f}"
-        lines.append(f"| {_arm_name(name)} | {shown} |")
+        lines.append(f"| {arm_name(name)} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
-def _arm_name(name: str) -> str:
+def arm_name(name: str) -> str:
     """Of an arm of benchmarks/schemes.py, as one reads it."""
     arm, *more = name.split("-")
     scheme, width = arm.split("w")
     what = f"delta {scheme[1:]}" if scheme[0] == "d" else plural(int(scheme[1:]), "layer")
-    said = {"2": "another key", "once": "a context marked once", "warm": "temperature 1.1"}
-    return ", ".join([what, *(["width 2"] if width == "2" else []), *(said[one] for one in more)])
+    said = {"2": "another key", "once": "a context marked once"}
+    how = [said.get(one) or one.replace("at", "temperature ") for one in more]
+    return ", ".join([what, *(["width 2"] if width == "2" else []), *how])
 
 
 def engines(results: dict[str, Any], soft: dict[str, Any]) -> str:
