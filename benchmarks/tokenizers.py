@@ -30,8 +30,9 @@ from verify.data.retokenize import Asked, Translation, Translator
 from verify.planning.builtin import builtin_probes
 from verify.planning.demo import teacher_model
 from verify.planning.student import Training, train_student
-from verify.radioactivity.inputs import tables, translations
+from verify.radioactivity.inputs import tables
 from verify.radioactivity.logprobs import logprob_result
+from verify.radioactivity.translated import translations
 from verify.suspects.model import read_batch, read_weights
 from watermark import Mark
 from watermark.models import load_model

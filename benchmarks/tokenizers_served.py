@@ -30,8 +30,9 @@ from verify.data.logprobs import (
 )
 from verify.planning.builtin import builtin_prompts
 from verify.planning.demo import teacher_model
-from verify.radioactivity.inputs import beside_strings, tables, translations
+from verify.radioactivity.inputs import tables
 from verify.radioactivity.logprobs import logprob_result
+from verify.radioactivity.translated import beside_strings, translations
 from verify.suspects.model import read_weights
 from watermark import Mark
 

@@ -18,7 +18,7 @@ from verify.data.outputs import Output, Outputs, read_outputs
 from verify.data.pairs import weigh
 from verify.planning import probes
 from verify.planning.probes import make_probes, write_texts
-from verify.radioactivity.run import logprob_test
+from verify.radioactivity.logprob_test import logprob_test
 from watermark import InputError, Mark, StillmarkError, UsageError
 
 Run = Callable[..., Result]

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from verify.planning.quality import quality
     from verify.planning.student import Training, TrainingReport, train_student
     from verify.profiles import import_mark
-    from verify.radioactivity.run import attribute, endpoint_test, logprob_test, plan_labels, text_test
+    from verify.radioactivity.attribute import attribute, plan_labels
+    from verify.radioactivity.endpoint_test import endpoint_test
+    from verify.radioactivity.logprob_test import logprob_test
+    from verify.radioactivity.text_test import text_test
     from verify.results import Result
     from verify.suspects.endpoint import Endpoint
 
@@ -54,18 +57,18 @@ _PLACES = {
     "TrainingReport": "verify.planning.student",
     "Verdict": "verify.lineage.verdict",
     "agreement_test": "verify.fingerprint.run",
-    "attribute": "verify.radioactivity.run",
+    "attribute": "verify.radioactivity.attribute",
     "calibrate": "verify.evidence.calibrate",
     "canary_test": "verify.fingerprint.run",
     "check_bundle": "verify.evidence.check",
     "corpus_test": "verify.corpus.test",
     "count_contexts": "verify.data.context_counts",
-    "endpoint_test": "verify.radioactivity.run",
+    "endpoint_test": "verify.radioactivity.endpoint_test",
     "import_mark": "verify.profiles",
-    "logprob_test": "verify.radioactivity.run",
+    "logprob_test": "verify.radioactivity.logprob_test",
     "make_bundle": "verify.evidence.bundle",
     "make_plan": "verify.lineage.run",
-    "plan_labels": "verify.radioactivity.run",
+    "plan_labels": "verify.radioactivity.attribute",
     "plan_test": "verify.lineage.single",
     "planted_test": "verify.fingerprint.run",
     "power": "verify.planning.power",
@@ -74,7 +77,7 @@ _PLACES = {
     "release_in_order": "verify.fingerprint.order",
     "suspect": "verify.lineage.run",
     "teacher_model": "verify.planning.demo",
-    "text_test": "verify.radioactivity.run",
+    "text_test": "verify.radioactivity.text_test",
     "train_student": "verify.planning.student",
     "under_plan": "verify.lineage.single",
     "weights_test": "verify.fingerprint.run",

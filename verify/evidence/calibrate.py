@@ -24,7 +24,7 @@ from verify.evidence.calibration import LOGPROBS, TEXT, Calibration, Material
 from verify.evidence.scored import Hits, Scored, hits_under, recomputed, scored_of
 from verify.progress import Stages, on, silent
 from verify.radioactivity.inputs import beside_prompts, is_model, named, outputs_of
-from verify.radioactivity.run import logprob_test
+from verify.radioactivity.logprob_test import logprob_test
 from verify.radioactivity.text import BINOMIAL
 from verify.suspects.model import Model, is_loaded
 from watermark import InputError, Mark, StillmarkError, UsageError

@@ -45,11 +45,13 @@ from verify.lineage.plan import (
 )
 from verify.lineage.verdict import PlannedTest, Verdict, adjusted
 from verify.progress import Stages, on, silent
+from verify.radioactivity.endpoint_test import endpoint_test
+from verify.radioactivity.logprob_test import logprob_test
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.logs import UnusableLogprobsError
-from verify.radioactivity.run import endpoint_test, logprob_test, text_test
 from verify.radioactivity.sequential import EndpointResult, SequentialResult
 from verify.radioactivity.text import TextResult
+from verify.radioactivity.text_test import text_test
 from verify.results import Result
 from verify.suspects.asking import NoLogprobsError
 from verify.suspects.endpoint import Endpoint

@@ -254,13 +254,13 @@ def _reading_of(who: str, out: Path) -> Path:
 
 
 def _test_text(mark: Mark, outputs: Path) -> dict[str, Any]:
-    from verify.radioactivity.run import text_test
+    from verify.radioactivity.text_test import text_test
 
     return text_test(mark, outputs, unmarked_prompts=True, alpha=ALPHA).to_dict()
 
 
 def _test_weights(mark: Mark, out: Path, suspect: str, reference: str) -> dict[str, Any]:
-    from verify.radioactivity.run import logprob_test
+    from verify.radioactivity.logprob_test import logprob_test
 
     read, compared = _reading_of(suspect, out), _reading_of(reference, out)
     return logprob_test(mark, read, reference=compared, unmarked_probes=True, alpha=ALPHA, decoys=0).to_dict()
