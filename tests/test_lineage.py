@@ -21,10 +21,10 @@ from verify.fingerprint.agreement import agreement_result
 from verify.fingerprint.comparison import WeightsComparison
 from verify.fingerprint.independence import LayerMatch
 from verify.fingerprint.planted import planted_result, questions
-from verify.lineage import run
 from verify.lineage import verdict as verdicts
 from verify.lineage.access import ENDPOINT, LOGPROBS, TEXT, recognise
 from verify.lineage.access import WEIGHTS as FOLDER
+from verify.lineage.making import run_planned
 from verify.lineage.plan import (
     AGREEMENT,
     CANARIES,
@@ -207,7 +207,7 @@ def test_a_line_that_cannot_be_made_says_why() -> None:
         raise ModelError("no weights")
 
     plan = LineagePlan((WEIGHTS, PLANTED), 1e-3, {}, {})
-    lines = list(run._run(plan, {WEIGHTS: fails, PLANTED: lambda: NEGATIVE}, Planned(plan.digest, False, ())))
+    lines = list(run_planned(plan, {WEIGHTS: fails, PLANTED: lambda: NEGATIVE}, Planned(plan.digest, False, ())))
     assert [(line.name, line.unavailable, line.failed) for line in lines] == [
         (WEIGHTS, "no weights", True),
         (PLANTED, None, False),
