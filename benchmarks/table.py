@@ -269,7 +269,7 @@ def _relay_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def schemes(results: dict[str, Any]) -> str:
+def schemes(results: dict[str, Any], reweighted: dict[str, Any]) -> str:
     """Arms of green lists and tournaments: what a student shows of each, and what each costs the teacher's text."""
     shown = {"perplexity": 100, "self_bleu_3": 1, "distinct_2": 1, "entropy": 1, "at_limit": 100}
     lines = [
@@ -286,6 +286,10 @@ def schemes(results: dict[str, Any]) -> str:
             change, low, high = (factor * value for value in (one["difference"], *one["interval"]))
             cells.append(f"{change:+z{form}}{unit} ({low:z{form}} to {high:z{form}})")
         lines.append(f"| {arm_name(name)} | {' | '.join(cells)} |")
+    lines += ["", "| perplexity, on average over all keys | width 1 | width 2 |", "|---|--:|--:|"]
+    for layers in (1, 2, 3, 4):
+        both = [reweighted["arms"][f"t{layers}w{width}"] for width in (1, 2)]
+        lines.append(f"| {plural(layers, 'layer')} | {' | '.join(map(_reweighted, both))} |")
     lines += [
         "",
         "| what a student shows, log10 p | weights, 300, 1,000, 3,000 positions | top 20, the same | text, tokens "
@@ -299,6 +303,13 @@ def schemes(results: dict[str, Any]) -> str:
         shown = f"{_of_student(arm['log10_pvalues'])} | {least} | {decoys['mean']:z.2f}, {decoys['sd']:.2f}"
         lines.append(f"| {arm_name(name)} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def _reweighted(arm: dict[str, Any]) -> str:
+    """A change of perplexity in per cent, its interval, and whether it is shown to be less than 2 %."""
+    change, low, high = (100 * value for value in (arm["perplexity"], *arm["interval"]))
+    equal = "within 2 %" if arm["equivalent"] else "not shown to be within 2 %"
+    return f"{change:+z.1f} % ({low:z.1f} to {high:z.1f}), {equal}"
 
 
 def arm_name(name: str) -> str:
@@ -393,7 +404,7 @@ def made() -> list[tuple[Path, tuple[str, str], str]]:
         (RESULTS, SPEED, table(speed, corpora)),
         (RESULTS, MODELS, fingerprints(found)),
         (RESULTS, TOKENIZERS, tokenizers(recorded("tokenizers"))),
-        (RESULTS, SCHEMES, schemes(recorded("schemes"))),
+        (RESULTS, SCHEMES, schemes(recorded("schemes"), recorded("reweighted"))),
         (RESULTS, ENGINES, engines(recorded("profiles"), recorded("disclosure"))),
         (LIMITS, EVASIONS, evasions(found)),
         (FORENSICS, NULLS, nulls(found, recorded("independent"))),
