@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from verify.evidence.checked import CheckResult, checked
 from verify.evidence.claims import text_in
+from verify.evidence.consistent import check_result
 from verify.evidence.identity import check_identity
 from verify.evidence.inputs import input_of, object_in
 from verify.evidence.promises import (
@@ -124,6 +125,7 @@ def check_bundle(
             *(one for one, _ in escrowed),
             check_pvalues(said, secrets, hits, numbers),
             check_adjustment(said),
+            check_result(said),
             *([] if said.calibration is None else [check_calibration(said)]),
         )
     except (InputError, MissingExtraError):
