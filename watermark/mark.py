@@ -309,7 +309,9 @@ class Mark:
         try:
             parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
             scheme = from_fields(body)
-            return cls(parse_secret(body["secret"], scheme.secret_bytes), scheme, **parameters)
+            secret = parse_secret(body["secret"], scheme.secret_bytes)
+            scheme.check_secret(secret)
+            return cls(secret, scheme, **parameters)
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
