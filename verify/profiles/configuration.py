@@ -39,6 +39,10 @@ PUBLISHED: Final = (
     "point to you."
 )
 
+FEW: Final = (
+    "A layer is one of as many as the table has entries, by the key's lowest bits. Text of anybody who uses one of "
+    "these keys carries that layer (docs/profiles.md, limits)."
+)
 REPEATED: Final = (
     "Some layers have the same key, or keys that differ by a multiple of the table's size: they have the same coins, "
     "and are counted as one layer."
@@ -187,7 +191,7 @@ def _synthid_table(fields: Mapping[str, Any]) -> _Read:
     table = {name: fields[f"sampling_{name}"] for name in ("table_size", "table_seed") if f"sampling_{name}" in fields}
     size = SynthIDTable(len(fields["keys"]), **table).table_size
     known = dict.fromkeys(key % size for key in fields["keys"])
-    notes = (ON_CPU, *((REPEATED,) if len(known) < len(fields["keys"]) else ()))
+    notes = (ON_CPU, FEW, *((REPEATED,) if len(known) < len(fields["keys"]) else ()))
     published = any(key % size in known for key in SYNTHID_KEYS)
     return _Read(SynthIDTable(len(known), **table), tuple(known), fields["ngram_len"] - 1, published, notes)
 
