@@ -69,7 +69,7 @@ def check_bundle(
         coins: the answer of a third party that holds the secret (`stillmark evidence coins`): the p-values are counted
             anew by its word, and the secret is not needed.
         escrow_key: of that third party, Ed25519 in PEM.
-        tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
+        tsa: certificate (PEM) of the root that the timestamp authority's comes from, after those between.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
         sigstore: what `stillmark evidence sign` wrote; None: `BUNDLE.sigstore.json`, if it is there.
         identity, issuer: who should have signed it by Sigstore, and the OpenID provider that confirmed it.
