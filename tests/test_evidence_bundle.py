@@ -536,6 +536,7 @@ TAMPERED: Final[tuple[tuple[Callable[[Fields], None], str], ...]] = (
     (top("access", "weights"), "'access' was planned to be text, and is weights"),
     (claim("pvalue", 0.5), "contradicts itself: pvalue 0.5 and log10_pvalue"),
     (claim("verdict", "insufficient evidence"), "its own verdict is 'insufficient evidence', and log10 p is"),
+    (claim("verdict", "guilty"), "its own verdict is 'guilty', and log10 p is"),
     (claim("green", 3), "'green' is 3, and the statistic"),
     (claim("green_rate", 0.31), "'green_rate' is 0.31, and by the counts"),
     (claim("interval", [0.2, 0.4]), "'interval' is [0.2, 0.4], and by the counts"),

@@ -27,7 +27,7 @@ from verify.lineage.verdict import (
 from verify.radioactivity.text import BINOMIAL, EXCESS
 from verify.results import plural
 from verify.stats import binomial
-from verify.words import INSUFFICIENT, NO_VERDICT
+from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT
 from watermark import StillmarkError
 from watermark.io.fields import is_int, is_number
 
@@ -52,12 +52,16 @@ def verdicts_of(standing: set[str], *, keyed: bool) -> set[str]:
 
 
 def check_result(said: Statement) -> Checked:
-    """The result contradicts neither itself nor plan and cards. What it says in words is not looked at."""
+    """The result contradicts neither itself nor plan and cards. Sentences and estimates are not looked at."""
     wrong = [
         *_whole(said),
         *(f"{text_in(one, 'test')}: {found}" for one in tests_of(said) for found in _test(said, one)),
     ]
-    return checked("result", "its own numbers, the plan and the cards; its sentences were not checked", wrong)
+    return checked(
+        "result",
+        "its own numbers, the plan and the cards; sentences and estimates, such as the tilt, were not checked",
+        wrong,
+    )
 
 
 def _whole(said: Statement) -> Iterator[str]:
@@ -96,13 +100,15 @@ def _test(said: Statement, test: Mapping[str, Any]) -> Iterator[str]:
     if alpha not in levels:
         yield f"the level of the test is to be {plan.alpha:g}, and is {str(alpha)[:40]}"
     elif is_mark(name) and is_number(log10):
-        significant = float(log10 or 0) <= math.log10(alpha)
-        if significant is (result.get("verdict") in (INSUFFICIENT, NO_VERDICT)):
+        fitting = (CARRIES,) if float(log10 or 0) <= math.log10(alpha) else (INSUFFICIENT, NO_VERDICT)
+        if result.get("verdict") not in fitting:
             yield f"its own verdict is '{str(result.get('verdict'))[:40]}', and log10 p is {log10} at alpha {alpha:g}"
     promised = plan if said.promised is None else said.promised
     if result.get("plan_digest") != promised.digest:
         there = str(result.get("plan_digest"))[:16]
         yield f"it was to be under the plan {promised.digest[:16]}..., and is under {there}..."
+    if result.get("planned_before") is True and said.promised is None:
+        yield "it says that it was planned before, and no plan was promised"
     if result.get("deviations") != said.result.get("deviations"):
         yield f"it owns up to {plural(len(list_in(result, 'deviations')), 'deviation')}, and the whole to others"
     if name == PLANTED and result.get("n") != (wanted := plan.settings.get("planted") or NUMBER):
