@@ -22,10 +22,12 @@ import pytest
 from click.testing import Result as Answer
 
 import verify
+from tests import small
 from tests.test_light import HIDE
 from tests.test_recompute import said, written
 from verify.data.logprobs import from_record
 from verify.data.pairs import WeightedPairs
+from verify.data.reads import pairs_of
 from verify.evidence import scored as scoring
 from verify.evidence.bundle import make_bundle
 from verify.evidence.check import check_bundle
@@ -46,8 +48,10 @@ from verify.evidence.scored import (
     scored_of_fields,
 )
 from verify.evidence.signing import new_key, read_envelope, read_key, signed
+from verify.lineage.plan import plan_of_fields
 from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
 from verify.radioactivity.text import BINOMIAL, COUNTS
+from verify.stats import binomial
 from watermark import GreenList, InputError, Mark, StillmarkError, Tournament, UsageError
 from watermark.io.records import Record, resuming
 from watermark.schemes import Scheme
@@ -145,7 +149,7 @@ def test_a_bundle_holds(here: Here, name: str) -> None:
     assert found.differences == ()
     assert {one.name: one.status for one in found.checks} == {
         "signature": HOLDS, "plan": HOLDS, "timestamp": OPEN, "commitment": HOLDS, "files": HOLDS, "pairs": HOLDS,
-        "p-values": HOLDS, "adjustment": HOLDS,
+        "p-values": HOLDS, "adjustment": HOLDS, "result": HOLDS,
     }  # fmt: skip
     claimed = json.loads((here.folder / name / "result.json").read_text())["tests"][0]["log10_pvalue"]
     assert found.numbers["mark"] == pytest.approx(claimed, rel=1e-12)
@@ -482,6 +486,17 @@ def top(key: str, value: Any) -> Callable[[Fields], None]:
     return change
 
 
+def table(key: str, value: Any) -> Callable[[Fields], None]:
+    def change(statement: Fields) -> None:
+        of_mark(statement)[1][key] = value
+
+    return change
+
+
+def lines(statement: Fields) -> None:
+    statement["predicate"]["inputs"][0]["lines"][0] = "0" * 16
+
+
 def in_plan(statement: Fields) -> None:
     statement["predicate"]["plan"]["alpha"] = 0.05
 
@@ -512,7 +527,32 @@ TAMPERED: Final[tuple[tuple[Callable[[Fields], None], str], ...]] = (
     (outside, "lies outside the vocabulary of 40"),
     (claim("log10_pvalue", -99.0), "log10 p -99.0 was claimed, and the pairs give"),
     (claim("statistic", 1.5), "the statistic 1.5 was claimed, and the pairs give"),
-    (top("verdict", "unrelated as far as seen"), "the verdict is 'unrelated as far as seen', and 1 test of 1 stand"),
+    (
+        top("verdict", "unrelated as far as seen"),
+        "the verdict is 'unrelated as far as seen', and by the tests that stand",
+    ),
+    (top("verdict", "copied"), "the verdict is 'copied', and by the tests that stand (mark) it is distilled or"),
+    (top("started", "2099-01-01T00:00:00+00:00"), "after the bundle was made"),
+    (top("access", "weights"), "'access' was planned to be text, and is weights"),
+    (claim("pvalue", 0.5), "contradicts itself: pvalue 0.5 and log10_pvalue"),
+    (claim("verdict", "insufficient evidence"), "its own verdict is 'insufficient evidence', and log10 p is"),
+    (claim("verdict", "guilty"), "its own verdict is 'guilty', and log10 p is"),
+    (claim("green", 3), "'green' is 3, and the statistic"),
+    (claim("green_rate", 0.31), "'green_rate' is 0.31, and by the counts"),
+    (claim("interval", [0.2, 0.4]), "'interval' is [0.2, 0.4], and by the counts"),
+    (claim("method", "counts"), "the method 'binomial' was planned, and 'counts' was used"),
+    (claim("unmarked_prompts", False), "'unmarked_prompts' was planned to be true, and is false"),
+    (claim("reference", "base/"), "no reference was planned, and the test is beside base/"),
+    (claim("alpha", 0.05), "the level of the test is to be 0.001, and is 0.05"),
+    (claim("plan_digest", "0" * 64), "it was to be under the plan"),
+    (claim("gamma", 0.25), "'gamma' is 0.25, and of the card 0.3"),
+    (claim("mark", {}), "'label' is None, and of the card"),
+    (
+        claim("call", {"arguments": {"columns": "output=prompt"}}),
+        "no columns were planned, and the columns output=prompt were read",
+    ),
+    (table("evidence", "all of it"), "'evidence' is all of it in the table"),
+    (lines, "the digests of the lines of"),
     (top("alpha", 0.05), "'alpha' of the result is to be 0.001, and is 0.05"),
     (in_plan, "alpha: 0.001 was planned, and 0.05 was done"),
     (promise_nothing, "was published, and the bundle knows of no promise"),
@@ -577,6 +617,82 @@ def test_nonsense_under_a_good_signature_is_named(here: Here, name: str, tmp_pat
         holder[at[-1]] = value
         seen += here.check(name, bundle=here.resigned(other, tmp_path / "forged")).verdict == DIFFERS
     assert seen >= 0.9 * len(places), "what is not contradicted by anything is a null where a null may be"
+
+
+def test_text_and_columns_are_read_as_planned(tmp_path: Path) -> None:
+    """Text that must be tokenized is not called false for want of a tokenizer, and columns hold in any order."""
+    tokenizer = small.tokenizer(tmp_path / "tok")
+    small.mark(tmp_path / "m", tokenizer)
+    words = np.random.RandomState(3).randint(2, small.SIZE, (20, 40)).tolist()
+    rows = [{"question": "w5", "answer": small.spell(ids)} for ids in words]
+    outputs = small.jsonl(tmp_path / "text.jsonl", rows)
+    columns = {"prompt": "question", "output": "answer"}
+    verify.suspect(
+        outputs, mark=tmp_path / "m", tokenizer=tokenizer, unmarked_prompts=True, columns=columns, out=tmp_path / "case"
+    )
+    new_key(tmp_path / "key")
+    make_bundle(tmp_path / "case", tmp_path / "key", tmp_path / "b")
+    for folder, status in ((None, OPEN), (tmp_path, OPEN), (tokenizer, HOLDS)):
+        found = check_bundle(tmp_path / "b", reveal=tmp_path / "m", outputs=[outputs], tokenizer=folder)
+        assert found.differences == ()
+        pairs = next(one for one in found.checks if one.name == "pairs")
+        assert pairs.status == status
+        assert status == HOLDS or "it takes the mark's tokenizer" in pairs.against
+
+
+def test_a_planned_test_that_was_dropped_is_seen(here: Here, tmp_path: Path) -> None:
+    """Who drops a test can say that it could not be made: the plan then holds only as far as checked."""
+    statement = here.statement()
+    predicate = statement["predicate"]
+    for plan in (predicate["plan"], predicate["promised"], predicate["result"]["plan"]):
+        plan["lines"] = ["mark", "agreement"]
+    plan = plan_of_fields(predicate["plan"])
+    predicate["result"] |= {"plan_digest": plan.digest, "promised_digest": plan.digest}
+    predicate["result"]["tests"][0]["result"]["plan_digest"] = plan.digest
+    found = here.check(bundle=here.resigned(statement, tmp_path / "b"), plan=None)
+    assert found.differences == ()
+    assert found.checks[1].status == OPEN
+    assert "planned, and not made, for a reason that was not checked: agreement (it needs" in found.checks[1].against
+
+
+def test_an_innocent_is_not_convicted_by_what_was_not_planned(tmp_path: Path) -> None:
+    """It repeats marked prompts. With pairs that the plan leaves out, all that is counted anew agrees."""
+    mark = Mark(SECRET, scheme=SCHEMES[0], width=1, vocabulary_size=SIZE)
+    mark.save(tmp_path / "m")
+    rows = [
+        {"id": one["id"], "prompt_ids": one["output_ids"], "output_ids": one["output_ids"]}
+        for one in written(mark, 3, tilt=2.5, records=12, prompt=0)
+    ]
+    outputs = small.jsonl(tmp_path / "o.jsonl", rows)
+    new_key(tmp_path / "key")
+    verify.suspect(outputs, mark=tmp_path / "m", out=tmp_path / "case")
+    make_bundle(tmp_path / "case", tmp_path / "key", tmp_path / "b")
+    assert check_bundle(tmp_path / "b", reveal=tmp_path / "m", outputs=[outputs]).differences == ()
+    statement = json.loads(read_envelope((tmp_path / "b").read_bytes()).payload)
+    _with_prompts(statement["predicate"], Mark.load(tmp_path / "m"), outputs)
+    forged = signed(json.dumps(statement, sort_keys=True).encode(), tmp_path / "key").to_bytes()
+    (tmp_path / "forged").write_bytes(forged)
+    found = check_bundle(tmp_path / "forged", reveal=tmp_path / "m", outputs=[outputs])
+    assert found.numbers["mark"] < -20
+    assert found.differences == ("result: mark: 'unmarked_prompts' was planned to be false, and is true",)
+
+
+def _with_prompts(predicate: Fields, mark: Mark, outputs: Path) -> None:
+    """The test for the mark as if prompts could not carry it, as who holds the signing key can write it."""
+    pairs = pairs_of(mark, verify.read_outputs(outputs, mark), unmarked_prompts=True)
+    none = np.zeros((len(pairs.tokens), 0))
+    scored = Scored(BINOMIAL, WeightedPairs(pairs.contexts, pairs.tokens, none), np.zeros(0, np.int64))
+    hits = hits_under(scored, mark)
+    log10, green = recomputed(scored, hits).log10_pvalue, int(hits.pairs.sum())
+    predicate["pairs"]["mark"] = scored.to_dict()
+    test = predicate["result"]["tests"][0]
+    test |= {"log10_pvalue": log10, "log10_pvalue_adjusted": log10, "stands": True, "conclusive": True}
+    test["result"] |= {
+        "log10_pvalue": log10, "pvalue": 10**log10, "verdict": "carries the mark", "n": len(scored), "green": green,
+        "statistic": green, "green_rate": green / len(scored), "conclusive": True, "unmarked_prompts": True,
+        "interval": list(binomial.binomial_interval(green, len(scored))),
+    }  # fmt: skip
+    predicate["result"]["verdict"] = "distilled or relayed"
 
 
 def test_another_keys_mark_is_named(here: Here, tmp_path: Path) -> None:
@@ -690,6 +806,9 @@ def test_single_pairs_are_shown_with_proofs(here: Here, stillmark: Run, tmp_path
         (json.loads(whole)["pairs"][0]["text"], "[9, 9]", "was promised, and the proof leads to"),
         ('"left"', '"right"', "was promised, and the proof leads to"),
         ('"left"', '"up"', "is malformed"),
+        ('"pair": 1,', '"pair": 3,', "the proof is that of another pair"),
+        ('"pair": 1,', f'"pair": {number + 1},', f"it is none of the {number} pairs"),
+        ('"pair": 1,', '"pair": 2,', "it is shown more than once"),
         ('"test": "mark"', '"test": "luck"', "the bundle has no root of the test"),
         ("stillmark-proof/v1", "proof", "no proofs of format"),
     ):

@@ -149,7 +149,7 @@ def test_a_bundle_of_several_marks_holds(cases: dict[str, Case], name: str) -> N
     assert found.differences == ()
     assert {one.name: one.status for one in found.checks} == {
         "signature": HOLDS, "plan": HOLDS, "timestamp": OPEN, "commitment": HOLDS, "files": HOLDS, "pairs": HOLDS,
-        "p-values": HOLDS, "adjustment": HOLDS,
+        "p-values": HOLDS, "adjustment": HOLDS, "result": HOLDS,
     }  # fmt: skip
     claimed = {one["test"]: one["log10_pvalue"] for one in statement["predicate"]["result"]["tests"]}
     assert claimed.keys() == {"mark m 0", "mark m 1"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -167,7 +168,16 @@ def test_the_page_says_when_and_by_whom_and_whether_it_was_checked(here: Here, t
 def test_another_authority_is_named(here: Here, tmp_path: Path) -> None:
     made = bundled(here, tmp_path / "case")
     (said,) = of_time(check_bundle(made, tsa=here.folder / "other" / "ca.pem")).differences
-    assert said.startswith("the timestamp is not by this authority")
+    assert said.startswith("the timestamp is not by this authority: it is signed by tsa, certified by root, and the")
+    own, both = here.folder / "own", tmp_path / "both.pem"
+    (said,) = of_time(check_bundle(made, tsa=own / "tsa.pem")).differences
+    assert said.endswith("the certificate is that of its signer, tsa: name that of its root as well")
+    both.write_bytes((own / "tsa.pem").read_bytes() * 2 + (own / "ca.pem").read_bytes())
+    assert of_time(check_bundle(made, tsa=both)).status == HOLDS
+    time.sleep(1.1)  # certificates count seconds
+    openssl("req", "-x509", "-key", own / "ca.key", "-days", "9", "-subj", "/CN=root", "-out", tmp_path / "late.pem")
+    (said,) = of_time(check_bundle(made, tsa=tmp_path / "late.pem")).differences
+    assert "the certificate of root is valid from" in said
     with pytest.raises(InputError, match="no certificate in PEM"):
         check_bundle(made, tsa=here.folder / "plan.json")
 

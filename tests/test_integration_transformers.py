@@ -124,7 +124,7 @@ def test_continuous_batching_refuses_a_mark(lm: LlamaForCausalLM, way: Callable[
 @pytest.mark.parametrize(
     "how",
     [{"do_sample": False}, {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=3)}, {},
-     {"num_beams": 2}, {"generation_config": GenerationConfig(num_beams=2)}],
+     {"num_beams": 2}, {"generation_config": GenerationConfig(num_beams=2)}, {"do_sample": True, "top_k": 1}],
 )  # fmt: skip
 def test_a_tournament_refuses_greedy_decoding(lm: LlamaForCausalLM, how: dict[str, Any]) -> None:
     """Before a token is generated, however it was asked for; a green list and sampling go through."""

@@ -48,6 +48,7 @@ class Params:
     extra_args: dict[str, Any] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    top_k: int = 0
 
 
 @dataclass
@@ -238,6 +239,7 @@ def test_requests_are_checked_before_they_are_accepted(vllm: ModuleType, serve: 
     for wrong in (
         Params(temperature=0.0),
         Params(temperature=1e-6),
+        Params(top_k=1),
         Params(logprobs=0),
         Params(prompt_logprobs=1),
         Params(extra_args={"stillmark": "off"}),

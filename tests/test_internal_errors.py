@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -66,3 +67,22 @@ def test_a_pipe_that_is_closed_is_no_error(card: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("verify.cli.mark.read_json", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     result = run("mark", "show", str(card))
     assert (result.exit_code, result.output) == (1, "")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_number_of_an_option_is_finite(number: str) -> None:
+    """No bound stops nan: it came through to an error that nobody foresaw, or to a result."""
+
+    def options(command: click.Command) -> Iterator[tuple[click.Command, str]]:
+        for sub in command.commands.values() if isinstance(command, click.Group) else ():
+            yield from options(sub)
+        for one in command.params:
+            if isinstance(one.type, click.FloatRange):
+                yield command, one.opts[0]
+
+    found = list(options(main))
+    assert len(found) > 20
+    for command, option in found:
+        made = CliRunner().invoke(command, [f"{option}={number}"])
+        assert made.exit_code == 2, (command.name, option)
+        assert f"'{option}'" in made.stderr, (command.name, option)

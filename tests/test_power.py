@@ -172,6 +172,9 @@ def test_the_shipped_curves_give_advice() -> None:
     assert reference_gain("text", delta=1.0, width=2) is None, "nothing was found there"
     with pytest.raises(StillmarkError, match="no student was measured"):
         power.power("text", delta=9)
+    for share in (1e-300, 1e-7):
+        with pytest.raises(StillmarkError, match="beyond every amount of evidence"):
+            power.power("weights", delta=1, share=share)
 
 
 def test_the_shipped_measurements_answer(stillmark: Run) -> None:

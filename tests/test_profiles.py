@@ -329,6 +329,23 @@ def test_the_command_warns(folder: Path, tmp_path: Path, stillmark: Callable[...
     assert "is no field of it" in none.stderr or "is missing" in none.stderr
 
 
+def test_layers_with_one_key_count_once(tmp_path: Path) -> None:
+    """They have the same coins: counted as thirty, an innocent text had log10 p -18."""
+    config = {"ngram_len": 3, "sampling_table_size": 1 << 16, "keys": [7, 7 + (1 << 16), 7, 9, 9 - (1 << 16)] * 6}
+    found = read_profile("synthid", config, vocabulary=256)
+    assert found.mark.scheme.coins == 2
+    assert any("are counted as one layer" in note for note in found.notes)
+    two = import_mark("synthid", config | {"keys": [7, 9]}, vocabulary=256)
+    pairs = np.random.RandomState(0).randint(0, 256, (500, 3)).astype(np.uint32)
+    assert (found.mark.hits(pairs[:, :2], pairs[:, 2]) == two.hits(pairs[:, :2], pairs[:, 2])).all()
+    table = read_profile("synthid", config | {"keys": [1, 654 + (1 << 16)]}, vocabulary=256)
+    assert any("authors publish" in note for note in table.notes), "one published key is enough: a layer is anybody's"
+    scheme = found.mark.scheme
+    Mark(scheme.secret_of([7, 7 + (1 << 16)]), scheme, width=2, vocabulary_size=256).save(tmp_path / "m")
+    with pytest.raises(MarkError, match="two of the keys give the same coins"):
+        Mark.load(tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     ("engine", "config", "words"),
     [
@@ -340,6 +357,10 @@ def test_the_command_warns(folder: Path, tmp_path: Path, stillmark: Callable[...
         ("transformers", {"keys": [1] * 65, "ngram_len": 5}, "'layers' must be 1 to 64"),
         ("transformers", {"keys": [1], "ngram_len": 5, "sampling_table_size": 1000}, "power of two"),
         ("transformers", {"keys": [1], "ngram_len": 99}, "width must be"),
+        ("synthid", {"keys": [7, 8, 7], "ngram_len": 5}, "two of the keys give the same coins"),
+        ("synthid", {"keys": [-1, (1 << 64) - 1], "ngram_len": 5}, "two of the keys give the same coins"),
+        ("transformers", {"bias": float("inf")}, "'delta' must be a finite number"),
+        ("vllm", {"key": 1, "algorithm": "sbw", "sbw_delta": float("nan")}, "'delta' must be a finite number"),
         ("vllm", {}, "'key' is missing"),
         ("vllm", {"key": 1, "algorithm": "synthid"}, "none that can be read"),
         ("vllm", {"key": 1, "algorithm": "dual_key_gumbel", "alpha": 2.0}, "alpha must lie"),

@@ -54,6 +54,11 @@ class Sampling:
         check_repeats(self.repeats, width=1)
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken each time."""
+        return self.temperature == 0 or self.top_k == 1
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What shapes the outputs, for the digest of a run. `repeats` is newer than files that know nothing of it."""
         found = asdict(self)
@@ -146,7 +151,7 @@ def generate(
     marks = as_marks(mark)
     if marks is not None and marks.rows is not None and len(marks.rows) != len(asked):
         raise MarkError(f"marks for {len(marks.rows)} rows, and {len(asked)} prompts")
-    if marks is not None and sampling.temperature == 0 and marks.table[0].scheme.needs_sampling:
+    if marks is not None and sampling.greedy and marks.table[0].scheme.needs_sampling:
         raise needs_sampling(marks.table[0])
     if marks is not None and sampling.repeats == "once" and marks.width == 0:
         raise MarkError("a mark of width 0 has one context, which cannot be marked once", "use repeats 'mark'")

@@ -309,7 +309,9 @@ class Mark:
         try:
             parameters: dict[str, Any] = {name: body.get(name) for name in PARAMETERS}
             scheme = from_fields(body)
-            return cls(parse_secret(body["secret"], scheme.secret_bytes), scheme, **parameters)
+            secret = parse_secret(body["secret"], scheme.secret_bytes)
+            scheme.check_secret(secret)
+            return cls(secret, scheme, **parameters)
         except MarkError as error:
             raise MarkError(f"{path}: {error}", "restore it from a copy") from None
 
@@ -421,8 +423,8 @@ class Marks:
 def needs_sampling(mark: Mark) -> MarkError:
     """What to raise where a mark that needs sampling meets greedy decoding."""
     return MarkError(
-        f"a {mark.scheme.name} marks nothing at temperature 0, where the most probable token is certain",
-        "sample at a temperature above 0, or use a green list",
+        f"a {mark.scheme.name} marks nothing at temperature 0 or with top_k 1: the most probable token is certain",
+        "sample at a temperature above 0, with another top_k, or use a green list",
     )
 
 

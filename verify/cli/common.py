@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -98,9 +99,20 @@ def allow_readable_option(command: Any) -> Any:
     )(command)
 
 
+class Number(click.FloatRange):
+    """A finite number within bounds: neither nan, which no bound stops, nor inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; anything else is a usage error."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
+
+
 alpha_option = click.option(
     "--alpha",
-    type=click.FloatRange(0, MOST_ALPHA, min_open=True),
+    type=Number(0, MOST_ALPHA, min_open=True),
     default=1e-3,
     show_default=True,
     help="Level of the verdict; fix it before you look.",
@@ -138,11 +150,11 @@ def make(
 
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
     """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
-    least, hint = click.FloatRange(0, min_open=not greedy), "0: greedy." if greedy else None
+    least, hint = Number(0, min_open=not greedy), "0: greedy." if greedy else None
     return together(
         click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
         click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
+        click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True),
         click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
         click.option("--seed", type=int, default=0, show_default=True),
@@ -172,9 +184,9 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 price_options = together(
-    click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."),
-    click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
-    click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
+    click.option("--budget-usd", type=Number(0, min_open=True), help="To be spent at most, by the prices."),
+    click.option("--price-in", type=Number(0), help="Of a million prompt tokens."),
+    click.option("--price-out", type=Number(0), help="Of a million answer tokens."),
 )
 reference_option = click.option(
     "--reference", type=FILE, help="Folder of a model to compare with that does not depend on the secret."

@@ -200,7 +200,7 @@ def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
 @click.option("--proofs", type=FILE, multiple=True, help="Pairs of a confidential bundle (`evidence prove`); repeat.")
 @click.option("--coins", type=FILE, multiple=True, help="A third party's answer (`evidence coins`); for each mark one.")
 @click.option("--escrow-key", type=FILE, multiple=True, help="The public key of a third party; repeat for several.")
-@click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM).")
+@click.option("--tsa", type=FILE, help="The timestamp authority's root certificate, after those between (PEM).")
 @click.option("--tokenizer", type=FILE, multiple=True, help="Folder of the mark's tokenizer, for outputs without ids.")
 @click.option("--sigstore", type=FILE, help="What `evidence sign` wrote [default: BUNDLE.sigstore.json, if there].")
 @click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job.")

@@ -9,6 +9,7 @@ import click
 
 from verify.cli.common import (
     FILE,
+    Number,
     alpha_option,
     batch_size_option,
     command,
@@ -85,7 +86,7 @@ def weights(teacher: tuple[Path, ...], suspect: Path, mark: Mark | None, **optio
 @plan_options
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, MOST_ALPHA, min_open=True),
+    type=Number(0, MOST_ALPHA, min_open=True),
     default=0.05,
     show_default=True,
     help="Level of the verdict; fix it before you look.",

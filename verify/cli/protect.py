@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, command, json_option, mark_option, progress, show
+from verify.cli.common import FILE, Number, command, json_option, mark_option, progress, show
 from verify.cli.fingerprints import number_option
 from verify.progress import on
 from verify.results import plural
@@ -41,8 +41,8 @@ def order(mark: Mark, teacher: Path, out: Path, as_json: bool) -> None:
 @click.option(
     "--mix", type=FILE, multiple=True, help="Outputs to train on in between, so that it changes less; repeat."
 )
-@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=12.0, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-4, show_default=True)
+@click.option("--epochs", type=Number(0, min_open=True), default=12.0, show_default=True)
+@click.option("--learning-rate", type=Number(0, min_open=True), default=1e-4, show_default=True)
 @json_option
 def plant(
     mark: Mark,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, command, json_option, mark_option, progress, sampling_options, show
+from verify.cli.common import FILE, Number, command, json_option, mark_option, progress, sampling_options, show
 from watermark import Mark
 
 EXAMPLE = """\
@@ -22,11 +22,11 @@ quality --model MODEL --mark demo/demo.mark --prompts demo/prompts.jsonl --numbe
 @click.option("--answers", type=click.IntRange(2), default=8, show_default=True,
               help="To each prompt, of each key, with its mark and without.")  # fmt: skip
 @click.option("--keys", type=click.IntRange(2), default=8, show_default=True, help="The mark's own and children of it.")
-@click.option("--margin", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.02, show_default=True,
+@click.option("--margin", type=Number(0, 1, min_open=True, max_open=True), default=0.02, show_default=True,
               help="Relative difference of perplexities that counts as none.")  # fmt: skip
 @click.option("--out", type=FILE, help="Folder to keep the answers in; a killed run goes on from here.")
 @sampling_options(max_new_tokens=64, batch_size=64, greedy=False)
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True,
+@click.option("--alpha", type=Number(0, 1, min_open=True, max_open=True), default=1e-3, show_default=True,
               help="Level of later tests for the mark.")  # fmt: skip
 @json_option
 def quality(

@@ -15,7 +15,7 @@ from verify.cli.common import FILE, command, json_option, print_json, say
 @click.option("--out", type=FILE, help="The page [default: report.html in the folder, or beside the file].")
 @click.option("--calibration", type=FILE, help="The file of `calibrate --out` [default: the one in folder or bundle].")
 @click.option("--public-key", type=FILE, help="The key of whoever should have signed the bundle: check it.")
-@click.option("--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM): check the time.")
+@click.option("--tsa", type=FILE, help="The timestamp authority's root certificate (PEM): check the time.")
 @click.option("--confidential", is_flag=True, help="Leave out passages of the suspect's text and single pairs.")
 @json_option
 def report(result: Path, out: Path | None, confidential: bool, as_json: bool, **options: Any) -> None:

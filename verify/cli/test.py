@@ -10,6 +10,7 @@ import click
 
 from verify.cli.common import (
     FILE,
+    Number,
     alpha_option,
     batch_size_option,
     columns_option,
@@ -189,7 +190,7 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @unmarked_prompts_option
 @tokenizer_option
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
+@click.option("--temperature", type=Number(0), default=1.0, show_default=True)
 @click.option("--top-logprobs", type=click.IntRange(1), default=20, show_default=True)
 @click.option(
     "--score-reasoning", "reasoning", is_flag=True, help="Score what it writes for itself before an answer, too."
@@ -197,10 +198,10 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--extra", callback=_extra, help='More fields of each request, as JSON: {"seed": 1}.')
 @click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Number(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
 @click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of one request.")
 @click.option(
-    "--least", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
+    "--least", type=Number(0, min_open=True), default=0.05, show_default=True,
     help="Smallest effect of interest: log odds of green for a unit of weight.",
 )  # fmt: skip
 @plan_options

@@ -19,7 +19,7 @@ from verify.radioactivity.inputs import recorded, tables
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.sequential import POWERS, SequentialTest, joined, weighed_anew
 from verify.radioactivity.text import BINOMIAL, COUNTS
-from watermark import Mark, StillmarkError, TokenizerError
+from watermark import InputError, Mark, StillmarkError, TokenizerError
 
 
 class NotHereError(StillmarkError):
@@ -61,7 +61,9 @@ def scored_again(
             if "method" in result:
                 raise NotHereError("what the reference said along the text was not kept")
             return _logprobs(mark, result, here, said, f"readings/{kept_as(said.plan.lines, test)}", tokenizer)
-        except TokenizerError as error:
+        except (TokenizerError, InputError) as error:
+            if isinstance(error, InputError) and not isinstance(error.__cause__, TokenizerError):
+                raise
             lacking = str(error)
     raise NotHereError(f"it takes the mark's tokenizer: {lacking}")
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from verify.evidence.checked import CheckResult, checked
 from verify.evidence.claims import text_in
+from verify.evidence.consistent import check_result
 from verify.evidence.identity import check_identity
 from verify.evidence.inputs import input_of, object_in
 from verify.evidence.promises import (
@@ -68,7 +69,7 @@ def check_bundle(
         coins: the answer of a third party that holds the secret (`stillmark evidence coins`): the p-values are counted
             anew by its word, and the secret is not needed.
         escrow_key: of that third party, Ed25519 in PEM.
-        tsa: certificate (PEM) of the timestamp authority, or of the root that it comes from.
+        tsa: certificate (PEM) of the root that the timestamp authority's comes from, after those between.
         tokenizer: folder of the mark's tokenizer, for outputs that have no token ids.
         sigstore: what `stillmark evidence sign` wrote; None: `BUNDLE.sigstore.json`, if it is there.
         identity, issuer: who should have signed it by Sigstore, and the OpenID provider that confirmed it.
@@ -124,6 +125,7 @@ def check_bundle(
             *(one for one, _ in escrowed),
             check_pvalues(said, secrets, hits, numbers),
             check_adjustment(said),
+            check_result(said),
             *([] if said.calibration is None else [check_calibration(said)]),
         )
     except (InputError, MissingExtraError):

@@ -95,6 +95,20 @@ def _path(leaves: Sequence[bytes], number: int) -> list[list[str]]:
     return path
 
 
+def sides(number: int, leaves: int) -> list[str]:
+    """On which side the neighbours stand on the way from a leaf to the root, of a tree of so many leaves.
+
+    >>> sides(2, 3)
+    ['left']
+    """
+    found = []
+    while leaves > 1:
+        if number ^ 1 < leaves:
+            found.append("left" if number % 2 else "right")
+        number, leaves = number // 2, (leaves + 1) // 2
+    return found
+
+
 def root_by(text: str, own: bytes, path: Sequence[Sequence[str]]) -> str:
     """The root to which a leaf and its path lead, 64 hex digits.
 

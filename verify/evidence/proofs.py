@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from verify.evidence.bundle import own_salt
 from verify.evidence.inputs import object_in
-from verify.evidence.merkle import prove, root_by
-from verify.evidence.scored import scored_of_fields
+from verify.evidence.merkle import prove, root_by, sides
+from verify.evidence.scored import SEQUENTIAL, scored_of_fields
 from verify.evidence.statement import Hidden, Statement, opened_tests
 from watermark import InputError, StillmarkError, UsageError
 from watermark.io import files
@@ -69,16 +69,25 @@ def false_proofs(said: Statement, fields: Mapping[str, Any]) -> Iterator[str]:
     hidden = said.pairs.get(str(test))
     if not isinstance(hidden, Hidden):
         raise StillmarkError(f"the bundle has no root of the test '{str(test)[:40]}'")
+    salts, numbers = set[bytes](), set[int]()
     for one in pairs:
         named = isinstance(one, dict) and is_int(one.get("pair")) and is_text(one.get("text"))
         if not named or not is_text(one.get("salt")) or not isinstance(one.get("path"), list):
             raise StillmarkError("a proof has 'pair', 'text', 'salt' and 'path'")
+        pair, where = one["pair"], f"pair {one['pair']}, {one['text'][:80]}"
         try:
-            root = root_by(one["text"], bytes.fromhex(one["salt"]), one["path"])
+            salt = bytes.fromhex(one["salt"])
+            root = root_by(one["text"], salt, one["path"])
         except (ValueError, TypeError):
-            raise StillmarkError(f"the proof of pair {one['pair']} is malformed") from None
+            raise StillmarkError(f"the proof of pair {pair} is malformed") from None
         if root != hidden.root:
-            yield (
-                f"pair {one['pair']}, {one['text'][:80]}: the root {hidden.root[:16]}... was promised, and the proof "
-                f"leads to {root[:16]}..."
-            )
+            yield f"{where}: the root {hidden.root[:16]}... was promised, and the proof leads to {root[:16]}..."
+        elif not 1 <= pair <= hidden.n or not one["text"].startswith("["):
+            yield f"{where}: it is none of the {hidden.n:,} pairs"
+        # of a sequential test more leaves may follow, those of a look, of which the root alone does not say how many
+        elif hidden.rule != SEQUENTIAL and [side for side, _ in one["path"]] != sides(pair, 1 + hidden.n):
+            yield f"{where}: the proof is that of another pair"
+        if salt in salts or pair in numbers:
+            yield f"{where}: it is shown more than once"
+        salts.add(salt)
+        numbers.add(pair)

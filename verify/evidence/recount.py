@@ -20,7 +20,7 @@ from verify.evidence.scored import Hits, Scored, differences, faults, hits_under
 from verify.evidence.statement import Card, Hidden, Statement
 from verify.evidence.values import same
 from verify.fingerprint.planted import ANSWERS
-from verify.lineage.verdict import CANNOT_TELL, UNRELATED, VERDICTS
+from verify.lineage.plan import PLANTED
 from verify.results import plural
 from verify.stats import binomial
 from verify.stats.multiple import holm
@@ -166,9 +166,12 @@ def check_pvalues(
                 f"{name}: log10 p is {one.get('log10_pvalue')} in the table, {result.get('log10_pvalue')} below"
             )
         if scored is None:
-            wrong += [f"{name}: {said}" for said in _planted(result)] if name == "planted answers" else []
-            against.append(f"{name}: " + ("from its counts" if name == "planted answers" else "not counted anew"))
-            lacking = lacking or name != "planted answers"
+            wrong += [f"{name}: {said}" for said in _planted(result)] if name == PLANTED else []
+            lacking = True
+            against.append(
+                f"{name}: "
+                + ("from its counts, which were not counted anew" if name == PLANTED else "not counted anew")
+            )
         elif isinstance(scored, Scored) and secret is None and name in hits:
             wrong += [f"{name}: {said}" for said in _counted(name, scored, hits[name], result, numbers)]
             against.append(f"{name}: counted anew with the coins of the third party")
@@ -220,23 +223,17 @@ def check_adjustment(said: Statement) -> Checked:
 
 
 def _adjustment(said: Statement) -> Iterator[str]:
-    """Holm's adjustment, which tests stand by it, and a verdict that fits."""
+    """Holm's adjustment, and which tests stand by it."""
     tests, alpha = tests_of(said), said.plan.alpha
     raw = [one.get("log10_pvalue") for one in tests]
     if not all(is_number(one) and -math.inf < float(one or 0) <= 0 for one in raw):
         yield f"the log10 p-values {str(raw)[:200]} are not all finite numbers that are at most 0"
         return
     adjusted = holm(np.array(raw, np.float64)).tolist() if raw else []
-    stand = 0
     for one, value in zip(tests, adjusted, strict=True):
         name, claimed = text_in(one, "test"), one.get("log10_pvalue_adjusted")
         if not same(claimed, value):
             yield f"{name}: log10 p {claimed} after Holm was claimed, and it is {value:.10g}"
         stands = bool(value <= math.log10(alpha))
-        stand += stands
         if one.get("stands") is not stands:
             yield f"{name}: 'stands' is to be {stands} at alpha {alpha:g}, and is {one.get('stands')}"
-    verdict = said.result.get("verdict")
-    fits = verdict in (UNRELATED, CANNOT_TELL) if stand == 0 else verdict in VERDICTS and verdict != UNRELATED
-    if not fits:
-        yield f"the verdict is '{str(verdict)[:40]}', and {plural(stand, 'test')} of {len(tests)} stand"

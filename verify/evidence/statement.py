@@ -233,6 +233,11 @@ def opened(statement: Statement, opening: Mapping[str, Any]) -> tuple[Statement,
         shown = _pairs(name, tests[name], statement.card_of(name))
         if isinstance(shown, Hidden):
             raise StillmarkError("an opening shows pairs, and no root")
+        if (hidden.rule, hidden.n) != (shown.rule, len(shown)):
+            wrong.append(
+                f"{name}: {hidden.n:,} pairs for the rule '{hidden.rule}' were promised, and the opening has "
+                f"{len(shown):,} for '{shown.rule}'"
+            )
         root = root_of(shown.to_dict(), own_salt(secret, name))
         if root != hidden.root:
             wrong.append(f"{name}: the root {hidden.root[:16]}... was promised, and the opening gives {root[:16]}...")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from verify.calls import without_login
 from verify.lineage.plan import read_plan
 from watermark import ApiError, InputError, StillmarkError, UsageError
 from watermark.extras import require
 from watermark.io import files
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 MAX_BYTES: Final = 1 << 20
 TIMEOUT: Final = 30.0
@@ -108,18 +112,26 @@ def claim_of(response: bytes, message: bytes) -> str:
         MissingExtraError: rfc3161-client is not installed.
     """
     require("rfc3161_client")
-    from cryptography.x509 import load_der_x509_certificate
-
     found = _response(response)
     time = _time(found, message).isoformat(timespec="seconds")
+    signer = _signer(found)
+    return f"{time}, by {'an authority that it does not name' if signer is None else _named(signer.subject)}"
+
+
+def _signer(found: Any) -> Certificate | None:
+    """The certificate of whoever signed a response, as far as it holds one."""
+    from cryptography.x509 import load_der_x509_certificate
+
     try:
         signer = next(iter(found.signed_data.signer_infos))
         known = map(load_der_x509_certificate, found.signed_data.certificates)
-        names = [one.subject for one in known if one.serial_number == signer.serial_number]
-        who = ", ".join(str(part.value) for part in names[0]) if names else "an authority that it does not name"
+        return next((one for one in known if one.serial_number == signer.serial_number), None)
     except (ValueError, StopIteration):
-        who = "an authority that it does not name"
-    return f"{time}, by {who}"
+        return None
+
+
+def _named(subject: Any) -> str:
+    return ", ".join(str(part.value) for part in subject)[:80]
 
 
 def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
@@ -128,8 +140,8 @@ def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
     Args:
         response: of RFC 3161, DER.
         message: what was stamped.
-        certificate: PEM of the authority, or of the root of its chain (any number of certificates: the last one is
-            trusted).
+        certificate: PEM of the root that the authority's certificate comes from, after those between. The response
+            holds the authority's own.
 
     Raises:
         InputError: the certificate cannot be read.
@@ -141,7 +153,7 @@ def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
     from rfc3161_client import VerificationError, VerifierBuilder
 
     try:
-        chain = load_pem_x509_certificates(files.read_bytes(certificate))
+        chain = list(dict.fromkeys(load_pem_x509_certificates(files.read_bytes(certificate))))
     except ValueError:
         raise InputError(certificate, 0, "no certificate in PEM") from None
     found = _response(response)
@@ -152,5 +164,22 @@ def time_of(response: bytes, message: bytes, certificate: Path) -> datetime:
     try:
         builder.build().verify_message(found, message)
     except (VerificationError, ValueError) as error:
-        raise StillmarkError(f"the timestamp is not by this authority: {str(error)[:200]}") from None
+        said = _why(_signer(found), chain, stamped) or str(error)[:80]
+        raise StillmarkError(f"the timestamp is not by this authority: {said}") from None
     return stamped
+
+
+def _why(signer: Certificate | None, chain: Sequence[Certificate], stamped: datetime) -> str:
+    """Why a response is not by an authority, as far as its certificates tell."""
+    if signer is None:
+        return "it does not hold the certificate of its signer"
+    for one in (signer, *chain):
+        first, last = one.not_valid_before_utc, one.not_valid_after_utc
+        if not first <= stamped <= last:
+            return (
+                f"the certificate of {_named(one.subject)} is valid from {first} to {last}, and it is dated {stamped}"
+            )
+    if signer in chain:
+        return f"the certificate is that of its signer, {_named(signer.subject)}: name that of its root as well"
+    there, wanted = f"{_named(signer.subject)}, certified by {_named(signer.issuer)}", _named(chain[-1].subject)
+    return f"it is signed by {there}, and the authority that was named is {wanted}"

@@ -35,6 +35,8 @@ TESTS: Final = {
 }
 """Of what can be had of a suspect, and whether a reference is at hand: the test, as the measured curves name it."""
 
+MOST_Z: Final = 1e6
+"""Larger z are not extrapolated to."""
 MEASURED_GAMMA: Final = 0.25
 NOISE: Final = math.log10(0.05)
 """A measured curve whose log10 p stays above this shows nothing, and beyond its end nothing follows from it."""
@@ -390,6 +392,8 @@ def tokens_needed(
         )
     z = (ndtri(power) - ndtri(alpha)) / share
     z *= math.sqrt(MEASURED_GAMMA * (1 - MEASURED_GAMMA) / (gamma * (1 - gamma)))
+    if not z < MOST_Z:
+        raise StillmarkError("so small a share of marked text, or alpha, is beyond every amount of evidence")
     reached = [_reach(curve, float(z)) for curve in known]
     at = float(np.interp(math.log(delta), np.log(deltas), [math.log(n) for n, _ in reached]))
     near = [far for curve_delta, (_, far) in zip(deltas, reached, strict=True) if _beside(curve_delta, delta, deltas)]

@@ -39,6 +39,15 @@ PUBLISHED: Final = (
     "point to you."
 )
 
+FEW: Final = (
+    "A layer is one of as many as the table has entries, by the key's lowest bits. Text of anybody who uses one of "
+    "these keys carries that layer (docs/profiles.md, limits)."
+)
+REPEATED: Final = (
+    "Some layers have the same key, or keys that differ by a multiple of the table's size: they have the same coins, "
+    "and are counted as one layer."
+)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -121,6 +130,7 @@ def read_profile(
     try:
         read = reader(fields, size)
         secret = read.scheme.secret_of(read.keys)
+        read.scheme.check_secret(secret)
         mark = Mark.new(tokenizer, secret=secret, scheme=read.scheme, width=read.width, label=label)
     except KeyError as error:
         raise MarkError(f"{where}: '{error.args[0]}' is missing", f"want what {engine} takes") from None
@@ -178,9 +188,12 @@ class _Size:
 
 
 def _synthid_table(fields: Mapping[str, Any]) -> _Read:
-    keys = tuple(int(key) for key in fields["keys"])
     table = {name: fields[f"sampling_{name}"] for name in ("table_size", "table_seed") if f"sampling_{name}" in fields}
-    return _Read(SynthIDTable(len(keys), **table), keys, fields["ngram_len"] - 1, _is_example(keys), (ON_CPU,))
+    size = SynthIDTable(len(fields["keys"]), **table).table_size
+    known = dict.fromkeys(key % size for key in fields["keys"])
+    notes = (ON_CPU, FEW, *((REPEATED,) if len(known) < len(fields["keys"]) else ()))
+    published = any(key % size in known for key in SYNTHID_KEYS)
+    return _Read(SynthIDTable(len(known), **table), tuple(known), fields["ngram_len"] - 1, published, notes)
 
 
 def _is_example(keys: tuple[int, ...]) -> bool:

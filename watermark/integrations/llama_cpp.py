@@ -42,8 +42,8 @@ def marked(mark: Mark | Marks, *, temperature: float = 0.8) -> Processor:
     [0.0, 1.0]
     """
     first = mark if isinstance(mark, Mark) else mark.table[0]
-    if temperature < 0:
-        raise UsageError("`temperature` must be at least 0")
+    if not 0 <= temperature < float("inf"):
+        raise UsageError("`temperature` must be a finite number, at least 0")
     if temperature == 0 and first.scheme.needs_sampling:
         raise needs_sampling(first)
     by = temperature or 1.0

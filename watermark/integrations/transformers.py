@@ -149,7 +149,8 @@ def _sampling_guard(plain: Any) -> Any:
         if marks:
             configs = [kwargs, *(vars(one) for one in given if isinstance(one, GenerationConfig))]
             chosen = (config.get("do_sample") for config in configs)
-            if not next((sample for sample in chosen if sample is not None), False):
+            top_k = next((config["top_k"] for config in configs if config.get("top_k") is not None), None)
+            if not next((sample for sample in chosen if sample is not None), False) or top_k == 1:
                 raise needs_sampling(marks[0])
         return plain(self, *args, **kwargs)
 

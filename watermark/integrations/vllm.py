@@ -38,7 +38,7 @@ def _check(params: Any) -> None:
     logprobs = (params.logprobs, params.prompt_logprobs, getattr(params, "logprob_token_ids", None))
     served().check(
         params.extra_args,
-        temperature=0.0 if params.temperature < _GREEDY else params.temperature,
+        temperature=0.0 if params.temperature < _GREEDY or params.top_k == 1 else params.temperature,
         logprobs=any(asked is not None for asked in logprobs),
     )
 

@@ -33,6 +33,9 @@ class ChaCha:
         """The secret of the child for a label."""
         return prf.hkdf(secret, "stillmark/v1/derive", label)
 
+    def check_secret(self, secret: bytes) -> None:
+        """Nothing: each secret gives independent coins."""
+
     def new_secret(self) -> bytes:
         """A secret from the operating system's generator."""
         return secrets.token_bytes(self.secret_bytes)

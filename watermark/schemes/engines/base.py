@@ -84,6 +84,11 @@ class Engine:
         return 1
 
     @property
+    def period(self) -> int:
+        """Keys that agree modulo this number give the same coins."""
+        return 1 << 64
+
+    @property
     def secret_bytes(self) -> int:
         """Length of a secret."""
         return BLIND + KEY_BYTES * self.keys
@@ -103,6 +108,12 @@ class Engine:
         if len(keys) != self.keys or any(not -(1 << 63) <= key < 1 << 64 for key in keys):
             raise MarkError(f"want {self.keys} {'key' if self.keys == 1 else 'keys'} of at most 64 bits")
         return secrets.token_bytes(BLIND) + b"".join((key % (1 << 64)).to_bytes(KEY_BYTES, "big") for key in keys)
+
+    def check_secret(self, secret: bytes) -> None:
+        """Raises MarkError where two keys give the same coins, which would be counted as two."""
+        keys = [key % self.period for key in keys_of(secret[BLIND:])]
+        if len(set(keys)) < len(keys):
+            raise MarkError("two of the keys give the same coins: each coin would count twice", "name each key once")
 
     def new_secret(self) -> bytes:
         """A secret with keys from the operating system's generator."""

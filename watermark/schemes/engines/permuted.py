@@ -11,6 +11,7 @@ correlate by -1 / (V - 1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,6 +82,8 @@ class PermutedList(Engine):
         super().__post_init__()
         if not 2 <= self.size < prf.NO_TOKEN or not 0 < self.gamma < 1 or not 0 < self.green < self.size:
             raise MarkError("of 2 tokens or more some must be green, and some not")
+        if not math.isfinite(self.delta):
+            raise MarkError("'delta' must be a finite number")
 
     @property
     def green(self) -> int:

@@ -10,6 +10,7 @@ bound. Its `selfhash` seeds by the candidate and the one token of its window who
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -152,6 +153,8 @@ class PhiloxList(Engine):
         super().__post_init__()
         if not 0 < self.gamma < 1 or not 0 < self.bound < 1 << 31:
             raise MarkError("gamma must lie between 0 and 1")
+        if not math.isfinite(self.delta):
+            raise MarkError("'delta' must be a finite number")
 
     @property
     def bound(self) -> int:
