@@ -350,7 +350,7 @@ def test_a_mixture_is_malformed(mark: Mark, tmp_path: Path) -> None:
         read = read_outputs(path, mark, skip_bad=True)
         assert (len(read), read.bad) == (2, 1)
     path = small.jsonl(tmp_path / "o.jsonl", [{"output": "w5"}, turns])
-    with pytest.raises(RecordError, match=r"o.jsonl:2: the record has neither"):
+    with pytest.raises(RecordError, match=r"o.jsonl:2: the records before are plain outputs .*, and this one is not"):
         read_outputs(path, mark)
 
 
