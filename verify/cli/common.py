@@ -280,7 +280,16 @@ def say(parts: Iterable[Part] | str, *, stderr: bool = False) -> None:
     if console(stderr=stderr).is_terminal:
         draw((in_words(part, in_cli_words) for part in said), stderr=stderr)
     else:
-        click.echo(in_cli_words(plain(said)), err=stderr)
+        _write(in_cli_words(plain(said)), stderr=stderr)
+
+
+def _write(text: str, *, stderr: bool = False) -> None:
+    """Raises OSError, of a stream that has a name in it."""
+    try:
+        click.echo(text, err=stderr)
+    except OSError as error:
+        error.filename = "standard error" if stderr else "standard output"
+        raise
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -288,12 +297,14 @@ def print_json(value: dict[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     encoding = sys.stdout.encoding or "utf-8"
     shown = text.replace("\n", "").isprintable() and text.encode(encoding, "replace").decode(encoding) == text
-    click.echo(text if shown else json.dumps(value, indent=2))
+    _write(text if shown else json.dumps(value, indent=2))
 
 
 def can_redraw() -> bool:
     """Whether stderr is a terminal that can draw a line anew."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return (
+        sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    )
 
 
 @contextmanager
