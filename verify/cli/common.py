@@ -191,6 +191,18 @@ batch_size_option = click.option(
 )
 
 
+identity_options = together(
+    click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job."),
+    click.option("--issuer", help="The address of the OpenID provider that should have confirmed the identity."),
+    click.option(
+        "--trust-config", type=FILE, help="Whom to trust for that: a file, or `public` (Sigstore's own instance)."
+    ),
+)
+tsa_option = click.option(
+    "--tsa", type=FILE, help="Certificate of the timestamp authority, or of its root (PEM), to check the time."
+)
+
+
 def result_options(*verdicts: str) -> Callable[[Any], Any]:
     """Adds `--fail-on VERDICT` and `--json`, and shows the result that the command returns.
 
