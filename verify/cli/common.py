@@ -138,14 +138,26 @@ def make(
 
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
     """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
-    least, hint = click.FloatRange(0, min_open=not greedy), "0: greedy." if greedy else None
+    least = click.FloatRange(0, min_open=not greedy)
+    heat = "Of the softmax; 0: always the likeliest token." if greedy else "Of the softmax."
     return together(
-        click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
-        click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-        click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit."),
-        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True,
+            help="Tokens of an answer, at most.",
+        ),
+        click.option("--temperature", type=least, default=1.0, show_default=True, help=heat),
+        click.option(
+            "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+            help="Draw from the likeliest tokens that have this probability together.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(0), default=0, show_default=True,
+            help="Draw from this many of the likeliest tokens; 0: from all.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=batch_size, show_default=True, help="Prompts in one batch."
+        ),
+        seed_option,
         click.option(
             "--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any."
         ),
@@ -157,7 +169,7 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
             help="once: mark a context only where it comes first in an answer and its prompt. "
             "A student then shows little of it.",
         ),
-    )
+    )  # fmt: skip
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -171,10 +183,15 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of every draw that is not keyed."
+)
 price_options = together(
-    click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="To be spent at most, by the prices."),
-    click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens."),
-    click.option("--price-out", type=click.FloatRange(0), help="Of a million answer tokens."),
+    click.option(
+        "--budget-usd", type=click.FloatRange(0, min_open=True), help="US dollars to spend at most, at these prices."
+    ),
+    click.option("--price-in", type=click.FloatRange(0), help="US dollars for a million prompt tokens."),
+    click.option("--price-out", type=click.FloatRange(0), help="US dollars for a million answer tokens."),
 )
 reference_option = click.option(
     "--reference", type=FILE, help="Folder of a model to compare with that does not depend on the secret."
