@@ -73,9 +73,10 @@ def unknown(record: Record, columns: Columns | None) -> RecordError:
     """What is wrong with a record of no known shape: what it has, and what to say."""
     names = _names_of(record)
     message = _wrong_holder(record, columns)
-    if message is None:
+    if message is None and columns is not None:
+        message = f"the record has no {_listed(sorted(columns.values()))}: no output is found with these `columns`"
+    elif message is None:
         message = "the record has neither 'output_ids' nor 'output', and is of no other shape that is known"
-        message += "" if columns is None else ", with these `columns`"
     if columns is not None:
         return record.error(message, f"the file has {_listed(names)}")
     likely, has = _likely(record, names), f"it has {_listed(names)}"
