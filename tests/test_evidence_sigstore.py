@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from verify.evidence.check import check_bundle
 from verify.evidence.checked import DIFFERS, HOLDS, OPEN, Checked
 from verify.evidence.identity import sign_file
 from verify.evidence.signing import new_key as new_signing_key
+from verify.evidence.standing import standing_of
 from watermark import ApiError, GreenList, InputError, Mark, UsageError
 
 Run = Callable[..., Answer]
@@ -40,6 +42,7 @@ class Here:
 
     folder: Path
     sigstore: Sigstore
+    mark: Mark
 
     @property
     def bundle(self) -> Path:
@@ -79,7 +82,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
     with found.serve(folder):
         made = sign_file(folder / "bundle.json", trust_config=folder / "sign.json", identity_token=folder / "token")
     assert (made["identity"], made["issuer"]) == (WHO, BY)
-    return Here(folder, found)
+    return Here(folder, found, mark)
 
 
 # --- what holds ---
@@ -95,6 +98,27 @@ def test_a_signature_holds_offline(here: Here, monkeypatch: pytest.MonkeyPatch) 
         assert (found.status, found.differences) == (HOLDS, ())
         assert found.against.startswith(f"{WHO}, confirmed by {BY}, by the trust configuration")
         assert ", in the log since 20" in found.against
+
+
+def test_report_and_verify_say_that_there_is_one(here: Here, stillmark: Run) -> None:
+    """It stood beside the bundle in the folder, and nothing was said of it."""
+    case = here.folder / "signed"
+    shutil.copytree(here.folder / "case", case)
+    shutil.copy(here.bundle, case / "bundle.json")
+    assert "sigstore" not in [one.name for one in standing_of(case).checks]
+    shutil.copy(f"{here.bundle}.sigstore.json", case / "bundle.json.sigstore.json")
+    last = standing_of(case).checks[-1]
+    assert (last.name, last.status) == ("sigstore", OPEN)
+    assert f"{case / 'bundle.json.sigstore.json'} says that it is a signature by an identity: anybody" in last.against
+    found = verify.suspect(here.folder / "text.jsonl", mark=here.mark, out=case)
+    assert "sigstore: not checked: no identity, issuer and trust" in " ".join(str(found).split())
+    named = ("--identity", WHO, "--issuer", BY, "--trust-config", here.folder / "trusted.json")
+    for who, status in (((), OPEN), (named, HOLDS), (("--identity", "other@example.com", *named[2:]), DIFFERS)):
+        assert stillmark("report", case, *who).exit_code == 0
+        page = (case / "report.html").read_text()
+        assert f'>sigstore</th><td role="cell"><b>{status}</b>' in page
+        assert (f"{WHO}, confirmed by {BY}" in page) == (status == HOLDS)
+    assert stillmark("report", here.folder / "case", *named).exit_code == 2, "no bundle, and somebody named"
 
 
 def test_another_program_checks_it(here: Here) -> None:

@@ -80,6 +80,13 @@ def test_help_opens_with_an_example(name: str, stillmark: Run) -> None:
     assert shown.stdout.count("Usage: ") == 1
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    options = [one for one in COMMANDS[name].params if isinstance(one, click.Option)]
+    silent = [one.opts[0] for one in options if not one.help or "below" in one.help]
+    assert silent == [], "what an option is for stands beside it"
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_is_understood(name: str) -> None:
     """Every option in it exists, every value is of the right kind, nothing that is required is missing."""

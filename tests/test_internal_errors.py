@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,3 +88,38 @@ def test_a_number_of_an_option_is_finite(number: str) -> None:
         made = CliRunner().invoke(command, [f"{option}={number}"])
         assert made.exit_code == 2, (command.name, option)
         assert f"'{option}'" in made.stderr, (command.name, option)
+
+
+WORDS = (("mark", "show", "card"), ("mark", "show", "card", "--json"), ("--version",), ("mark", "show", "--help"))
+
+
+def shell(line: str, *words: str, place: Path) -> subprocess.CompletedProcess[str]:
+    """The command as a shell runs it; `line` holds `"$@"` where the command stands."""
+    whole = ["bash", "-c", line, "bash", sys.executable, "-m", "verify.cli", *words]
+    return subprocess.run(whole, capture_output=True, text=True, cwd=place, check=False)
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_a_result_that_cannot_be_written_is_an_error(words: tuple[str, ...], card: Path) -> None:
+    """On a closed stdout nothing was printed, and the status was 0; on a full disk `--help` showed a traceback."""
+    closed = shell('"$@" >&-', *words, place=card.parent)
+    assert (closed.returncode, closed.stdout) == (1, "")
+    assert closed.stderr == "Error: standard output is closed: no result could be shown\n"
+    if not Path("/dev/full").exists():
+        return
+    full = shell('"$@" > /dev/full', *words, place=card.parent)
+    first, hint = full.stderr.splitlines()
+    assert (full.returncode, hint[:22]) == (1, "Hint: free some space:")
+    assert first.endswith("No space left on device")
+    assert ("standard output" in first) == ("card" in words)
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_a_reader_that_goes_away_is_met_quietly(words: tuple[str, ...], card: Path) -> None:
+    gone = shell('"$@" | true; echo ${PIPESTATUS[0]}', *words, place=card.parent)
+    assert (gone.stdout, gone.stderr) in (("1\n", ""), ("0\n", "")), "0 if it wrote before the other one ended"
+
+
+def test_results_are_shown_where_stderr_is_closed(card: Path) -> None:
+    shown = shell('"$@" 2>&-', "mark", "show", "card", place=card.parent)
+    assert (shown.returncode, shown.stdout[:3]) == (0, "prf")

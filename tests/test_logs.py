@@ -326,7 +326,7 @@ def test_an_unknown_shape_says_what_was_found(place: Path, mark: Mark, tmp_path:
         done = stillmark("verify", file, "--mark", place / "m")
         assert (done.exit_code, "say with --columns which is what: output=text" in done.stderr) == (1, True)
         assert stillmark("verify", file, "--mark", place / "m", "--columns", "output=text").exit_code == 0
-        with pytest.raises(RecordError, match="with these `columns`"):
+        with pytest.raises(RecordError, match="the record has no 'txt': no output is found with these `columns`"):
             read_outputs(file, mark, columns={"output": "txt"})
     for words in ("output", "output=", "=text", "output=a,output=b"):
         assert stillmark("verify", path, "--mark", place / "m", "--columns", words).exit_code == 2
@@ -350,7 +350,7 @@ def test_a_mixture_is_malformed(mark: Mark, tmp_path: Path) -> None:
         read = read_outputs(path, mark, skip_bad=True)
         assert (len(read), read.bad) == (2, 1)
     path = small.jsonl(tmp_path / "o.jsonl", [{"output": "w5"}, turns])
-    with pytest.raises(RecordError, match=r"o.jsonl:2: the record has neither"):
+    with pytest.raises(RecordError, match=r"o.jsonl:2: the records before are plain outputs .*, and this one is not"):
         read_outputs(path, mark)
 
 
@@ -559,6 +559,25 @@ def test_csv_that_is_none(mark: Mark, tmp_path: Path) -> None:
     path.write_text('output,marked,sequential,prompt_ids\n"w5\nw6",True,,"[7]"\n')
     (read,) = read_outputs(path, mark)
     assert (read.marked, read.sequential, read.ids.tolist()) == (True, False, [7, 5, 6])
+    path.write_text("")
+    with pytest.raises(InputError, match="holds no records"):
+        read_outputs(path, mark)
+
+
+def test_csv_with_semicolons(mark: Mark, tmp_path: Path) -> None:
+    """As spreadsheets write it where the comma is the decimal sign."""
+    path = tmp_path / "o.csv"
+    for content in (
+        'prompt;output\nw7;"w5\nw6"\n',
+        'prompt,output\n"w7","w5\nw6"\n',
+        '"prompt";"output"\r\nw7;w5 w6\r\n',
+    ):
+        path.write_text(content)
+        (read,) = read_outputs(path, mark)
+        assert read.ids.tolist() == [7, 5, 6]
+    path.write_text("prompt;output\nw7;w5;w6\n")
+    with pytest.raises(RecordError, match=r"o.csv:2: a row of 3 cells under 2 names of columns"):
+        read_outputs(path, mark)
 
 
 def test_parts_of_a_file_have_the_shape_of_the_file(

@@ -425,6 +425,53 @@ def test_ids_are_integers(wrong: Any, mark: Mark, tmp_path: Path) -> None:
         read_recorded(path, mark)
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"output": 5}, "'output' must be a string, or the answer of a server; it is an integer"),
+        ({"output": ["x"]}, "it is a list whose first element is a string"),
+        ({"output": None, "prompt": "x"}, "the record has no output: 'output' is null"),
+        ({"output_ids": None}, "the record has no output: 'output_ids' is null"),
+        ({"output_ids": "5"}, "'output_ids' must be a list of token ids; it is a string"),
+        ({"output_ids": [5], "prompt_ids": 5}, "'prompt_ids' must be a list of token ids; it is an integer"),
+        ({"output_ids": [5], "prompt": 5.5}, "'prompt' must be a string; it is a number"),
+        ({"output_ids": [5], "id": [1]}, "'id' must be a string or an integer; it is a list whose first element is"),
+        ({"output_ids": [5], "messages": 5}, "'messages' must be a list of turns, each with 'role' and 'content'; it "),
+        ({"output_ids": [5], "messages": [5]}, "'messages' must be a list of turns, each with 'role' and 'content'"),
+        ({"output_ids": [5], "ended": "yes"}, "'ended' must be true or false; it is a string"),
+        ({"response": 7, "prompt": "x"}, "'response' must be a string, or the answer of a server; it is an integer"),
+        ({"messages": "x"}, "'messages' must be a list of turns, each with 'role' and 'content'; it is a string"),
+        ({"messages": []}, "it is an empty list"),
+        ({"messages": [{"role": "assistant", "content": 5}]}, "'content' must be a string, or a list of parts; it is "),
+        ({"messages": [{"role": "assistant", "content": None}]}, "the suspect's answer in this record holds no text"),
+        ({"choices": "x"}, "'choices' must be a list of objects, each with 'message' or 'text'; it is a string"),
+        ({"resps": 5}, "'resps' must be a list of lists of texts; it is an integer"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_not_called_missing(
+    record: dict[str, Any], said: str, mark: Mark, tmp_path: Path
+) -> None:
+    with pytest.raises(RecordError) as error:
+        read_outputs(small.jsonl(tmp_path / "o.jsonl", [record]), mark)
+    assert said in str(error.value)
+    assert "neither" not in str(error.value)
+    assert "output=prompt" not in str(error.value.hint)
+
+
+def test_a_column_that_is_named_and_of_a_wrong_type(mark: Mark, tmp_path: Path) -> None:
+    path = small.jsonl(tmp_path / "o.jsonl", [{"asked": "x", "said": {"text": 5}}])
+    with pytest.raises(
+        RecordError, match=r"'said\.text' must be a string, or the answer of a server; it is an integer"
+    ):
+        read_outputs(path, mark, columns={"output": "said.text", "prompt": "asked"})
+
+
+def test_a_null_in_a_table_is_not_called_missing(mark: Mark, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"output": pa.array([None], pa.string()), "prompt": ["x"]}), tmp_path / "o.parquet")
+    with pytest.raises(RecordError, match="the record has no output: 'output' is null"):
+        read_outputs(tmp_path / "o.parquet", mark)
+
+
 def test_ids_from_parquet(mark: Mark, tmp_path: Path) -> None:
     path = tmp_path / "o.parquet"
     for kind in (pa.int8(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()):

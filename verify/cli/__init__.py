@@ -72,6 +72,20 @@ def _unforeseen(error: Exception) -> StillmarkError:
 
 
 class _Group(click.Group):
+    def main(self, *arguments: Any, **named: Any) -> Any:
+        if sys.stdout is None:  # closed by the shell: a file that is opened next would be taken for it
+            say("Error: standard output is closed: no result could be shown", stderr=True)
+            sys.exit(1)
+        return super().main(*arguments, **named)
+
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **named)
+        except OSError as error:  # of --help and --version, which are printed here
+            if error.errno == errno.EPIPE:
+                raise
+            raise _Failure(_unforeseen(error)) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

@@ -150,14 +150,26 @@ def make(
 
 def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = True) -> Callable[[Any], Any]:
     """How answers are drawn, as `watermark.Sampling` names it; greedy: temperature 0 is allowed."""
-    least, hint = Number(0, min_open=not greedy), "0: greedy." if greedy else None
+    least = Number(0, min_open=not greedy)
+    heat = "Of the softmax; 0: always the likeliest token." if greedy else "Of the softmax."
     return together(
-        click.option("--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True),
-        click.option("--temperature", type=least, default=1.0, show_default=True, help=hint),
-        click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True),
-        click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: no limit."),
-        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, show_default=True,
+            help="Tokens of an answer, at most.",
+        ),
+        click.option("--temperature", type=least, default=1.0, show_default=True, help=heat),
+        click.option(
+            "--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
+            help="Draw from the likeliest tokens that have this probability together.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(0), default=0, show_default=True,
+            help="Draw from this many of the likeliest tokens; 0: from all.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=batch_size, show_default=True, help="Prompts in one batch."
+        ),
+        seed_option,
         click.option(
             "--chat/--no-chat", default=True, show_default=True, help="Use the tokenizer's chat template, if any."
         ),
@@ -169,7 +181,7 @@ def sampling_options(*, max_new_tokens: int, batch_size: int, greedy: bool = Tru
             help="once: mark a context only where it comes first in an answer and its prompt. "
             "A student then shows little of it.",
         ),
-    )
+    )  # fmt: skip
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -183,10 +195,13 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of every draw that is not keyed."
+)
 price_options = together(
-    click.option("--budget-usd", type=Number(0, min_open=True), help="To be spent at most, by the prices."),
-    click.option("--price-in", type=Number(0), help="Of a million prompt tokens."),
-    click.option("--price-out", type=Number(0), help="Of a million answer tokens."),
+    click.option("--budget-usd", type=Number(0, min_open=True), help="US dollars to spend at most, at these prices."),
+    click.option("--price-in", type=Number(0), help="US dollars for a million prompt tokens."),
+    click.option("--price-out", type=Number(0), help="US dollars for a million answer tokens."),
 )
 reference_option = click.option(
     "--reference", type=FILE, help="Folder of a model to compare with that does not depend on the secret."
@@ -200,6 +215,20 @@ unmarked_probes_option = click.option(
 tokenizer_option = click.option("--tokenizer", type=FILE, help="Folder of the mark's tokenizer.")
 batch_size_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts in one forward pass."
+)
+
+
+identity_options = together(
+    click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job."),
+    click.option("--issuer", help="The address of the OpenID provider that should have confirmed the identity."),
+    click.option(
+        "--trust-config", type=FILE, help="Whom to trust for that: a file, or `public` (Sigstore's own instance)."
+    ),
+)
+tsa_option = click.option(
+    "--tsa",
+    type=FILE,
+    help="The timestamp authority's root certificate, after those between (PEM), to check the time.",
 )
 
 
@@ -292,7 +321,16 @@ def say(parts: Iterable[Part] | str, *, stderr: bool = False) -> None:
     if console(stderr=stderr).is_terminal:
         draw((in_words(part, in_cli_words) for part in said), stderr=stderr)
     else:
-        click.echo(in_cli_words(plain(said)), err=stderr)
+        _write(in_cli_words(plain(said)), stderr=stderr)
+
+
+def _write(text: str, *, stderr: bool = False) -> None:
+    """Raises OSError, of a stream that has a name in it."""
+    try:
+        click.echo(text, err=stderr)
+    except OSError as error:
+        error.filename = "standard error" if stderr else "standard output"
+        raise
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -300,12 +338,14 @@ def print_json(value: dict[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     encoding = sys.stdout.encoding or "utf-8"
     shown = text.replace("\n", "").isprintable() and text.encode(encoding, "replace").decode(encoding) == text
-    click.echo(text if shown else json.dumps(value, indent=2))
+    _write(text if shown else json.dumps(value, indent=2))
 
 
 def can_redraw() -> bool:
     """Whether stderr is a terminal that can draw a line anew."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return (
+        sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    )
 
 
 @contextmanager

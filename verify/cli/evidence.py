@@ -7,10 +7,14 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, Command, json_option, mark_option, marks_option, show
+from verify.cli.common import FILE, Command, identity_options, json_option, mark_option, marks_option, show, tsa_option
 from verify.cli.verify import planned_options
 from verify.display import Paragraph, Part, Rows
 from watermark import Mark
+
+_opening_option = click.option(
+    "--opening", type=FILE, help="The pairs of a confidential bundle (`evidence bundle --opening`)."
+)
 
 
 @click.group()
@@ -165,7 +169,7 @@ def prove(opening: Path, pairs: tuple[int, ...], test: str, out: Path, as_json: 
 @click.option("--key", type=FILE, required=True, help="The third party's own private key.")
 @click.option("--ledger", type=FILE, required=True, help="File of all answers that were given for this mark.")
 @click.option("--out", type=FILE, required=True, help="Where to write the answer.")
-@click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@_opening_option
 @click.option("--most", type=click.IntRange(1), default=200_000, show_default=True, help="Pairs answered in a day.")
 @json_option
 def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
@@ -196,18 +200,14 @@ def coins(bundle: Path, mark: Mark, as_json: bool, **options: Any) -> None:
 @click.option("--plan", type=FILE, help="The plan, as it was published.")
 @marks_option("--reveal", help="The mark file: to count the p-values anew; of several marks, repeat.")
 @click.option("--outputs", type=FILE, multiple=True, help="A file of the evidence; repeat.")
-@click.option("--opening", type=FILE, help="The pairs of a confidential bundle.")
+@_opening_option
 @click.option("--proofs", type=FILE, multiple=True, help="Pairs of a confidential bundle (`evidence prove`); repeat.")
 @click.option("--coins", type=FILE, multiple=True, help="A third party's answer (`evidence coins`); for each mark one.")
 @click.option("--escrow-key", type=FILE, multiple=True, help="The public key of a third party; repeat for several.")
-@click.option("--tsa", type=FILE, help="The timestamp authority's root certificate, after those between (PEM).")
+@tsa_option
 @click.option("--tokenizer", type=FILE, multiple=True, help="Folder of the mark's tokenizer, for outputs without ids.")
 @click.option("--sigstore", type=FILE, help="What `evidence sign` wrote [default: BUNDLE.sigstore.json, if there].")
-@click.option("--identity", help="Who should have signed it by Sigstore: an e-mail address, or the URI of a job.")
-@click.option("--issuer", help="The address of the OpenID provider that should have confirmed the identity.")
-@click.option(
-    "--trust-config", type=FILE, help="Whom to trust for that: a file, or `public` (Sigstore's own instance)."
-)
+@identity_options
 @json_option
 def check(bundle: Path, mark: Mark | list[Mark] | None, as_json: bool, **options: Any) -> None:
     """Check a bundle against what you have: exit status 0, or 1 if anything differs from what was promised.

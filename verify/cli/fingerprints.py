@@ -18,6 +18,7 @@ from verify.cli.common import (
     plan_options,
     progress,
     result_options,
+    seed_option,
     show,
 )
 from verify.fingerprint import AGREES, DEPENDENT, KNOWS, MATCHED, SAW
@@ -35,7 +36,6 @@ _model = click.option(
     "--model", help="The name that an endpoint knows the suspect by [default: the one that it serves]."
 )
 _record = click.option("--record", type=FILE, help="Folder to keep what was read in, and to resume from.")
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed.")
 number_option = click.option(
     "--number", type=click.IntRange(1), default=64, show_default=True, help="Number of keyed questions."
 )
@@ -46,7 +46,7 @@ number_option = click.option(
 @_suspect
 @click.option("--control", "controls", type=FILE, multiple=True, help="Folder of an independent model; repeat.")
 @mark_option(required=False)
-@_seed
+@seed_option
 @plan_options
 @alpha_option
 @result_options(DEPENDENT, MATCHED, INSUFFICIENT, NO_VERDICT)
@@ -165,7 +165,7 @@ def planted(
 @click.option("--halves", type=click.IntRange(1), default=99_999, show_default=True, help="Random halves to draw.")
 @_record
 @batch_size_option
-@_seed
+@seed_option
 @plan_options
 @alpha_option
 @result_options(SAW, INSUFFICIENT)

@@ -14,6 +14,7 @@ from verify.cli.common import (
     mark_option,
     progress,
     say,
+    seed_option,
     show,
     tokenizer_option,
 )
@@ -38,7 +39,7 @@ probes --mark demo/demo.mark demo/unmarked_teacher.jsonl --out cut.jsonl"""
     "--positions", type=click.IntRange(1), default=300, show_default=True, help="How many, with --context-counts."
 )
 @tokenizer_option
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @json_option
 def probes(mark: Mark, texts: tuple[Path, ...], model: Path | None, as_json: bool, **options: Any) -> None:
     """Write probes: texts of your own, or what a --model writes without the mark.

@@ -41,8 +41,10 @@ def order(mark: Mark, teacher: Path, out: Path, as_json: bool) -> None:
 @click.option(
     "--mix", type=FILE, multiple=True, help="Outputs to train on in between, so that it changes less; repeat."
 )
-@click.option("--epochs", type=Number(0, min_open=True), default=12.0, show_default=True)
-@click.option("--learning-rate", type=Number(0, min_open=True), default=1e-4, show_default=True)
+@click.option("--epochs", type=Number(0, min_open=True), default=12.0, show_default=True,
+              help="Times to train on each record.")  # fmt: skip
+@click.option("--learning-rate", type=Number(0, min_open=True), default=1e-4, show_default=True,
+              help="Learning rate at the start; it falls to 0.")  # fmt: skip
 @json_option
 def plant(
     mark: Mark,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from verify.cli.common import FILE, command, json_option, print_json, say
+from verify.cli.common import FILE, command, identity_options, json_option, print_json, say, tsa_option
 
 
 @command("report", example="verify demo/marked_teacher.jsonl --mark demo/demo.mark --out case\nreport case")
@@ -15,7 +15,8 @@ from verify.cli.common import FILE, command, json_option, print_json, say
 @click.option("--out", type=FILE, help="The page [default: report.html in the folder, or beside the file].")
 @click.option("--calibration", type=FILE, help="The file of `calibrate --out` [default: the one in folder or bundle].")
 @click.option("--public-key", type=FILE, help="The key of whoever should have signed the bundle: check it.")
-@click.option("--tsa", type=FILE, help="The timestamp authority's root certificate (PEM): check the time.")
+@tsa_option
+@identity_options
 @click.option("--confidential", is_flag=True, help="Leave out passages of the suspect's text and single pairs.")
 @json_option
 def report(result: Path, out: Path | None, confidential: bool, as_json: bool, **options: Any) -> None:
@@ -24,8 +25,9 @@ def report(result: Path, out: Path | None, confidential: bool, as_json: bool, **
     RESULT is a folder of `stillmark verify --out`, a bundle, or the JSON that a test printed with --json. The page has
     no script, and asks nothing of any server: it can be mailed, printed and archived. Pictures need the extra [plot].
 
-    The page says what stands beside the result (plan, timestamp, the bundle in the folder), and what of it was checked:
-    signature and time only against what you name here. `stillmark evidence check` checks all.
+    The page says what stands beside the result (plan, timestamp, the bundle in the folder, its signature by Sigstore),
+    and what of it was checked: signatures and time only against what you name here. `stillmark evidence check` checks
+    all.
     """
     from verify.evidence.report import read_result, write_report
     from verify.evidence.standing import standing_of

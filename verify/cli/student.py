@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from verify.cli.common import FILE, Number, columns_option, command, json_option, progress, show
+from verify.cli.common import FILE, Number, columns_option, command, json_option, progress, seed_option, show
 from verify.progress import on
 
 
@@ -14,13 +14,19 @@ from verify.progress import on
 @click.option("--base", type=FILE, required=True, help="Folder of the model to start from.")
 @click.option("--outputs", type=FILE, required=True, multiple=True, help="Outputs to train on; may be repeated.")
 @click.option("--out", type=FILE, required=True, help="Folder for the student; must not exist.")
-@click.option("--epochs", type=Number(0, min_open=True), default=1.0, show_default=True)
-@click.option("--learning-rate", type=Number(0, min_open=True), default=2e-4, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="In records.")
+@click.option("--epochs", type=Number(0, min_open=True), default=1.0, show_default=True,
+              help="Times to train on each record.")  # fmt: skip
+@click.option("--learning-rate", type=Number(0, min_open=True), default=2e-4, show_default=True,
+              help="Learning rate at the start; it falls to 0.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Records in one step.")
 @click.option(
-    "--max-length", type=click.IntRange(2), default=1024, show_default=True, help="Prompt + output, in tokens."
+    "--max-length",
+    type=click.IntRange(2),
+    default=1024,
+    show_default=True,
+    help="Tokens of a record, at most.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @columns_option
 @json_option
 def student(

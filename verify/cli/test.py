@@ -49,7 +49,10 @@ _counts = click.option(
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @reference_option
 @click.option(
-    "--method", type=click.Choice(["auto", "binomial", "counts", "excess"]), default="auto", help="See below."
+    "--method",
+    type=click.Choice(["auto", "binomial", "counts", "excess"]),
+    default="auto",
+    help="What decides [default: excess with a --reference, else binomial].",
 )
 @unmarked_prompts_option
 @tokenizer_option
@@ -178,28 +181,47 @@ def _extra(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--model", help="The name that the endpoint knows the suspect by [default: the one that it serves].")
 @click.option("--prompts", type=FILE, help='JSONL: {"id": ..., "prompt": "..."} [default: those of the package].')
 @click.option(
-    "--budget-tokens", "budget", type=click.IntRange(1), default=50_000, show_default=True, help="To be billed at most."
+    "--budget-tokens",
+    "budget",
+    type=click.IntRange(1),
+    default=50_000,
+    show_default=True,
+    help="Tokens that the endpoint may bill.",
 )
 @price_options
 @click.option(
     "--log", type=FILE, required=True, help="JSONL to append every answer to; a killed run goes on from here."
 )
-@click.option("--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True)
-@click.option("--api", type=click.Choice(["chat", "completions", "responses"]), default="chat", show_default=True)
+@click.option(
+    "--access", type=click.Choice(["auto", "logprobs", "text"]), default="auto", show_default=True,
+    help="What of an answer is scored.",
+)  # fmt: skip
+@click.option(
+    "--api", type=click.Choice(["chat", "completions", "responses"]), default="chat", show_default=True,
+    help="Which interface of the endpoint is asked.",
+)  # fmt: skip
 @reference_option
 @unmarked_prompts_option
 @tokenizer_option
-@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of one answer.")
-@click.option("--temperature", type=Number(0), default=1.0, show_default=True)
-@click.option("--top-logprobs", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens of one answer, at most."
+)
+@click.option("--temperature", type=Number(0), default=1.0, show_default=True, help="That it answers with.")
+@click.option(
+    "--top-logprobs", type=click.IntRange(1), default=20, show_default=True,
+    help="Likeliest tokens to ask for in each place, where log probabilities are scored.",
+)  # fmt: skip
 @click.option(
     "--score-reasoning", "reasoning", is_flag=True, help="Score what it writes for itself before an answer, too."
 )
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--extra", callback=_extra, help='More fields of each request, as JSON: {"seed": 1}.')
 @click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
-@click.option("--timeout", type=Number(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
-@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of one request.")
+@click.option("--timeout", type=Number(0, min_open=True), default=120.0, show_default=True,
+              help="Seconds to wait for one answer.")  # fmt: skip
+@click.option(
+    "--retries", type=click.IntRange(0), default=5, show_default=True, help="Times to ask again if a request fails."
+)
 @click.option(
     "--least", type=Number(0, min_open=True), default=0.05, show_default=True,
     help="Smallest effect of interest: log odds of green for a unit of weight.",

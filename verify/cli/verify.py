@@ -19,6 +19,7 @@ from verify.cli.common import (
     progress,
     reference_option,
     result_options,
+    seed_option,
     skip_bad_option,
     together,
     tokenizer_option,
@@ -88,12 +89,12 @@ _planned = together(
         type=click.IntRange(1),
         default=50_000,
         show_default=True,
-        help="To be billed at an endpoint, for the mark.",
+        help="Tokens that an endpoint may bill for the test for the mark.",
     ),
     price_options,
     tokenizer_option,
     columns_option,
-    click.option("--seed", type=int, default=0, show_default=True, help="Of every draw that is not keyed."),
+    seed_option,
     alpha_option,
     skip_bad_option,
 )
@@ -116,7 +117,7 @@ def verify(what: Any, **options: Any) -> Verdict:
     SUSPECT is a folder of weights, the http(s):// address of an endpoint, or files of what it wrote or of its log
     probabilities, any number of them. --mark alone is enough, and may be repeated: each mark is tested for, with its
     own tokenizer. Whatever else you name allows more tests. What is tested follows from the options, before the
-    suspect is read, and the p-values are adjusted over all tests.
+    suspect is read, and the p-values are adjusted over all tests. The key of an endpoint is read from OPENAI_API_KEY.
     """
     from verify import suspect
 

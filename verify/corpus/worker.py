@@ -46,7 +46,7 @@ from verify.radioactivity.detail import tokenizer_if_there
 from verify.radioactivity.prompts import prompts_test, with_copies
 from watermark import InputError, Mark, MarkError
 from watermark.io import files
-from watermark.io.fields import JsonError, load_object
+from watermark.io.fields import JsonError, load_object, not_wanted
 from watermark.io.records import Record, RecordError
 from watermark.tokenizers import AnyTokenizer
 
@@ -230,7 +230,7 @@ class Worker:
             for record in answers:
                 item.files[str(part.path)] += 1
                 if isinstance(record, Record) and not isinstance(record.fields.get(column), str | None):
-                    yield record.error(f"'{column}' must be a string, the name of a source")
+                    yield record.error(not_wanted(column, "a string, the name of a source", record.fields[column]))
                 else:
                     yield record
             item.shapes = added([item.shapes, tally([answers])])

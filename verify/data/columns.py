@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from verify.data.dialects import dig
+from verify.data.formats import NAMES, PROMPTS
 from verify.data.sources import names_in
 from watermark import UsageError
-from watermark.io.fields import is_text
+from watermark.io.fields import is_text, kind_in_words
 from watermark.io.records import Record, RecordError
 
 Columns = Mapping[str, str]
@@ -21,6 +22,16 @@ COLUMNS: Final = (
 
 KEPT: Final = ("id", "ended", "mark", "marked", "sampled", "sequential")
 """What a record says of itself, whatever its shape."""
+
+_ANSWER: Final = "a string, or the answer of a server"
+_TURNS: Final = "a list of turns, each with 'role' and 'content'"
+_HOLDERS: Final[Mapping[str, str]] = {
+    "output": _ANSWER, "output_ids": "a list of token ids", "response": _ANSWER, "completion": _ANSWER,
+    "answer": _ANSWER, "messages": _TURNS, "conversations": _TURNS, "conversation": _TURNS,
+    "choices": "a list of objects, each with 'message' or 'text'",
+    "outputs": "a list of objects, each with 'text' or 'token_ids'",
+}  # fmt: skip
+"""Fields that hold what the suspect wrote, and what they must be."""
 
 _NAMED: Final = 20  # fields in a hint
 _LIKELY: Final = ("text", "content", "generation", "generated_text", "model_output", "reply")
@@ -60,13 +71,27 @@ def _at(value: Any, path: str) -> Any:
 
 def unknown(record: Record, columns: Columns | None) -> RecordError:
     """What is wrong with a record of no known shape: what it has, and what to say."""
-    message = "the record has neither 'output_ids' nor 'output', and is of no other shape that is known"
     names = _names_of(record)
-    has = f"it has {_listed(names)}"
+    message = _wrong_holder(record, columns)
+    if message is None and columns is not None:
+        message = f"the record has no {_listed(sorted(columns.values()))}: no output is found with these `columns`"
+    elif message is None:
+        message = "the record has neither 'output_ids' nor 'output', and is of no other shape that is known"
     if columns is not None:
-        return record.error(f"{message}, with these `columns`", f"the file has {_listed(names)}")
-    likely = _likely(record, names)
+        return record.error(message, f"the file has {_listed(names)}")
+    likely, has = _likely(record, names), f"it has {_listed(names)}"
     return record.error(message, f"{has}; say with `columns` which is what: output={likely}" if likely else has)
+
+
+def _wrong_holder(record: Record, columns: Columns | None) -> str | None:
+    """What is wrong with the field that should hold the output; None: there is none."""
+    paths = {name: name if columns is None else columns.get(name) for name in _HOLDERS}
+    named = {path: _HOLDERS[name] for name, path in paths.items() if path is not None}
+    held = {path: value for path in named if (value := _at(record.fields, path)) is not None}
+    for path, value in held.items():
+        return f"'{path}' must be {named[path]}; it is {kind_in_words(value)}"
+    there = record.fields.keys() | set(names_in(record.path))
+    return next((f"the record has no output: '{path}' is null" for path in named if path in there), None)
 
 
 def of_another_shape(record: Record, shape: str) -> RecordError:
@@ -97,5 +122,6 @@ def _likely(record: Record, names: list[str]) -> str | None:
     last = {name.rpartition(".")[2]: name for name in reversed(names)}
     if usual := [last[name] for name in _LIKELY if name in last]:
         return usual[0]
-    texts = {name: value for name in names if is_text(value := _at(record.fields, name))}
+    others = [name for name in names if name.partition(".")[0] not in (*PROMPTS, *NAMES)]
+    texts = {name: value for name in others if is_text(value := _at(record.fields, name))}
     return max(texts, key=lambda name: len(texts[name]), default=None)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from verify.data.dialects import Said, said
+from watermark.io.fields import not_wanted
 
 SUSPECT: Final = ("assistant", "gpt", "chatgpt", "model", "bot", "ai")
 """Names under which the suspect speaks, in the dialects of chats and of ShareGPT."""
@@ -75,9 +76,12 @@ def last_answer(turns: Sequence[Mapping[str, Any]]) -> tuple[Said, Sequence[Mapp
 
 
 def _written(turn: Mapping[str, Any]) -> Said:
-    if "content" in turn:
+    name = next((name for name in ("content", "value", "text", "parts") if name in turn), "content")
+    text = turn.get(name)
+    if not (text is None or isinstance(text, str | Sequence)):
+        raise ShapeError(f"the assistant's last turn: {not_wanted(name, 'a string, or a list of parts', text)}")
+    if name == "content":
         return said({"choices": [{"message": turn}]})
-    text = turn.get("value", turn.get("text"))
     return Said(text if isinstance(text, str) else shown_in(turn.get("parts")) or None)
 
 

@@ -34,7 +34,7 @@ from verify.data.dialects import (
     wrong_tokens,
 )
 from verify.data.streams import is_chunk, joined
-from watermark.io.fields import is_int, is_number, wrong_field
+from watermark.io.fields import is_int, is_number, not_wanted, wrong_field
 
 Fields = Mapping[str, Any]
 
@@ -102,7 +102,7 @@ def prompt_of(fields: Fields, output: str | None = None) -> str | None:
     output: what it wrote, so that a conversation that goes on to it is cut before it; None: it may be any text.
 
     Raises:
-        ShapeError: a field that should hold it holds a number.
+        ShapeError: a field that should hold it holds a number, or a list of them.
     """
     parts = [_shown(name, fields[name], output) for name in PROMPTS if fields.get(name) is not None]
     parts.append(other_texts({name: fields[name] for name in DOCUMENTS if name in fields}, ()))
@@ -110,8 +110,9 @@ def prompt_of(fields: Fields, output: str | None = None) -> str | None:
 
 
 def _shown(name: str, value: Any, output: str | None) -> str:
-    if isinstance(value, int | float):
-        raise ShapeError(f"'{name}' must be a string")
+    wanted = "a list of turns, each with 'role' and 'content'" if name in CONVERSATIONS else "a string"
+    if isinstance(value, int | float) or (name != "prompt" and isinstance(value, list) and any(map(is_number, value))):
+        raise ShapeError(not_wanted(name, wanted, value))
     if name in ("tools", "functions"):
         return every_text(value)
     if name in REQUESTS:
@@ -279,7 +280,9 @@ def _of_lm_eval(fields: Fields) -> list[Answer]:
     first = [dig(one, "arg_0") if isinstance(one, Mapping) else dig(one, 0) for one in asked]
     beside = other_texts({str(i): one for i, one in enumerate(asked)}, ()), every_text(fields.get("doc"))
     found = []
-    for i, row in enumerate(fields["resps"] if isinstance(fields["resps"], list) else ()):
+    if not isinstance(fields["resps"], list):
+        raise ShapeError(not_wanted("resps", "a list of lists of texts", fields["resps"]))
+    for i, row in enumerate(fields["resps"]):
         shown = shown_in(first[i if i < len(first) else 0]) if first else None
         for text in row if isinstance(row, list) else [row]:
             if not isinstance(text, str):

@@ -24,7 +24,7 @@ from verify.data.drift import Drift
 from verify.data.shapes import Answers, described, tally
 from verify.data.sources import files_of
 from watermark import InputError, Mark, TokenizerError
-from watermark.io.fields import is_int
+from watermark.io.fields import is_int, not_wanted
 from watermark.io.prompts import prompt_of
 from watermark.io.records import Record, RecordError
 from watermark.prf import NO_TOKEN
@@ -269,7 +269,8 @@ def parse(record: Record, limit: int, need_prompts: bool) -> Parts:
         if not len(found) and text is not None and text.strip():
             raise record.error(f"'{name}_ids' is empty, and there is a text for it", "leave the empty ids out")
     if parts["output"] is None:
-        raise record.error("the record has neither 'output_ids' nor 'output'", f"it has {', '.join(fields)}")
+        there = [name for name in ("output", "output_ids") if name in fields]
+        raise record.error("the record has no output" + (f": '{there[0]}' is null" if there else ""))
     return parts
 
 
@@ -284,7 +285,7 @@ def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise record.error(f"'{name}' must be a list of token ids", "whole numbers, one list a record")
+        raise record.error(f"{not_wanted(name, 'a list of token ids', ids)}", "whole numbers, one list a record")
     outside = (array < 0) | (array >= limit)
     if outside.any():
         position = int(outside.argmax())

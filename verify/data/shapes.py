@@ -53,6 +53,8 @@ FIELDS: Final = frozenset(
 )  # fmt: skip
 """What is read of a record."""
 
+OUR_SHAPE: Final = "plain outputs ('output' or 'output_ids')"
+
 _FIRST: Final = 100  # records among which a file's shape is looked for
 
 
@@ -117,7 +119,8 @@ class Answers:
             self.shape, self._native = _shape(fields)
         if self._native:
             if not _is_native(fields) and "output" not in fields:
-                return [unknown(read, self.columns)]
+                other = _shape(fields)[0]
+                return [unknown(read, self.columns) if other is None else of_another_shape(record, OUR_SHAPE)]
             return [self._counted(self._with_text_beside(_native(record, self.keep), fields))]
         if self.shape is STREAM and is_piece(fields):
             return list(self._streamed(self._chunks.add(record)))
@@ -141,6 +144,9 @@ class Answers:
             return
         self.failed += not answers
         for i, answer in enumerate(answers):
+            if answer.output is None and answer.output_ids is None:
+                yield record.error("the suspect's answer in this record holds no text")
+                continue
             made = _as_record(record, answer, i, self.keep)
             yield self._counted(self._with_text_beside(made, record.fields))
 

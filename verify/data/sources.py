@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -169,8 +170,10 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def _read_csv(path: Path) -> Iterator[Record | RecordError]:
-    """The rows of a CSV or TSV file whose first row names the columns; a cell of JSON stands for its value."""
-    delimiter = "\t" if kind_of(path) == ".tsv" else ","
+    """The rows of a CSV or TSV file whose first row names the columns; a cell of JSON stands for its value.
+
+    Where the first row of a CSV file has semicolons and no comma, they separate its cells.
+    """
     with open_bytes(path) as file:
         if is_wide(file.peek(4)[:4]):
             yield RecordError(path, 1, "no valid UTF-8, but UTF-16 or UTF-32", "save it as UTF-8")
@@ -178,9 +181,13 @@ def _read_csv(path: Path) -> Iterator[Record | RecordError]:
         line = 1
         csv.field_size_limit(_CELL)
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-        rows = csv.reader(iter(lambda: _line(text), ""), delimiter=delimiter, strict=True)
         try:
-            names = next(rows, [])
+            first = _line(text)
+            by = "\t" if kind_of(path) == ".tsv" else ";" if ";" in first and "," not in first else ","
+            rows = csv.reader(chain([first], iter(lambda: _line(text), "")), delimiter=by, strict=True)
+            names = next(rows)
+            if not first:
+                return
             if len(set(names)) < len(names) or not any(names):
                 yield RecordError(path, 1, "the first row must name the columns, no two alike")
                 return

@@ -126,7 +126,8 @@ def check_identity(
     if identity is None and issuer is None and trust is None:
         if sigstore is None and not beside.exists():
             return []
-        lacking = f"{beside} is there, and no identity, issuer and trust configuration were named to hold it against"
+        lacking = f"no identity, issuer and trust configuration were named; {beside} says that it is a signature by an "
+        lacking += "identity: anybody could have made it"
         return [Checked("sigstore", OPEN, lacking)]
     if not identity or not issuer or not trust:  # of an empty issuer the library would ask nothing
         raise UsageError("`identity`, `issuer` and `trust_config` go together", "nobody is trusted by default")

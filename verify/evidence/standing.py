@@ -1,4 +1,4 @@
-"""What stands beside a result, in words: plan, timestamp, bundle and known error rate, and what of it was checked.
+"""What stands beside a result, in words: plan, timestamp, bundle, signatures, known error rate; what of it was checked.
 
 Nothing is taken from the result itself, which may be a stranger's: files are read, and what needs a key or a
 certificate that was not named is said to be not checked.
@@ -16,12 +16,13 @@ from verify.evidence.check import check_bundle
 from verify.evidence.checked import DIFFERS, OPEN, Checked, checked
 from verify.evidence.claims import object_at
 from verify.evidence.document import without_text
+from verify.evidence.identity import check_identity
 from verify.evidence.promises import check_signature, time_checked
 from verify.evidence.report import is_bundle, read_result
 from verify.evidence.signing import MAX_BYTES, read_envelope, read_key
 from verify.lineage.folder import BUNDLE, CALIBRATION, PLAN, PROMISED, STAMP, STARTED
 from verify.lineage.plan import read_plan
-from watermark import InputError, StillmarkError
+from watermark import InputError, StillmarkError, UsageError
 from watermark.io import files
 from watermark.io.fields import load_object
 
@@ -33,7 +34,8 @@ class Standing:
     """What stands beside a result.
 
     Attributes:
-        checks: of plan, timestamp and bundle; or all that the check of a bundle looks at.
+        checks: of plan, timestamp, bundle, and a signature of the bundle by an identity; or all that the check of a
+            bundle looks at.
         calibration: the known error rate; None: there is none.
     """
 
@@ -47,6 +49,9 @@ def standing_of(
     public_key: PathLike | None = None,
     tsa: PathLike | None = None,
     calibration: PathLike | None = None,
+    identity: str | None = None,
+    issuer: str | None = None,
+    trust_config: PathLike | None = None,
 ) -> Standing:
     """What stands beside a result.
 
@@ -55,8 +60,12 @@ def standing_of(
         public_key: of whoever should have signed the bundle; None: no signature is checked.
         tsa: certificate of the timestamp authority; None: no timestamp is checked.
         calibration: file of `stillmark calibrate`; None: the one in the folder or the bundle, if there is one.
+        identity, issuer: who should have signed the bundle by Sigstore, and the OpenID provider that confirmed it.
+        trust_config: whom to trust for that: file of a trust configuration of Sigstore, or `public`.
 
     Raises:
+        UsageError: of `identity`, `issuer` and `trust_config` one was named, and another was not; or they were, and no
+            bundle is there.
         InputError: a file that was named, the plan or the calibration cannot be read.
         MissingExtraError: a key or certificate was named, and the extra `evidence` is not installed.
     """
@@ -66,12 +75,16 @@ def standing_of(
         own = path / CALIBRATION
         if known is None and own.exists():
             known = calibration_of(read_calibration(own))
-        return Standing(tuple(_of_folder(path, public_key, tsa)) if (path / PLAN).exists() else (), known)
+        found = [*_of_folder(path, public_key, tsa)] if (path / PLAN).exists() else []
+        return Standing((*found, *_signed(path / BUNDLE, identity, issuer, trust_config)), known)
     if not is_bundle(path):
         return Standing((), known)
     if known is None and isinstance(fields := _predicate(path.read_bytes()).get("calibration"), dict):
         known = calibration_of(object_at(fields, "result"))
-    return Standing(check_bundle(path, public_key=public_key, tsa=tsa).checks, known)
+    made = check_bundle(
+        path, public_key=public_key, tsa=tsa, identity=identity, issuer=issuer, trust_config=trust_config
+    )
+    return Standing(made.checks, known)
 
 
 def _of_folder(case: Path, public_key: PathLike | None, tsa: PathLike | None) -> list[Checked]:
@@ -108,6 +121,15 @@ def _bundle(case: Path, public_key: PathLike | None) -> list[Checked]:
     against = f"{path}, SHA-256 {hashlib.sha256(data).hexdigest()[:16]}...; signature: {signature.against}"
     differences = (*signature.differences, *wrong)
     return [Checked("bundle", DIFFERS if differences else signature.status, against, differences)]
+
+
+def _signed(bundle: Path, identity: str | None, issuer: str | None, trust: PathLike | None) -> list[Checked]:
+    """The signature of the bundle in a folder by an identity; nothing where there is none and nobody was named."""
+    if bundle.exists():
+        return check_identity(bundle, files.read_bytes(bundle), None, identity, issuer, trust)
+    if identity or issuer or trust:
+        raise UsageError(f"there is no {bundle}, which `identity` could have signed", "stillmark evidence bundle")
+    return []
 
 
 def _alike(bundled: Any, there: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from verify.data.sources import read_records
 from verify.suspects.model import Model, TopTokens, name_of
 from watermark import InputError, TokenizerError, tokenizers
+from watermark.io.fields import is_text, list_of, not_wanted
 from watermark.io.prompts import Prompt
 
 
@@ -63,13 +64,16 @@ def recorded(path: Path, prompts: Sequence[Prompt], top: int = 1) -> list[TopTok
     for line in read_records(path):
         if isinstance(line, InputError):
             raise line
-        name, tokens = line.fields.get("id"), line.fields.get("top")
+        given, tokens = line.fields.get("id"), line.fields.get("top")
         if tokens is None and top == 1 and isinstance(line.fields.get("output"), str):
             tokens = [line.fields["output"]]
-        if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        if given is None or tokens is None:
             raise line.error(
                 "an answer needs an 'id' and a 'top', a list of tokens as text (or, with `top=1`, 'output')"
             )
+        if not list_of(is_text)(tokens):
+            raise line.error(not_wanted("top", "a list of tokens as text", tokens))
+        name = str(given)
         if name in said:
             raise line.error(f"prompt '{name}' was answered before", "one answer a prompt, the first")
         if len(tokens) < top:

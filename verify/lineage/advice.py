@@ -100,7 +100,7 @@ def _more(access: str, result: Result, mark: Mark, *, reference: bool) -> list[s
     strength = f"a mark of delta {like.delta:g}" if like == mark.scheme else f"a {mark.scheme.name} like this one"
     if times is not None and times > 1:
         steps.append(
-            f"About {times:,.1f} times as much evidence ({UNITS[kind]}) finds {strength} "
+            f"About {times:,.{0 if times >= 10 else 1}f} times as much evidence ({UNITS[kind]}) finds {strength} "
             "in a student like those that were measured."
         )
     elif times is not None:

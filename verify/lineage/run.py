@@ -256,7 +256,9 @@ def _prepared(arguments: Mapping[str, Any]) -> tuple[Given, LineagePlan, dict[st
     unplanned = unplanned_of(given)
     planned = planned_of(given, unplanned)
     if not planned:
-        raise UsageError("nothing can be tested with this", "; ".join(f"{n}: {why}" for n, why in unplanned.items()))
+        why = "; ".join(f"{name}: {reason}" for name, reason in unplanned.items())
+        first = "name the file of a `mark`. " if not given.marks else ""
+        raise UsageError("nothing can be tested with this", f"{first}Not tested: {why}")
     return given, plan_of(given, planned, alpha), unplanned, folder
 
 

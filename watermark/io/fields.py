@@ -235,6 +235,39 @@ def is_null(value: Any) -> bool:
     return value is None
 
 
+def kind_in_words(value: Any) -> str:
+    """Of what type a value is, in the words of JSON; the value itself is not quoted.
+
+    >>> kind_in_words([0.5]), kind_in_words(None)
+    ('a list whose first element is a number', 'null')
+    """
+    if isinstance(value, list | tuple) and value:
+        return f"a list whose first element is {_kind(value[0])}"
+    return "an empty list" if isinstance(value, list | tuple) else _kind(value)
+
+
+def _kind(value: Any) -> str:
+    kinds = ((is_null, "null"), (is_flag, "true or false"), (is_int, "an integer"), (is_number, "a number"))
+    named = next((words for kind, words in kinds if kind(value)), None)
+    if named is not None:
+        return named
+    return "a string" if isinstance(value, str) else "an object" if isinstance(value, Mapping) else "a list"
+
+
+def not_wanted(name: str, words: str, value: Any) -> str:
+    """What to say of a field that is there and is not what `words` want. The value is not quoted.
+
+    >>> not_wanted("id", "a string or an integer", 0.5)
+    "'id' must be a string or an integer; it is a number"
+    >>> not_wanted("layers", "an integer from 1 to 8", 9)
+    "'layers' must be an integer from 1 to 8"
+    """
+    first = words.partition(" of ")[0]  # of "a list of strings" what the whole is
+    nouns = [_kind(value).removeprefix("a ").removeprefix("an "), *["number"] * is_int(value), *["'"] * is_text(value)]
+    same = any(noun in first for noun in nouns)  # the type is right, and something in it is not
+    return f"'{name}' must be {words}" + ("" if same else f"; it is {kind_in_words(value)}")
+
+
 Types = Mapping[str, tuple[Callable[[Any], bool], str]]
 """What each field must be, and that in words: `{"width": (is_int, "an integer")}`."""
 
@@ -245,9 +278,9 @@ def wrong_field(fields: Mapping[str, Any], types: Types) -> str | None:
     Fields that are not there, and fields that the table does not name, are not looked at.
 
     >>> wrong_field({"sequential": 1}, {"sequential": (is_flag, "true or false")})
-    "'sequential' must be true or false"
+    "'sequential' must be true or false; it is an integer"
     """
     for name, (kind, words) in types.items():
         if name in fields and not kind(fields[name]):
-            return f"'{name}' must be {words}"
+            return not_wanted(name, words, fields[name])
     return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import InputError, TokenizerError
 from watermark.folder import printable
-from watermark.io.fields import is_text
+from watermark.io.fields import is_text, not_wanted
 from watermark.io.jsonl import read_jsonl
 from watermark.io.records import Record, checked
 from watermark.tokenizers import failures
@@ -61,14 +61,15 @@ def _prompt(record: Record) -> Prompt:
     ids = record.fields.get("prompt_ids")
     if ids is not None:
         if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
-            raise record.error("'prompt_ids' must be a list of token ids, at least one")
+            raise record.error(not_wanted("prompt_ids", "a list of token ids, at least one", ids))
         return Prompt(name, None, tuple(ids))
     if record.fields.get("messages") is not None and not record.fields.get("prompt"):
         turns = _turns(record)
         return Prompt(name, "\n".join(text for _, text in turns), None, turns)
     text = prompt_of(record)
     if not text:
-        raise record.error("the record has no 'prompt' text and no 'prompt_ids'", 'like {"prompt": "Write a story."}')
+        lacks = "'prompt' is empty" if text == "" else "the record has no 'prompt' text and no 'prompt_ids'"
+        raise record.error(lacks, 'like {"prompt": "Write a story."}')
     return Prompt(name, text, None)
 
 
@@ -115,7 +116,7 @@ def prompt_of(record: Record) -> str | None:
     parts = {name: fields[name] for name in ("instruction", "input") if fields.get(name) is not None}
     for name, part in parts.items():
         if not is_text(part):
-            raise record.error(f"'{name}' must be a string")
+            raise record.error(not_wanted(name, "a string", part))
     joined = "\n".join(part for part in parts.values() if part)
     return joined if parts else fields.get("prompt")
 
