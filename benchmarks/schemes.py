@@ -159,6 +159,7 @@ def plot(results: dict[str, Any]) -> None:
             axes.plot([change] * len(shown), shown, "o-", color=colour, markerfacecolor=face)
             axes.annotate(arm_name(name), (change, shown[0]), (0, 5), textcoords="offset points", fontsize=8)
     ratio, more = both
+    more.margins(x=0.15)
     ratio.set_xscale("log")
     ratio.set_xticks([0.9, 1, 1.2, 1.5, 2, 3], ["0.9", "1", "1.2", "1.5", "2", "3"])
     ratio.xaxis.set_minor_locator(NullLocator())
