@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,8 +83,8 @@ def _start(reports: SimpleQueue[tuple[int, int, int | None]], log: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))  # torch is not imported yet
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(descriptor, stream.fileno())
+    for stream in (1, 2):  # by number: a shell may have closed them
+        os.dup2(descriptor, stream)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
