@@ -180,7 +180,7 @@ def test_what_the_command_refuses(teacher: Path, small: Path, jsonl: Write, stil
         ([{"id": "a", "output": "x"}, {"id": "a", "output": "x"}], (), "answered before"),
         ([{"id": "a", "output": "x"}], ("--top", 2), "needs an 'id' and a 'top'"),
         ([{"id": "a", "top": ["x"]}], ("--top", 2), "holds 1 tokens, and --top asks for 2"),
-        ([{"id": "a", "top": [1]}], (), "needs an 'id' and a 'top'"),
+        ([{"id": "a", "top": [1]}], (), "'top' must be a list of tokens as text"),
     ):
         refused = stillmark(*run, "--control", small, "--answers", jsonl(*rows, name="answers.jsonl"), *more)
         assert refused.exit_code == 1

@@ -157,7 +157,7 @@ def test_an_output_that_cannot_be_written(teacher: Path, questions: Path, tmp_pa
     [
         ({"id": "q0", "prompt": "again"}, "id 'q0' was used before, in line 1"),
         ({"text": "x"}, "no 'prompt' text and no 'prompt_ids'"),
-        ({"prompt": ""}, "no 'prompt' text"),
+        ({"prompt": ""}, "'prompt' is empty"),
         ({"prompt_ids": []}, "at least one"),
         ({"prompt_ids": [1.5]}, "list of token ids"),
         ('{"prompt": "x"', "no valid JSON"),
