@@ -233,7 +233,8 @@ def power(
         like = _like(delta, gamma, layers)
         need = tokens_needed(test, like.delta, width, gamma=like.gamma, alpha=alpha, power=power, share=share)
         if layers is not None:
-            basis = f"{need.basis}; {plural(layers, 'layer')} leave as much in a student as delta {like.delta:g}"
+            leave = "leaves" if layers == 1 else "leave"
+            basis = f"{need.basis}; {plural(layers, 'layer')} {leave} as much in a student as delta {like.delta:g}"
             need = replace(need, basis=basis)
     asked = access != "weights"  # weights are at hand: nothing is sent, nothing is billed
     requests = math.ceil(need.tokens / answer_tokens) if asked else 0
