@@ -13,6 +13,7 @@ by random coins for the likely tokens; of all others half have the coin, which i
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,12 +69,10 @@ def weights_of(answer: Output, logprobs: F64, exempt: frozenset[int], rng: np.ra
         for i in range(answer.start, len(ids)):
             if ids[i] not in exempt:
                 places[tuple(ids[i - width : i])].append(i - answer.start)
-        repeated = [group for group in places.values() if len(group) > 1]
+        groups = [group for group in places.values() if len(group) > 1]
+        repeated = [(np.exp(logprobs[group]), [ids[answer.start + i] for i in group]) for group in groups]
         for layers in LAYERS:
-            product = 1.0
-            for group in repeated:
-                product *= weight(np.exp(logprobs[group]), [ids[answer.start + i] for i in group], layers, rng)
-            found[f"t{layers}w{width}"] = product
+            found[f"t{layers}w{width}"] = math.prod(weight(p, tokens, layers, rng) for p, tokens in repeated)
     return found
 
 

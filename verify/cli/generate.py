@@ -49,7 +49,7 @@ def generate(
     Without --mark the outputs carry none. Run the same command again to go on after a kill.
     """
     from verify import text_test
-    from verify.data.outputs import Output, Outputs
+    from verify.data.outputs import Outputs, output_of
     from watermark import Mark
     from watermark import generate as sample
     from watermark.generation import Sampling, commitments_of
@@ -63,10 +63,9 @@ def generate(
     about = {"records": len(found), "written": len(new), "tokens": tokens, "mark": commitments_of(marks)}
     kept = f", {len(found) - len(new)} were there" if len(found) > len(new) else ""
     written = f"wrote {plural(len(new), 'record')}, {plural(tokens, 'token')}, to {out}{kept}"
-    answers = tuple(Output(one.id, one.prompt_ids, one.output_ids) for one in found)
     for path, mark in zip(mark_paths, marks, strict=True):
         if mark.scheme.needs_sampling and sampling.temperature < LOW_TEMPERATURE and found:
-            seen = text_test(mark, Outputs(answers)).log10_pvalue
+            seen = text_test(mark, Outputs(tuple(map(output_of, found)))).log10_pvalue
             left = f"Temperature {sampling.temperature:g} leaves a {mark.scheme.name} little to tilt."
             say(
                 f"{left} {path}: log10 p = {seen:.1f} in {plural(len(found), 'record')}. `stillmark quality` measures "

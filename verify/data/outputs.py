@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from watermark.io.records import Record, RecordError
 from watermark.prf import NO_TOKEN
 from watermark.progress import Progress, silent
 from watermark.tokenizers import Encode, encoder
+
+if TYPE_CHECKING:
+    from watermark.generation import Written
 
 _BATCH: Final = 512  # records tokenized together
 _SHOWN_EVERY: Final = 100
@@ -116,6 +119,13 @@ class Outputs(Sequence[Output]):
     def sequential(self) -> int:
         """How many were collected until the evidence sufficed."""
         return sum(output.sequential for output in self.outputs)
+
+
+def output_of(written: Written) -> Output:
+    """What a call of `watermark.generate` wrote, as an output."""
+    return Output(
+        written.id, written.prompt_ids, written.output_ids, written.ended, written.marked, prompt=written.prompt
+    )
 
 
 def read_outputs(
@@ -285,7 +295,7 @@ def check_ids(record: Record, name: str, ids: Any, limit: int) -> Ids:
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise record.error(f"{not_wanted(name, 'a list of token ids', ids)}", "whole numbers, one list a record")
+        raise record.error(not_wanted(name, "a list of token ids", ids), "whole numbers, one list a record")
     outside = (array < 0) | (array >= limit)
     if outside.any():
         position = int(outside.argmax())

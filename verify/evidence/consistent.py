@@ -14,16 +14,8 @@ from verify.evidence.statement import Statement
 from verify.evidence.values import same
 from verify.fingerprint.planted import NUMBER
 from verify.lineage import access as kinds
-from verify.lineage.plan import CANARIES, PLANTED, SHUFFLED, WEIGHTS, LineagePlan, is_mark
-from verify.lineage.verdict import (
-    BOTH,
-    CANNOT_TELL,
-    COPIED,
-    DISTILLED,
-    DISTILLED_OR_RELAYED,
-    RELAYED,
-    UNRELATED,
-)
+from verify.lineage.plan import PLANTED, LineagePlan, is_mark
+from verify.lineage.verdict import verdicts_of
 from verify.radioactivity.text import BINOMIAL, EXCESS
 from verify.results import plural
 from verify.stats import binomial
@@ -33,22 +25,6 @@ from watermark.io.fields import is_int, is_number
 
 REPEATED: Final = ("conclusive", "power_statement", "assumptions", "evasions", "log10_pvalue")
 """What stands beside a test as well as in its result."""
-
-
-def verdicts_of(standing: set[str], *, keyed: bool) -> set[str]:
-    """The verdicts that may follow from the tests that stand. keyed: the teacher was released in its mark's order.
-
-    >>> sorted(verdicts_of({"mark"}, keyed=False))
-    ['distilled', 'distilled or relayed', 'relays the teacher']
-    """
-    marks = set(filter(is_mark, standing))
-    if standing & ({WEIGHTS} if keyed else {WEIGHTS, SHUFFLED}):
-        return {BOTH} if marks or CANARIES in standing else {COPIED}
-    if CANARIES in standing:
-        return {DISTILLED}
-    if marks:
-        return {DISTILLED, RELAYED, DISTILLED_OR_RELAYED}
-    return {CANNOT_TELL} if standing else {CANNOT_TELL, UNRELATED}
 
 
 def check_result(said: Statement) -> Checked:

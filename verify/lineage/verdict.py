@@ -180,17 +180,13 @@ class Verdict:
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
-        found, carried = self.found, self.carried
-        # with a keyed order a sibling is no copy, and its units match all the same: that alone decides nothing
-        copied = bool(found & ({WEIGHTS} if self.keyed else {WEIGHTS, SHUFFLED}))
-        if copied:
-            return BOTH if carried or CANARIES in found else COPIED
-        if CANARIES in found or (carried and not self.own_writing):
-            return DISTILLED
-        if carried:
-            return STRENGTHS[None if self.tilt is None else self.tilt.kind]
+        fitting = verdicts_of(self.found, keyed=self.keyed)
+        if len(fitting) == 1:
+            return next(iter(fitting))
+        if DISTILLED in fitting:
+            return STRENGTHS[None if self.tilt is None else self.tilt.kind] if self.own_writing else DISTILLED
         telling = [line for line in self.lines if line.name in (WEIGHTS, SHUFFLED, CANARIES) or is_mark(line.name)]
-        if found or self.leads or any(line.failed for line in telling):
+        if self.leads or any(line.failed for line in telling):
             return CANNOT_TELL
         return UNRELATED if any(line.conclusive for line in telling) else CANNOT_TELL
 
@@ -360,6 +356,23 @@ class Verdict:
         ax.set_title(self.verdict)
         ax.legend()
         return ax
+
+
+def verdicts_of(standing: set[str], *, keyed: bool) -> set[str]:
+    """The verdicts that may follow from the tests that stand. keyed: the teacher was released in its mark's order.
+
+    >>> sorted(verdicts_of({"mark"}, keyed=False))
+    ['distilled', 'distilled or relayed', 'relays the teacher']
+    """
+    marks = set(filter(is_mark, standing))
+    # with a keyed order a sibling is no copy, and its units match all the same: that alone decides nothing
+    if standing & ({WEIGHTS} if keyed else {WEIGHTS, SHUFFLED}):
+        return {BOTH} if marks or CANARIES in standing else {COPIED}
+    if CANARIES in standing:
+        return {DISTILLED}
+    if marks:
+        return {DISTILLED, RELAYED, DISTILLED_OR_RELAYED}
+    return {CANNOT_TELL} if standing else {CANNOT_TELL, UNRELATED}
 
 
 def _strength(found: Tilt) -> str:

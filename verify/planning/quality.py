@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from scipy.special import ndtri, ndtri_exp
 
-from verify.data.outputs import Output
+from verify.data.outputs import Output, output_of
 from verify.data.reads import pairs_of
 from verify.planning.distributions import Along, perplexity, read_distributions
 from verify.planning.power import MEASURED_GAMMA, POWER, measured_need
@@ -29,7 +29,7 @@ from verify.stats.diversity import distinct_n, repeated_n, self_bleu
 from verify.suspects.model import Model, name_of, opened
 from watermark import Mark, UsageError
 from watermark.errors import within
-from watermark.generation import Sampling, Written, as_prompts, generate
+from watermark.generation import Sampling, as_prompts, generate
 from watermark.io import files
 from watermark.io.prompts import Prompt
 from watermark.mark import Marks, as_mark
@@ -111,7 +111,7 @@ def quality(
     with progress(on("writing with", name_of(model)), "answers") as update:
         path = None if folder is None else folder / "answers.jsonl"
         written = generate(source, said, mark=marks, sampling=sampling, out=path, progress=update)
-    outputs = [_output(one) for one in written]
+    outputs = [output_of(one) for one in written]
     with progress(on("reading", name_of(model)), "answers") as update:
         path = None if folder is None else folder / "read.jsonl"
         read = read_distributions(source, outputs, by, sampling=sampling, record=path, progress=update)
@@ -162,10 +162,6 @@ def _folder(path: Path) -> Path:
     with files.writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _output(one: Written) -> Output:
-    return Output(one.id, one.prompt_ids, one.output_ids, one.ended, one.marked, prompt=one.prompt)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -18,6 +19,8 @@ from watermark.schemes.greenlist import GreenList
 BLIND: Final = 32
 KEY_BYTES: Final = 8
 MOST_WIDTH: Final = 64
+FINITE: Final = (math.isfinite, "a finite number")
+"""What a number must be that FIELDS of a scheme name."""
 
 U64 = npt.NDArray[np.uint64]
 

@@ -11,7 +11,6 @@ correlate by -1 / (V - 1).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, either, is_flag, is_int, is_null, is_number
-from watermark.schemes.engines.base import MOST_WIDTH, Engine, distinct, keys_of
+from watermark.schemes.engines.base import FINITE, MOST_WIDTH, Engine, distinct, keys_of
 from watermark.schemes.greenlist import GreenList
 
 LEFT: Final = "lefthash"
@@ -68,6 +67,7 @@ class PermutedList(Engine):
         "table_seed": (either(is_null, is_int), "an integer, or null"),
         "last": (is_flag, "true or false"),
     }
+    CHECKS: ClassVar[Types] = {"delta": FINITE}
 
     key_bits: ClassVar[int] = 32
 
@@ -82,8 +82,6 @@ class PermutedList(Engine):
         super().__post_init__()
         if not 2 <= self.size < prf.NO_TOKEN or not 0 < self.gamma < 1 or not 0 < self.green < self.size:
             raise MarkError("of 2 tokens or more some must be green, and some not")
-        if not math.isfinite(self.delta):
-            raise MarkError("'delta' must be a finite number")
 
     @property
     def green(self) -> int:

@@ -10,7 +10,6 @@ bound. Its `selfhash` seeds by the candidate and the one token of its window who
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -19,7 +18,7 @@ import numpy as np
 from watermark import prf
 from watermark.errors import MarkError
 from watermark.io.fields import Types, either, is_null, is_number
-from watermark.schemes.engines.base import MOST_WIDTH, U64, Engine, keys_of
+from watermark.schemes.engines.base import FINITE, MOST_WIDTH, U64, Engine, keys_of
 from watermark.schemes.engines.permuted import LEFT, SELF, is_seeding
 from watermark.schemes.greenlist import GreenList
 
@@ -143,6 +142,7 @@ class PhiloxList(Engine):
         "gamma": (is_number, "a number"),
         "delta": (is_number, "a number"),
     }
+    CHECKS: ClassVar[Types] = {"delta": FINITE}
     key_bits: ClassVar[int] = 63
 
     seeding: str
@@ -153,8 +153,6 @@ class PhiloxList(Engine):
         super().__post_init__()
         if not 0 < self.gamma < 1 or not 0 < self.bound < 1 << 31:
             raise MarkError("gamma must lie between 0 and 1")
-        if not math.isfinite(self.delta):
-            raise MarkError("'delta' must be a finite number")
 
     @property
     def bound(self) -> int:
