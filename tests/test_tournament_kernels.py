@@ -90,8 +90,8 @@ def test_every_token_is_in_its_cell(layers: int) -> None:
 
 
 def rows_of_all_kinds(rng: np.random.Generator, columns: int, kind: torch.dtype) -> torch.Tensor:
-    """Plain, peaked, truncated, empty, with one token, flat, huge, tiny, with a NaN, with +inf; rows [10, columns]."""
-    rows = rng.normal(scale=4, size=(10, columns))
+    """Plain, peaked, truncated, empty, with one token, flat, huge, tiny, with a NaN, with +inf, climbing, falling, few; rows [13, columns]."""
+    rows = rng.normal(scale=4, size=(13, columns))
     rows[1] *= 6
     rows[2, rng.random(columns) < 0.9] = -np.inf
     rows[3] = -np.inf
@@ -102,6 +102,9 @@ def rows_of_all_kinds(rng: np.random.Generator, columns: int, kind: torch.dtype)
     rows[7] -= 3e4 if kind == torch.float16 else 1e30
     rows[8, columns // 3] = np.nan
     rows[9, columns // 3] = np.inf
+    rows[10] += np.arange(columns) // 512 * 25  # each group's largest logit is far above those before it
+    rows[11] -= np.arange(columns) // 512 * 25
+    rows[12, columns // 4 : columns - columns // 4] = -np.inf
     return torch.from_numpy(rows).to(kind)
 
 
@@ -117,7 +120,7 @@ def test_native_against_torch(columns: int, kind: torch.dtype) -> None:
         width = 3 * layers % 8
         marks = Marks((Mark(rng.bytes(32), Tournament(layers), width=width, exempt=exempt),))
         logits = rows_of_all_kinds(rng, columns, kind)
-        contexts = torch.from_numpy(rng.integers(0, 2**31, (10, width)))
+        contexts = torch.from_numpy(rng.integers(0, 2**31, (len(logits), width)))
         if width:
             contexts[0, -1] = -1
         expected = tilted("torch", marks, logits, contexts, first, limit)
@@ -138,8 +141,8 @@ def several(rng: np.random.Generator, rows: int) -> Marks:
 @pytest.mark.parametrize("kind", DTYPES, ids=str)
 def test_several_marks_are_rounded_once(kind: torch.dtype) -> None:
     rng = np.random.default_rng(1)
-    marks = several(rng, 10)
-    logits, contexts = rows_of_all_kinds(rng, 1300, kind), torch.arange(10).view(-1, 1)
+    marks = several(rng, 13)
+    logits, contexts = rows_of_all_kinds(rng, 1300, kind), torch.arange(13).view(-1, 1)
     expected = tilted("torch", marks, logits, contexts)
     wide = tilted("torch", marks, logits.float(), contexts).to(kind)
     for variant in variants("native"):

@@ -37,9 +37,10 @@ INLINE truth equal(lanes x, uint32_t y)
     return _mm512_cmpeq_epi32_mask((__m512i)x, _mm512_set1_epi32((int32_t)y));
 }
 
-INLINE truth above(floats x, float bound)
+/* at least the bound, or NaN */
+INLINE truth not_below(floats x, float bound)
 {
-    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_GT_OQ);
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_NLT_UQ);
 }
 
 INLINE truth is_nan(floats x)
@@ -87,9 +88,10 @@ INLINE truth equal(lanes x, uint32_t y)
     return x == y;
 }
 
-INLINE truth above(floats x, float bound)
+/* at least the bound, or NaN */
+INLINE truth not_below(floats x, float bound)
 {
-    return x > bound;
+    return ~(x < bound);
 }
 
 INLINE truth is_nan(floats x)
@@ -99,10 +101,14 @@ INLINE truth is_nan(floats x)
 
 INLINE int any(truth where)
 {
+#if defined(__AVX2__) && LANES == 8
+    return _mm256_movemask_ps((__m256)where) != 0;
+#else
     int32_t found = 0;
     for (int i = 0; i < LANES; i++)
         found |= where[i];
     return found != 0;
+#endif
 }
 
 INLINE floats keep(truth where, floats x)

@@ -3,11 +3,11 @@
  * the cell's tokens are multiplied by. */
 
 #define CELLS 256
-#define FEW (LANES == 16 ? 16 : 8) /* cells that each sum their mass in a register */
-#define COPIES 8 /* of the masses, so that an addition seldom waits for the one before it */
-#define FLUSH 8  /* groups whose masses are summed in float32 */
+#define FEW (LANES == 16 ? 16 : 4) /* cells that each sum their mass in a register */
+#define FLUSH 8                    /* groups whose masses are summed in float32 */
+#define FAR 16                     /* nats: how much more probable than the reference of the masses a token may be */
 
-/* e^x for x <= 0 within 5e-7 of its value; 0 below -87.3, where float32 loses precision. */
+/* e^x for x <= FAR within 5e-7 of its value; 0 below -87.3, where float32 loses precision; NaN of NaN. */
 INLINE floats exponential(floats x)
 {
     const float shift = 0x1.8p23f; /* a float of this size has no fraction, and its last bits are an integer */
@@ -19,16 +19,15 @@ INLINE floats exponential(floats x)
 #endif
     const floats tail = ((rest * 0.00831247773f + 0.0418905504f) * rest + 0.166671157f) * rest + 0.499992281f;
     const lanes power = (lanes)shifted << 23;
-    return keep(above(x, -87.3365f), (floats)((lanes)((tail * rest + 1) * rest + 1) + power));
+    return keep(not_below(x, -87.3365f), (floats)((lanes)((tail * rest + 1) * rest + 1) + power));
 }
 
-/* A quad is four vectors of tokens, whose cells are packed in one. Where its vector k begins in the group: */
-INLINE int64_t place(int quad, int k)
-{
-    return 16 * (4 * (quad >> 1 & 3) + k) + 256 * (quad & 1) + LANES * (quad >> 3);
-}
-
-#define QUADS (GROUP / 4 / LANES)
+/* A quad is four vectors of tokens, 16 apart, whose cells are packed in one. A group's quads, in the order in which their
+ * cells are packed: `at` is where a quad's first vector begins in the group. */
+#define EACH_QUAD(at)                                    \
+    for (int part = 0; part < 16; part += LANES)         \
+        for (int words = part; words < 256; words += 64) \
+            for (int at = words; at < 512; at += 256)
 
 /* The cells of a group, 512 bytes: byte k of lane j of a quad belongs to lane j of its vector k. */
 INLINE void pack(const row_state *r, int64_t base, uint32_t mask, uint8_t *cells)
@@ -47,11 +46,27 @@ INLINE void pack(const row_state *r, int64_t base, uint32_t mask, uint8_t *cells
     }
 }
 
-INLINE lanes cell_of(const uint8_t *cells, int quad, int k)
+/* The cells of the next quad. */
+INLINE lanes next_four(const uint8_t **cells)
 {
     lanes four;
-    memcpy(&four, cells + quad * 4 * LANES, sizeof four);
+    memcpy(&four, *cells, sizeof four);
+    *cells += sizeof four;
+    return four;
+}
+
+INLINE lanes cell_of(lanes four, int k)
+{
     return four >> 8 * k & 255;
+}
+
+/* Whether all of 512 logits are -inf, as where only some tokens may follow. */
+INLINE int is_empty(const float *x)
+{
+    for (int i = 0; i < GROUP; i += LANES)
+        if (any(not_below(load(x + i), -FLT_MAX)))
+            return 0;
+    return 1;
 }
 
 /* The largest of 512 logits; NaN if one is. */
@@ -68,11 +83,11 @@ INLINE float largest_of(const float *x)
 }
 
 typedef struct {
-    _Alignas(64) float some[COPIES][CELLS]; /* of the last groups, token by token */
-    floats few[FEW];                        /* of the last groups, lane by lane, and negative: see `subtract_where` */
+    float some[4][CELLS]; /* of the last groups, token by token; four, so that an addition seldom waits for another */
+    floats few[FEW];      /* of the last groups, lane by lane, and negative: see `subtract_where` */
     double all[CELLS];
-    float largest; /* masses are relative to this logit's */
-    int groups;    /* in `some` */
+    float reference; /* masses are relative to this logit's */
+    int groups;      /* in `some` or `few` */
 } masses;
 
 static void flush(masses *m, int cells)
@@ -84,41 +99,54 @@ static void flush(masses *m, int cells)
             m->few[c] = all(0);
         }
     else
-        for (int copy = 0; copy < COPIES; copy++)
+        for (int k = 0; k < 4; k++)
             for (int c = 0; c < cells; c++)
-                m->all[c] += m->some[copy][c], m->some[copy][c] = 0;
+                m->all[c] += m->some[k][c], m->some[k][c] = 0;
     m->groups = 0;
 }
 
-/* Few cells: each sums its mass in a register. */
-INLINE void add_few(masses *m, const float *x, const uint8_t *packed, int cells)
+/* A vector's masses, and the largest of its logits. */
+INLINE floats mass_of(const masses *m, const float *x, floats *most)
 {
-    floats sums[8];
+    const floats logits = load(x);
+    *most = larger(*most, logits);
+    return exponential(logits - m->reference);
+}
+
+/* Few cells: each sums its mass in a register. Nothing is added if the largest logit, which is returned, is too far from
+ * the reference. */
+INLINE float add_few(masses *m, const float *x, const uint8_t *packed, int cells)
+{
+    floats sums[FEW], most = all(-INFINITY);
     for (int c = 0; c < cells; c++)
         sums[c] = m->few[c];
-    for (int quad = 0; quad < QUADS; quad++)
+    EACH_QUAD (at) {
+        const lanes four = next_four(&packed);
         for (int k = 0; k < 4; k++) {
-            const floats mass = exponential(load(x + place(quad, k)) - m->largest);
-            const lanes cell = cell_of(packed, quad, k);
+            const floats mass = mass_of(m, x + at + 16 * k, &most);
             for (int c = 0; c < cells; c++)
-                sums[c] = subtract_where(sums[c], equal(cell, (uint32_t)c), mass);
+                sums[c] = subtract_where(sums[c], equal(cell_of(four, k), (uint32_t)c), mass);
         }
-    for (int c = 0; c < cells; c++)
+    }
+    const float largest = largest_lane(most);
+    for (int c = 0; c < cells && largest <= m->reference + FAR; c++)
         m->few[c] = sums[c];
+    return largest;
 }
 
 #if LANES == 16
 /* Sixteen cells, where there are registers for them. A comparison serves two cells: the bit that tells them apart sends
  * a mass to one of two vectors. */
-INLINE void add_sixteen(masses *m, const float *x, const uint8_t *packed)
+INLINE float add_sixteen(masses *m, const float *x, const uint8_t *packed)
 {
-    floats sums[16];
+    floats sums[16], most = all(-INFINITY);
     for (int c = 0; c < 16; c++)
         sums[c] = m->few[c];
-    for (int quad = 0; quad < QUADS; quad++)
+    EACH_QUAD (at) {
+        const lanes four = next_four(&packed);
         for (int k = 0; k < 4; k++) {
-            const floats mass = exponential(load(x + place(quad, k)) - m->largest);
-            const lanes cell = cell_of(packed, quad, k), low = cell & 7;
+            const floats mass = mass_of(m, x + at + 16 * k, &most);
+            const lanes cell = cell_of(four, k), low = cell & 7;
             const truth top = equal(cell & 8, 8);
             const floats above = keep(top, mass), below = subtract_where(mass, top, mass);
             for (int c = 0; c < 8; c++) {
@@ -127,105 +155,116 @@ INLINE void add_sixteen(masses *m, const float *x, const uint8_t *packed)
                 sums[c + 8] = subtract_where(sums[c + 8], here, above);
             }
         }
-    for (int c = 0; c < 16; c++)
+    }
+    const float largest = largest_lane(most);
+    for (int c = 0; c < 16 && largest <= m->reference + FAR; c++)
         m->few[c] = sums[c];
+    return largest;
 }
 #endif
 
 /* Many cells: one token after the other. */
-INLINE void add_many(masses *m, const float *x, const uint8_t *packed)
+INLINE float add_many(masses *m, const float *x, const uint8_t *packed)
 {
-    const float largest = m->largest;
-    for (int quad = 0; quad < QUADS; quad++) {
-        float mass[4][LANES];
-        for (int k = 0; k < 4; k++)
-            store(mass[k], exponential(load(x + place(quad, k)) - largest));
-        for (int i = 0; i < LANES; i++)
+    float mass[GROUP];
+    floats most = all(-INFINITY);
+    for (int i = 0; i < GROUP; i += LANES)
+        store(mass + i, mass_of(m, x + i, &most));
+    const float largest = largest_lane(most);
+    if (!(largest <= m->reference + FAR))
+        return largest;
+    EACH_QUAD (at)
+        for (int lane = 0; lane < LANES; lane++, packed += 4) {
+            uint32_t four;
+            memcpy(&four, packed, 4);
             for (int k = 0; k < 4; k++)
-                m->some[i % COPIES][packed[(quad * LANES + i) * 4 + k]] += mass[k][i];
-    }
+                m->some[k][four >> 8 * k & 255] += mass[at + 16 * k + lane];
+        }
+    return largest;
 }
 
-/* Logarithms of what each cell's tokens are multiplied by: in each layer 1 + g - S, where g is the coin and 1 - S the mass
- * of the cells with coin 0. Later layers do not read this coin, so that the two cells that it tells apart are merged. */
-static void log_factors(double *mass, int layers, float *factors)
+#if LANES == 16
+#define TABLE_BITS 4
+#elif LANES == 8 && defined(__AVX2__)
+#define TABLE_BITS 3
+#else
+#define TABLE_BITS 8
+#endif
+#define TABLES ((8 + TABLE_BITS - 1) / TABLE_BITS)
+
+/* What is added to the logits of a cell: the sum of what each table has for the next TABLE_BITS layers of its coins. */
+typedef struct {
+    _Alignas(64) float of[TABLES][1 << TABLE_BITS];
+} tables;
+
+/* In each layer a token is multiplied by 1 + g - S, where g is its coin and 1 - S the mass of the cells with coin 0. Later
+ * layers do not read this coin, so that the two cells that it tells apart are merged. 0 if the masses are no numbers, or
+ * none is left. */
+static int fill_tables(double *mass, int layers, tables *t)
 {
-    double total = 0, sums[CELLS] = {0};
+    double total = 0, sums[TABLES][1 << TABLE_BITS] = {{0}};
     for (int c = 0; c < 1 << layers; c++)
         total += mass[c];
+    if (!(total > 0 && total < INFINITY))
+        return 0;
     for (int layer = 0; layer < layers; layer++) {
-        const int cells = 1 << layers >> layer;
         double without = 0;
-        for (int c = 0; c < cells; c += 2)
+        for (int c = 0; c < 1 << layers >> layer; c += 2)
             without += mass[c];
         without /= total;
         if (without < FLT_MIN) /* a token whose probability is below this keeps some */
             without = FLT_MIN;
-        for (int c = 0; c < cells / 2; c++)
+        for (int c = 0; c < 1 << layers >> layer >> 1; c++)
             mass[c] = mass[2 * c] * without + mass[2 * c + 1] * (1 + without);
         const double log_of[2] = {log(without), log1p(without)};
-        for (int c = 0; c < 1 << layers; c++)
-            sums[c] += log_of[c >> layer & 1];
+        for (int c = 0; c < 1 << TABLE_BITS; c++)
+            sums[layer / TABLE_BITS][c] += log_of[c >> layer % TABLE_BITS & 1];
     }
-    for (int c = 0; c < 1 << layers; c++)
-        factors[c] = (float)sums[c];
+    for (int i = 0; i < TABLES; i++)
+        for (int c = 0; c < 1 << TABLE_BITS; c++)
+            t->of[i][c] = (float)sums[i][c];
+    return 1;
 }
 
-#if LANES == 8 && defined(__AVX2__)
-INLINE floats lookup_8(const float *table, lanes index)
-{
-    return (floats)_mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)index);
-}
-
-/* By a bit of the index. */
-INLINE floats choose(lanes index, int bit, floats zero, floats one)
-{
-    return (floats)_mm256_blendv_ps((__m256)zero, (__m256)one, (__m256)(index << (31 - bit)));
-}
-#endif
-
-/* table[index] for indices of `layers` bits. */
-INLINE floats lookup(const float *table, lanes index, int layers)
+/* table[index] by the lowest TABLE_BITS bits. */
+INLINE floats lookup(const float *table, lanes index)
 {
 #if LANES == 16
-    if (layers <= 4)
-        return (floats)_mm512_permutexvar_ps((__m512i)index, _mm512_load_ps(table));
-    if (layers == 5)
-        return (floats)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)index, _mm512_load_ps(table + 16));
-    return (floats)_mm512_i32gather_ps((__m512i)index, table, 4);
+    return (floats)_mm512_permutexvar_ps((__m512i)index, _mm512_load_ps(table));
 #elif LANES == 8 && defined(__AVX2__)
-    if (layers <= 3)
-        return lookup_8(table, index);
-    if (layers == 4)
-        return choose(index, 3, lookup_8(table, index), lookup_8(table + 8, index));
-    if (layers == 5)
-        return choose(index, 4, choose(index, 3, lookup_8(table, index), lookup_8(table + 8, index)),
-                      choose(index, 3, lookup_8(table + 16, index), lookup_8(table + 24, index)));
-    return (floats)_mm256_i32gather_ps(table, (__m256i)index, 4);
+    return (floats)_mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)index);
 #else
-    (void)layers;
     floats found;
     for (int i = 0; i < LANES; i++)
-        found[i] = table[index[i]];
+        found[i] = table[index[i] & 255];
     return found;
 #endif
 }
 
-INLINE void add_factors(const float *factors, const uint8_t *packed, int layers, float *x)
+/* used: how many of the tables. */
+INLINE void add_factors(const tables *t, const uint8_t *packed, int used, float *x)
 {
-    for (int quad = 0; quad < QUADS; quad++)
+    EACH_QUAD (at) {
+        const lanes four = next_four(&packed);
         for (int k = 0; k < 4; k++) {
-            float *to = x + place(quad, k);
-            store(to, load(to) + lookup(factors, cell_of(packed, quad, k), layers));
+            floats factor = lookup(t->of[0], four >> 8 * k);
+            for (int i = 1; i < used; i++)
+                factor += lookup(t->of[i], four >> (8 * k + TABLE_BITS * i));
+            float *to = x + at + 16 * k;
+            store(to, load(to) + factor);
         }
+    }
 }
 
-/* A group's 512 logits where they are; or a copy, with -inf for those which are not in the row or may not be tilted. */
+/* A group's 512 logits where they are; or a copy, with -inf for those which are not in the row or may not be tilted.
+ * exempt: where the group's exempt tokens begin; from call to call it moves with the groups. */
 INLINE float *group_of(const batch *b, float *x, int64_t base, int64_t high, int64_t *exempt, float *copy)
 {
     const int64_t low = b->first, start = base < low ? low : base, end = base + GROUP > high ? high : base + GROUP;
     while (*exempt < b->exempts && b->exempt[*exempt] < base)
         ++*exempt;
+    while (*exempt > 0 && b->exempt[*exempt - 1] >= base)
+        --*exempt;
     if (end - start == GROUP && (*exempt == b->exempts || b->exempt[*exempt] >= end))
         return x + (base - low);
     for (int i = 0; i < GROUP; i++)
@@ -236,62 +275,74 @@ INLINE float *group_of(const batch *b, float *x, int64_t base, int64_t high, int
     return copy;
 }
 
-/* One mark on one row of float32; packed: a byte a token, for whole groups. 0 if the row's largest logit is not finite,
- * so that nothing was done. */
+INLINE float add_masses(masses *m, const float *x, const uint8_t *packed, int layers)
+{
+    if (layers == 1)
+        return add_few(m, x, packed, 2);
+    if (layers == 2)
+        return add_few(m, x, packed, 4);
+#if LANES == 16
+    if (layers == 3)
+        return add_few(m, x, packed, 8);
+    if (layers == 4)
+        return add_sixteen(m, x, packed);
+#endif
+    return add_many(m, x, packed);
+}
+
+/* From now on relative to another logit. */
+static void refer(masses *m, float reference, int cells)
+{
+    flush(m, cells);
+    for (int c = 0; c < cells; c++)
+        m->all[c] *= exp((double)m->reference - reference);
+    m->reference = reference;
+}
+
+/* One mark on one row of float32; packed: a byte a token, for whole groups. 0 if a logit is NaN or infinite, or all are
+ * -inf, so that nothing was done. */
 INLINE int tilt(const batch *b, const row_state *r, int layers, float *x, uint8_t *packed)
 {
     const int64_t low = b->first, high = b->first + b->columns < b->limit ? b->first + b->columns : b->limit;
     const int64_t begin_at = low & ~(int64_t)(GROUP - 1);
     const int cells = 1 << layers;
-    _Alignas(64) float copy[GROUP], factors[CELLS];
-    masses m = {.largest = -INFINITY};
-    int64_t exempt = 0;
-    for (int64_t base = begin_at; base < high; base += GROUP) {
+    float copy[GROUP];
+    tables t;
+    masses m = {.reference = -INFINITY};
+    int64_t exempt = 0, base;
+    for (base = begin_at; base < high; base += GROUP) {
         const float *group = group_of(b, x, base, high, &exempt, copy);
+        if (is_empty(group))
+            continue;
         uint8_t *at = packed + (base - begin_at);
         pack(r, base, (uint32_t)cells - 1, at);
-        const float largest = largest_of(group);
-        if (!(largest < INFINITY))
+        if (m.reference == -INFINITY)
+            m.reference = largest_of(group);
+        const float largest = add_masses(&m, group, at, layers);
+        if (!(largest < INFINITY && m.reference < INFINITY))
             return 0;
-        if (largest == -INFINITY)
-            continue;
-        if (largest > m.largest) {
-            flush(&m, cells);
-            for (int c = 0; c < cells; c++)
-                m.all[c] *= exp((double)m.largest - largest);
-            m.largest = largest;
+        if (largest > m.reference + FAR) {
+            refer(&m, largest, cells);
+            add_masses(&m, group, at, layers);
         }
-        if (layers == 1)
-            add_few(&m, group, at, 2);
-        else if (layers == 2)
-            add_few(&m, group, at, 4);
-        else if (layers == 3)
-            add_few(&m, group, at, 8);
-#if LANES == 16
-        else if (layers == 4)
-            add_sixteen(&m, group, at);
-#endif
-        else
-            add_many(&m, group, at);
         if (++m.groups == FLUSH)
             flush(&m, cells);
     }
-    if (m.largest == -INFINITY)
-        return 0;
     flush(&m, cells);
-    log_factors(m.all, layers, factors);
-    exempt = 0;
-    for (int64_t base = begin_at; base < high; base += GROUP) {
+    if (!fill_tables(m.all, layers, &t))
+        return 0;
+    while (base > begin_at) { /* backwards, since the last groups are still in the cache */
+        base -= GROUP;
         float *group = group_of(b, x, base, high, &exempt, copy);
+        if (is_empty(group))
+            continue;
         const uint8_t *at = packed + (base - begin_at);
-        if (layers <= 3)
-            add_factors(factors, at, 3, group);
-        else if (layers == 4)
-            add_factors(factors, at, 4, group);
-        else if (layers == 5)
-            add_factors(factors, at, 5, group);
+        if (layers <= TABLE_BITS)
+            add_factors(&t, at, 1, group);
+        else if (layers <= 2 * TABLE_BITS)
+            add_factors(&t, at, 2, group);
         else
-            add_factors(factors, at, 8, group);
+            add_factors(&t, at, TABLES, group);
         if (group == copy)
             for (int64_t i = 0; i < GROUP; i++)
                 if (copy[i] > -INFINITY)
