@@ -23,7 +23,8 @@ from benchmarks import witnesses as w
 from verify.data.logprobs import LogprobTable, keep_first, logprobs_at_positions
 from verify.data.pairs import distinct
 from verify.radioactivity.logprobs import comparisons, logprob_weights
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, excess, text_result
+from verify.radioactivity.tails import BINOMIAL, COUNTS
+from verify.radioactivity.text import EXCESS, excess, text_result
 from watermark import Mark
 
 GOAL = -6.0

@@ -24,7 +24,8 @@ from verify.data.outputs import Output
 from verify.data.pairs import Pairs, WeightedPairs, distinct, weigh
 from verify.radioactivity.logprobs import comparisons, logprob_weights
 from verify.radioactivity.result import score
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, excess, text_result
+from verify.radioactivity.tails import BINOMIAL, COUNTS
+from verify.radioactivity.text import EXCESS, MAX_COUNT, excess, text_result
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf
 from watermark import GreenList, Mark

@@ -24,12 +24,12 @@ import scipy.stats
 
 from benchmarks.texts import speeches
 from verify.data.outputs import Output
-from verify.data.pairs import Pairs, Reads, distinct, scorable_batch
+from verify.data.pairs import Pairs, Reads, WeightedPairs, distinct, scorable_batch
 from verify.data.reads import reads_of
 from verify.planning.demo import teacher_model
 from verify.profiles import import_mark
+from verify.radioactivity.tails import BINOMIAL, log10_tail
 from verify.radioactivity.text import text_result
-from verify.stats.binomial import binomial_log10_sf
 from watermark import Mark
 from watermark.tokenizers import load
 
@@ -101,8 +101,9 @@ def null() -> dict[str, Any]:
             key = with_key(mark, rng)
             if mark.scheme.shared:  # which pairs share a coin may depend on the key
                 pairs = pairs_of(key, text[:tokens])
-            hits, scheme = key.hits(pairs.contexts, pairs.tokens), mark.scheme
-            values.append(binomial_log10_sf(int(hits.sum()), len(hits) * scheme.coins, scheme.rate))
+            hits = key.hits(pairs.contexts, pairs.tokens)
+            own = WeightedPairs(pairs.contexts, pairs.tokens, np.ones(len(hits)))
+            values.append(log10_tail(BINOMIAL, mark.scheme, own, hits))
         shares = {str(level): float(np.mean(10.0 ** np.array(values) <= level)) for level in LEVELS}
         bounds = {str(level): scipy.stats.binom(KEYS, level).isf(1e-5) / KEYS for level in LEVELS}
         found[name] = {

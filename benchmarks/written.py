@@ -23,7 +23,8 @@ from verify.data.logprobs import logprobs_at_positions
 from verify.data.outputs import read_outputs
 from verify.data.pairs import distinct, scorable_batch
 from verify.planning.demo import teacher_model
-from verify.radioactivity.text import BINOMIAL, EXCESS, excess, text_log10_of_first, text_result
+from verify.radioactivity.tails import BINOMIAL
+from verify.radioactivity.text import EXCESS, excess, text_log10_of_first, text_result
 from verify.radioactivity.translated import translations
 from verify.suspects.model import read_weights
 from watermark import Mark

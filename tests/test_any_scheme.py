@@ -22,7 +22,8 @@ from verify.radioactivity.attribution import ATTRIBUTED, NONE, attribution
 from verify.radioactivity.logprobs import comparisons, logprob_result
 from verify.radioactivity.result import score
 from verify.radioactivity.sequential import SequentialTest
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, excess, text_result
+from verify.radioactivity.tails import BINOMIAL, COUNTS
+from verify.radioactivity.text import EXCESS, excess, text_result
 from verify.results import CARRIES
 from verify.stats import weighted
 from verify.stats.binomial import binomial_log10_sf

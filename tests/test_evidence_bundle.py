@@ -36,21 +36,11 @@ from verify.evidence.escrow import COINS_TYPE, answer_coins
 from verify.evidence.inputs import chain_of
 from verify.evidence.proofs import prove_pairs
 from verify.evidence.report import read_result, report_html
-from verify.evidence.scored import (
-    CHERNOFF,
-    MIXTURE,
-    RULES,
-    SEQUENTIAL,
-    Scored,
-    hits_under,
-    recomputed,
-    scored_of,
-    scored_of_fields,
-)
+from verify.evidence.scored import RULES, SEQUENTIAL, Scored, hits_under, recomputed, scored_of, scored_of_fields
 from verify.evidence.signing import new_key, read_envelope, read_key, signed
 from verify.lineage.plan import plan_of_fields
 from verify.radioactivity.sequential import LOOKS, SequentialTest, replay
-from verify.radioactivity.text import BINOMIAL, COUNTS
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, MIXTURE
 from verify.stats import binomial
 from watermark import GreenList, InputError, Mark, StillmarkError, Tournament, UsageError
 from watermark.io.records import Record, resuming

@@ -14,7 +14,8 @@ from click.testing import Result
 from verify.data.logprobs import TextLogprobs, logprobs_at_positions
 from verify.data.outputs import Output
 from verify.data.pairs import distinct, scorable_batch
-from verify.radioactivity.text import COUNTS, EXCESS, MAX_COUNT, excess, text_result
+from verify.radioactivity.tails import COUNTS
+from verify.radioactivity.text import EXCESS, MAX_COUNT, excess, text_result
 from verify.stats.binomial import binomial_log10_sf
 from verify.suspects.model import read_weights
 from watermark import GreenList, Mark

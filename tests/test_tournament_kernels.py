@@ -90,7 +90,9 @@ def test_every_token_is_in_its_cell(layers: int) -> None:
 
 
 def rows_of_all_kinds(rng: np.random.Generator, columns: int, kind: torch.dtype) -> torch.Tensor:
-    """Plain, peaked, truncated, empty, with one token, flat, huge, tiny, with a NaN, with +inf, climbing, falling, few; rows [13, columns]."""
+    """Plain, peaked, truncated, empty, with one token, flat, huge, tiny, with a NaN, with +inf, climbing, falling, few;
+    rows [13, columns].
+    """
     rows = rng.normal(scale=4, size=(13, columns))
     rows[1] *= 6
     rows[2, rng.random(columns) < 0.9] = -np.inf

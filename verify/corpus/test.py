@@ -40,7 +40,8 @@ from verify.radioactivity.detail import tokenizer_if_there
 from verify.radioactivity.logprobs import Floats
 from verify.radioactivity.prompts import NOT_COMPARED, PromptsTest, check_unmarked, of_parts
 from verify.radioactivity.result import PairsResult
-from verify.radioactivity.text import BINOMIAL, method_words, rate_statement, text_warnings
+from verify.radioactivity.tails import BINOMIAL
+from verify.radioactivity.text import method_words, rate_statement, text_warnings
 from verify.results import CARRIES, INSUFFICIENT, NO_VERDICT, POWER, left_out_bad, plural
 from verify.stats import binomial, multiple
 from watermark import InputError, Mark, MarkError

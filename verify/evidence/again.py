@@ -12,13 +12,13 @@ from verify.data.logprobs import TextLogprobs, as_text, at_common_places, keep_t
 from verify.data.outputs import Outputs, read_outputs
 from verify.data.pairs import WeightedPairs
 from verify.data.reads import pairs_of
-from verify.evidence.scored import CHERNOFF, MIXTURE, SEQUENTIAL, Scored
+from verify.evidence.scored import SEQUENTIAL, Scored
 from verify.evidence.statement import Statement
 from verify.lineage.plan import kept_as
 from verify.radioactivity.inputs import recorded, tables
 from verify.radioactivity.logprobs import logprob_weights
 from verify.radioactivity.sequential import POWERS, SequentialTest, joined, weighed_anew
-from verify.radioactivity.text import BINOMIAL, COUNTS
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, MIXTURE
 from watermark import InputError, Mark, StillmarkError, TokenizerError
 
 

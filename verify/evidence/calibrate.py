@@ -21,11 +21,11 @@ from verify.data.columns import Columns
 from verify.data.pairs import Pairs, WeightedPairs
 from verify.data.reads import pairs_of
 from verify.evidence.calibration import LOGPROBS, TEXT, Calibration, Material
-from verify.evidence.scored import Hits, Scored, hits_under, recomputed, scored_of
+from verify.evidence.scored import Scored, hits_under, recomputed, scored_of
 from verify.progress import Stages, on, silent
 from verify.radioactivity.inputs import beside_prompts, is_model, named, outputs_of
 from verify.radioactivity.logprob_test import logprob_test
-from verify.radioactivity.text import BINOMIAL
+from verify.radioactivity.tails import BINOMIAL
 from verify.suspects.model import Model, is_loaded
 from watermark import InputError, Mark, StillmarkError, UsageError
 from watermark.errors import within
@@ -155,15 +155,14 @@ def _material(
             sums[i] = 0 if counts is None else counts @ hits.pairs
             update(i + 1, keys)
     own = hits_under(scored, mark)
-    other = Hits(1 - own.rate, own.coins, own.coins - own.pairs, None if own.look is None else own.coins - own.look)
-    coins = own.coins * own.rate * (1 - own.rate)
+    coins = mark.scheme.coins * mark.scheme.rate * (1 - mark.scheme.rate)
     return Material(
         name=name,
         sha256=model_digest(suspect) if is_model(suspect) else files.sha256(Path(name)),
         test=test,
         n=len(scored),
         log10_pvalue=recomputed(scored, own).log10_pvalue,
-        log10_opposite=recomputed(scored, other).log10_pvalue,
+        log10_opposite=recomputed(scored, own, opposite=True).log10_pvalue,
         log10_if_marked=None,
         spread=None if counts is None else float(sums.std() / math.sqrt(coins * counts.sum())),
         decoys=logs,

@@ -16,7 +16,8 @@ from verify.fingerprint.planted import NUMBER
 from verify.lineage import access as kinds
 from verify.lineage.plan import PLANTED, LineagePlan, is_mark
 from verify.lineage.verdict import verdicts_of
-from verify.radioactivity.text import BINOMIAL, EXCESS
+from verify.radioactivity.tails import BINOMIAL
+from verify.radioactivity.text import EXCESS
 from verify.results import plural
 from verify.stats import binomial
 from verify.words import CARRIES, INSUFFICIENT, NO_VERDICT

@@ -142,7 +142,7 @@ def read_coins(data: bytes, bundle: bytes, said: Statement) -> Coins:
         scheme = card.stand_in.scheme
         hits = _hits(one.get("hits"), len(scored), scheme.coins, name)
         look = None if scored.look is None else _hits(one.get("look"), len(scored.look.tokens), scheme.coins, name)
-        found[name] = Hits(scheme.rate, scheme.coins, hits, look)
+        found[name] = Hits(scheme, hits, look)
     return Coins(envelope, found)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,17 +17,15 @@ import numpy.typing as npt
 from verify.data.dedup import distinct_rows
 from verify.data.pairs import WeightedPairs
 from verify.radioactivity.logprobs import WeightedResult
-from verify.radioactivity.sequential import LOOKS, MIN_TILT, SequentialResult
-from verify.radioactivity.text import BINOMIAL, COUNTS, EXCESS, MAX_COUNT, TextResult
+from verify.radioactivity.sequential import LOOKS, Growth, SequentialResult
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, MIXTURE, log10_tail
+from verify.radioactivity.text import EXCESS, MAX_COUNT, TextResult
 from verify.results import Result, plural
-from verify.stats import binomial, weighted
-from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
 from watermark.io.fields import is_int
 from watermark.prf import NO_TOKEN
+from watermark.schemes import Scheme
 
-CHERNOFF: Final = "chernoff"
-MIXTURE: Final = "mixture"
 SEQUENTIAL: Final = "sequential"
 RULES: Final = (BINOMIAL, COUNTS, CHERNOFF, MIXTURE, SEQUENTIAL)
 """How the p-value follows from the pairs; an excess test is by Chernoff's bound."""
@@ -212,10 +210,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Hits:
-    """How many coins of each pair come up, int64 [n], and of the look; with the chance of a coin, and coins a pair."""
+    """How many coins of each pair come up under a scheme, int64 [n], and of the look."""
 
-    rate: float
-    coins: int
+    scheme: Scheme
     pairs: npt.NDArray[np.int64]
     look: npt.NDArray[np.int64] | None = None
 
@@ -223,49 +220,53 @@ class Hits:
 def hits_under(scored: Scored, mark: Mark) -> Hits:
     """The hits of the pairs under a mark."""
     look = None if scored.look is None else mark.hits(scored.look.contexts, scored.look.tokens)
-    hits = mark.hits(scored.pairs.contexts, scored.pairs.tokens)
-    return Hits(mark.scheme.rate, mark.scheme.coins, hits, look)
+    return Hits(mark.scheme, mark.hits(scored.pairs.contexts, scored.pairs.tokens), look)
 
 
-def recomputed(scored: Scored, hits: Hits, *, excess: bool = False) -> Numbers:
-    """The p-value of the pairs; excess: they are those of an excess test, whose result counts text.
+def recomputed(scored: Scored, hits: Hits, *, excess: bool = False, opposite: bool = False) -> Numbers:
+    """The p-value of the pairs.
+
+    Args:
+        scored: the pairs.
+        hits: of each pair.
+        excess: they are those of an excess test, whose result counts text.
+        opposite: of the coins that do not come up; not for a sequential test.
 
     Raises:
         ValueError: the weights are none that the rule can take.
     """
-    weights, rate, coins = scored.pairs.weights, hits.rate, hits.coins
-    if scored.rule == BINOMIAL:
-        log10 = binomial.binomial_log10_sf(int(hits.pairs.sum()), len(hits.pairs) * coins, rate)
-        return Numbers(log10, float(hits.pairs.sum()))
+    scheme, pairs = hits.scheme, scored.pairs
+    if scored.rule == SEQUENTIAL:
+        most = _most(scored, hits)
+        return Numbers(0.0 - most, most)
+    if scored.rule != BINOMIAL:
+        pairs = _first(pairs)
     if scored.rule == COUNTS:
-        counts = weights[:, 0].astype(np.int64).clip(max=MAX_COUNT)
-        log10 = weighted.exact_log10_sf(counts, int(counts @ hits.pairs), rate, coins)
+        pairs = replace(pairs, weights=np.floor(pairs.weights).clip(max=MAX_COUNT))
+    log10 = log10_tail(scored.rule, scheme, pairs, hits.pairs, opposite=opposite)
+    if scored.rule in (BINOMIAL, COUNTS):
         return Numbers(log10, float(hits.pairs.sum()))
-    if scored.rule in (CHERNOFF, MIXTURE):
-        bound = weighted.chernoff_log10_sf if scored.rule == CHERNOFF else weighted.mixture_log10_sf
-        statistic = _sum(weights, hits.pairs, hits)
-        return Numbers(bound(_first(weights), statistic, rate, coins), None if excess else statistic)
-    process = EProcess(rate, MIN_TILT, max(1, weights.shape[1]))
-    up = np.arange(coins) < hits.pairs[:, None]  # all coins of a pair weigh the same: which of them came up is the same
-    most, share = 0.0, math.log10(2) if scored.shared else 0.0
+    return Numbers(log10, None if excess else float(pairs.weights @ (hits.pairs - scheme.coins * scheme.rate)))
+
+
+def _most(scored: Scored, hits: Hits) -> float:
+    """The most evidence that a sequential test ever had, as log10 of the e-value."""
+    scheme, pairs = hits.scheme, scored.pairs
+    growth, found = Growth(scheme, max(1, pairs.weights.shape[1])), [0.0]
+    up = np.arange(scheme.coins) < hits.pairs[:, None]  # which of them came up makes no difference
     ends = np.flatnonzero(np.diff(scored.answers, append=-1)) + 1
     for low, high in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        process.add(weights[low:high], up[low:high])
-        most = max(most, process.log10_e - share)
+        part = WeightedPairs(pairs.contexts[low:high], pairs.tokens[low:high], pairs.weights[low:high])
+        growth.add(part, up[low:high])
+        found.append(growth.log10_e - (math.log10(2) if scored.shared else 0.0))
     if scored.look is not None and hits.look is not None:
-        back = scored.look.weights
-        log10 = weighted.chernoff_log10_sf(_first(back), _sum(back, hits.look, hits), rate, coins)
-        most = max(most, -log10 - math.log10(2 * len(LOOKS)))
-    return Numbers(0.0 - most, most)
+        log10 = log10_tail(CHERNOFF, scheme, _first(scored.look), hits.look)
+        found.append(-log10 - math.log10(2 * len(LOOKS)))
+    return max(found)
 
 
-def _first(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.ascontiguousarray(weights[:, 0])
-
-
-def _sum(weights: npt.NDArray[np.float64], found: npt.NDArray[np.int64], hits: Hits) -> float:
-    """T, as `verify.radioactivity.result.score` has it."""
-    return float(_first(weights) @ (found - hits.coins * hits.rate))
+def _first(pairs: WeightedPairs) -> WeightedPairs:
+    return replace(pairs, weights=np.ascontiguousarray(pairs.weights[:, 0]))
 
 
 def differences(promised: Scored, there: Scored) -> Iterator[str]:

@@ -18,7 +18,8 @@ from verify.lineage.access import Access
 from verify.lineage.plan import AGREEMENT, CANARIES, LINES, MARK, PLANTED, SHUFFLED, WEIGHTS, WRITTEN, LineagePlan
 from verify.planning import builtin
 from verify.radioactivity.sequential import LOOKS, MAX_FUTILE, MIN_TILT
-from verify.radioactivity.text import BINOMIAL, EXCESS
+from verify.radioactivity.tails import BINOMIAL
+from verify.radioactivity.text import EXCESS
 from verify.suspects.endpoint import Endpoint
 from verify.suspects.model import Model
 from watermark import InputError, Mark, ModelError, StillmarkError, UsageError

@@ -41,7 +41,7 @@ PUBLISHED: Final = (
 
 FEW: Final = (
     "A layer is one of as many as the table has entries, by the key's lowest bits. Text of anybody who uses one of "
-    "these keys carries that layer (docs/profiles.md, limits)."
+    "these keys carries that layer. The p-value allows for that, if the keys were drawn at random (docs/profiles.md)."
 )
 REPEATED: Final = (
     "Some layers have the same key, or keys that differ by a multiple of the table's size: they have the same coins, "

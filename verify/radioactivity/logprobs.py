@@ -22,8 +22,10 @@ from verify.radioactivity.result import (
     distinct_pairs,
     draw_decoys,
     log10_words,
+    randomness_of,
     score,
 )
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, MIXTURE, few_layers, log10_tail
 from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
@@ -53,7 +55,8 @@ class WeightedResult(MarkResult):
         positions: positions read.
         weights: how the weights were made, in words.
         z: T over its exact null standard deviation.
-        log10_pvalue_estimate: the saddlepoint estimate of the same probability: close, not guaranteed.
+        log10_pvalue_estimate: the saddlepoint estimate of the same probability: close, not guaranteed. Where a key only
+            chooses among few layers, the p-value itself.
         log10_pvalue_if_unmarked: the p-value if the probes cannot carry the mark; None where that was said.
         decoys: the test under decoy keys; None if none were asked for.
         comparisons: log10 p-values of the field's other tests on the same readings.
@@ -126,6 +129,8 @@ class WeightedResult(MarkResult):
             "weights": self.weights,
             "other tests": log10_words(self.comparisons),
         }
+        if few_layers(self.mark.scheme) is not None:
+            del found["estimate"]
         if self.decoys:
             found["decoy keys"] = str(self.decoys)
         if not self.significant and self.n:
@@ -178,6 +183,10 @@ def logprob_result(
     pairs, name = _weights_of(mark, suspect, reference, context_counts)
     statistic, n = score(mark, pairs), len(pairs.tokens)
     bound = "Chernoff bound" if suspect.unmarked else "mixture e-value"
+    log10 = log10_bound(mark, pairs, unmarked=suspect.unmarked)
+    estimate = weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins)
+    if (layers := few_layers(mark.scheme)) is not None:
+        bound, estimate = f"Chernoff bound over the draw of {mark.scheme.coins} of {layers:,} layers", log10
     if n:
         effect = detectable_effect(pairs, mark.scheme, alpha)
         could = f"an effect of {effect:.4f} or more (green less red, in the weights' unit), with 90 % power"
@@ -189,19 +198,18 @@ def logprob_result(
         alpha=alpha,
         n=n,
         statistic=statistic,
-        log10_pvalue=log10_bound(mark, pairs, unmarked=suspect.unmarked),
+        log10_pvalue=log10,
         warnings=_warnings(n, counted, unmarked=suspect.unmarked),
         discarded=suspect.discarded,
         conclusive=n > 0,
         power_statement=could,
+        randomness=randomness_of(mark),
         mark=mark,
         pairs=pairs,
         positions=len(suspect),
         weights=name,
         z=weighted.z_score(pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins),
-        log10_pvalue_estimate=weighted.saddlepoint_log10_sf(
-            pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins
-        ),
+        log10_pvalue_estimate=estimate,
         decoys=draw_decoys(mark, pairs, decoys),
         comparisons=comparisons(mark, suspect),
         counts_marked=counted,
@@ -231,8 +239,7 @@ def logprob_log10_of_first(
 
 def log10_bound(mark: Mark, pairs: WeightedPairs, *, unmarked: bool) -> float:
     """log10 of the guaranteed p-value of weighted pairs; unmarked: the weights do not depend on any coin."""
-    bound = weighted.chernoff_log10_sf if unmarked else weighted.mixture_log10_sf
-    return bound(pairs.weights, score(mark, pairs), mark.scheme.rate, mark.scheme.coins)
+    return log10_tail(CHERNOFF if unmarked else MIXTURE, mark.scheme, pairs, mark.hits(pairs.contexts, pairs.tokens))
 
 
 def _weights_of(
@@ -318,14 +325,14 @@ def comparisons(mark: Mark, suspect: LogprobTable) -> dict[str, float]:
     best = order[np.unique(suspect.position[order], return_index=True)[1]]
     likeliest = suspect.contexts[suspect.position[best]], suspect.tokens[best]
     pairs = weigh(*likeliest, np.ones(len(best)), mark.exempt, suspect.reads)
-    hits, coins = int(mark.hits(pairs.contexts, pairs.tokens).sum()), mark.scheme.coins
-    found = {"top1": binomial.binomial_log10_sf(hits, len(pairs.tokens) * coins, mark.scheme.rate)}
+    hits, coins = mark.hits(pairs.contexts, pairs.tokens), mark.scheme.coins
+    found = {"top1": log10_tail(BINOMIAL, mark.scheme, pairs, hits)}
 
     _, context, repeats = np.unique(suspect.contexts, axis=0, return_inverse=True, return_counts=True)
     share = np.exp(suspect.logprobs.astype(np.float64)) / repeats[context.ravel()[suspect.position]]
     mass = weigh(suspect.contexts[suspect.position], suspect.tokens, share, mark.exempt, suspect.reads)
     t = score(mark, mass)
-    found["mean_mass"] = weighted.chernoff_log10_sf(mass.weights, t, mark.scheme.rate, coins)
+    found["mean_mass"] = log10_bound(mark, mass, unmarked=True)
     # a context's masses sum to 1 at most; where contexts share coins, each coin stands for itself
     n = (float(mass.weights @ mass.weights) if suspect.reads.shared else len(repeats)) * coins
     found["mean_mass_hoeffding"] = min(0.0, -2 * n * max(0.0, t / n) ** 2 / binomial.LN10) if n else 0.0

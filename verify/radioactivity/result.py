@@ -11,6 +11,7 @@ from verify.data.pairs import WeightedPairs
 from verify.display import inert
 from verify.radioactivity.detail import Detail
 from verify.radioactivity.prompts import PromptsTest
+from verify.radioactivity.tails import few_layers
 from verify.radioactivity.tilt import Tilt
 from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 RANDOMNESS: Final = (
     "The p-value's randomness is the draw of the mark's secret: for a suspect that does not depend on the secret, "
     "the green bits of distinct pairs are independent with probability gamma, whatever the texts and models are."
+)
+RANDOMNESS_OF_LAYERS: Final = (
+    "The p-value's randomness is the draw of the mark's {drawn} of {layers:,} layers, which everybody knows: it bounds "
+    "how often keys that were drawn without regard to the suspect fit as well, whatever the suspect learned, and from "
+    "whom. Keys that were chosen, as a small number or a date, are not drawn in this sense."
 )
 ASSUMPTIONS: Final = (
     "Wrong if suspect, reference, prompts or probes depend on the secret by another way than the teacher's outputs, "
@@ -193,6 +199,12 @@ def distinct_pairs(n: int, mark: Mark) -> str:
 def coins_of_a_pair(mark: Mark) -> str:
     """How many coins a pair has, in words."""
     return "one coin" if mark.scheme.coins == 1 else f"{mark.scheme.coins} coins"
+
+
+def randomness_of(mark: Mark) -> str:
+    """Where the randomness of a p-value comes from, for the mark's scheme."""
+    layers = few_layers(mark.scheme)
+    return RANDOMNESS if layers is None else RANDOMNESS_OF_LAYERS.format(drawn=mark.scheme.coins, layers=layers)
 
 
 def score(mark: Mark, pairs: WeightedPairs) -> float:

@@ -41,13 +41,14 @@ from verify.data.pairs import (
 )
 from verify.data.reads import positions_of, reads_of
 from verify.radioactivity.detail import Detail, sequential_growth
-from verify.radioactivity.logprobs import logprob_weights
-from verify.radioactivity.result import NO_EVIDENCE, MarkResult, score
+from verify.radioactivity.logprobs import log10_bound, logprob_weights
+from verify.radioactivity.result import NO_EVIDENCE, MarkResult, randomness_of
+from verify.radioactivity.tails import CHERNOFF, few_layers, log10_tail
 from verify.radioactivity.text import MAX_COUNT, excess, without_prompts
 from verify.results import plural
-from verify.stats import weighted
 from verify.stats.eprocess import EProcess
 from watermark import Mark, StillmarkError
+from watermark.schemes import Scheme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,6 +69,9 @@ POWERS: Final = (0.0, 0.25, 0.5)
 
 LOOKS: Final = tuple(sorted({round(8 * 1.25**i) for i in range(35)}))
 """Numbers of answers after which all text is weighed anew, if there is a reference; each a quarter more than before."""
+
+PAIR_LOOKS: Final = tuple(round(50 * 1.5**i) for i in range(30))
+"""Numbers of pairs after which all of them are looked at together, where a key chooses among few layers."""
 
 EVIDENCE: Final = "evidence"
 FUTILE: Final = "futility"
@@ -213,8 +217,7 @@ class EndpointResult(SequentialResult):
 
 def evidence_of_look(mark: Mark, pairs: WeightedPairs) -> float:
     """log10 of one over what a look back at all text finds, for its share of alpha."""
-    log10_p = weighted.chernoff_log10_sf(pairs.weights, score(mark, pairs), mark.scheme.rate, mark.scheme.coins)
-    return -log10_p - math.log10(2 * len(LOOKS))
+    return -log10_bound(mark, pairs, unmarked=True) - math.log10(2 * len(LOOKS))
 
 
 def weighed_anew(
@@ -223,6 +226,54 @@ def weighed_anew(
     """The coins of some answers, weighed as those of a fixed sample; the weights do not depend on the key."""
     positions = positions_of(mark, map(as_output, answers), unmarked_prompts=unmarked)
     return excess(positions, logprobs_at_positions(references, positions), mark.exempt)
+
+
+class Growth:
+    """The running evidence of pairs that are counted one after the other.
+
+    Where each key has coins of its own, a mixture e-process. Where a key chooses among few layers, coins that were seen
+    tell those that come, and no such process is valid: there all pairs so far are looked at together when their number
+    passes one of PAIR_LOOKS, and each look has an equal share of alpha.
+
+    Args:
+        scheme: the mark's.
+        weightings: how many weights a pair has.
+        least: the smallest tilt of interest.
+    """
+
+    def __init__(self, scheme: Scheme, weightings: int, least: float = MIN_TILT):
+        self.scheme, self.few = scheme, few_layers(scheme)
+        self.process = EProcess(scheme.rate, least, weightings)
+        self._pairs: list[WeightedPairs] = []
+        self._hits: list[npt.NDArray[np.int64]] = []
+        self._looked = 0.0
+
+    def add(self, pairs: WeightedPairs, coins: npt.NDArray[np.bool_]) -> None:
+        """Count new pairs: weights float64 [n] or [n, weightings]; coins: bool [n, C]."""
+        before = self.process.pairs
+        self.process.add(pairs.weights, coins)
+        if self.few is None:
+            return
+        self._pairs.append(pairs)
+        self._hits.append(coins.sum(axis=1))
+        if any(before < look <= self.process.pairs for look in PAIR_LOOKS):
+            whole = joined(self._pairs, pairs.contexts.shape[1], self.process.weightings)
+            middle = np.ascontiguousarray(whole.weights[:, self.process.weightings // 2])
+            hits = np.concatenate(self._hits)
+            log10_p = log10_tail(CHERNOFF, self.scheme, replace(whole, weights=middle), hits)
+            self._looked = max(self._looked, -log10_p - math.log10(len(PAIR_LOOKS)))
+
+    @property
+    def log10_e(self) -> float:
+        """log10 of the evidence now; of the looks the most."""
+        return self.process.log10_e if self.few is None else self._looked
+
+    def __str__(self) -> str:
+        """What it is, in words."""
+        if self.few is None:
+            return "mixture e-process"
+        drawn = f"{self.scheme.coins} of {self.few:,} layers"
+        return f"{len(PAIR_LOOKS)} looks at all pairs, each a Chernoff bound over the draw of {drawn}"
 
 
 class SequentialTest:
@@ -240,7 +291,7 @@ class SequentialTest:
         self, mark: Mark, access: str, alpha: float = 1e-3, *, unmarked: bool = False, least: float = MIN_TILT
     ):
         self.mark, self.access, self.alpha, self.unmarked = mark, access, alpha, unmarked
-        self._process = EProcess(mark.scheme.rate, least, len(POWERS) if access == "text" else 1)
+        self._growth = Growth(mark.scheme, len(POWERS) if access == "text" else 1, least)
         self._reads = reads_of(mark)
         self._counted = SeenPairs(self._reads)
         self._contexts: Counter[bytes] = Counter()
@@ -259,7 +310,7 @@ class SequentialTest:
         """Count one answer. reference: what a reference model says along it."""
         fresh = self.fresh(answer, reference)
         self._fresh.append(fresh)
-        self._process.add(fresh.weights, self.mark.coins(fresh.contexts, fresh.tokens))
+        self._growth.add(fresh, self.mark.coins(fresh.contexts, fresh.tokens))
         if self.access == "text" and reference is not None:
             self._read.append((answer, reference))
             if len(self._read) in LOOKS and (found := evidence_of_look(self.mark, back := self.look_back())) > (
@@ -267,7 +318,7 @@ class SequentialTest:
             ):
                 self._looked, self._look, self._look_after = found, back, len(self._read)
         shared = math.log10(2) if self._read else 0.0
-        self._path.append(max(self._looked, self._process.log10_e - shared))
+        self._path.append(max(self._looked, self._growth.log10_e - shared))
         self._most = max(self._most, self._path[-1])
         self._tokens += len(answer.ids) - answer.start
         self._prompts += answer.start > 0
@@ -295,17 +346,18 @@ class SequentialTest:
         """Why one may stop now: `evidence`, `futility`, or None."""
         if self._most >= -math.log10(self.alpha):
             return EVIDENCE
-        return FUTILE if self._process.log10_futility >= -math.log10(MAX_FUTILE) else None
+        return FUTILE if self._growth.process.log10_futility >= -math.log10(MAX_FUTILE) else None
 
     def result(self) -> SequentialResult:
         """What the answers so far show."""
-        n, records, stopped, least = self._process.pairs, len(self._path), self.stopped, self._process.least
+        process = self._growth.process
+        n, records, stopped, least = process.pairs, len(self._path), self.stopped, process.least
         warnings = [] if n else [NO_EVIDENCE]
         if self._prompts < records and not self.unmarked:
             warnings.append(without_prompts(records - self._prompts, records))
         read = plural(self._tokens, "token")
         return SequentialResult(
-            test="sequential: mixture e-process"
+            test=f"sequential: {self._growth}"
             + (f" and {len(LOOKS)} looks at all text" if self._read else "")
             + f", valid at every look; weights: {self._weights}",
             alpha=self.alpha,
@@ -318,6 +370,7 @@ class SequentialTest:
             power_statement=f"a tilt of {least:g} or more, which would have shown after {read}"
             if stopped == FUTILE
             else f"nothing for sure: after {read} a tilt of {least:g} may be there and not have shown yet",
+            randomness=randomness_of(self.mark),
             mark=self.mark,
             detail=Detail(growth=sequential_growth(self._path)),
             access=self.access,

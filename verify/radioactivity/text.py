@@ -17,10 +17,11 @@ from verify.radioactivity.result import (
     coins_of_a_pair,
     draw_decoys,
     log10_words,
-    score,
+    randomness_of,
 )
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, coin_level, few_layers, log10_tail
 from verify.results import LEVEL, POWER, plural
-from verify.stats import binomial, weighted
+from verify.stats import binomial
 from watermark import Mark
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ MAX_COUNT: Final = 20
 
 NOTABLE: Final = 0.5
 """Decades of p-value that a cautious default may cost before a result says so."""
-BINOMIAL: Final = "binomial"
-COUNTS: Final = "counts"
 EXCESS: Final = "excess"
 
 METHODS: Final = {
@@ -45,6 +44,12 @@ METHODS: Final = {
     EXCESS: "weighted sum, Chernoff bound: a pair weighs as often as it was written less the reference's expectation",
 }
 """What each test is called; `method_words` fills in the coins of a pair."""
+OVER_LAYERS: Final = {
+    BINOMIAL: "each distinct pair counts once",
+    COUNTS: f"a pair weighs as often as it was written, at most {MAX_COUNT}",
+    EXCESS: "a pair weighs as often as it was written less the reference's expectation",
+}
+"""The same where a key only chooses among few layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,9 @@ def cost_of_marked(option: str, log10_pvalue: float, if_unmarked: float | None) 
 
 def method_words(mark: Mark, method: str) -> str:
     """What one of METHODS does with the coins of this mark."""
+    layers = few_layers(mark.scheme)
+    if layers is not None:
+        return f"Chernoff bound over the draw of {mark.scheme.coins} of {layers:,} layers: {OVER_LAYERS[method]}"
     return METHODS[method].format(coins=coins_of_a_pair(mark))
 
 
@@ -189,7 +197,8 @@ def text_result(
     weights = np.ones(n) if method == BINOMIAL else pairs.counts.clip(max=MAX_COUNT).astype(np.float64)
     scored = WeightedPairs(pairs.contexts, pairs.tokens, weights) if method != EXCESS else excess
     assert scored is not None
-    least = binomial.detectable_rate(n * mark.scheme.coins, mark.scheme.rate, alpha, POWER)
+    level = coin_level(mark.scheme, alpha)
+    least = binomial.detectable_rate(n * mark.scheme.coins, mark.scheme.rate, level, POWER)
     return TextResult(
         test=method_words(mark, method),
         alpha=alpha,
@@ -200,6 +209,7 @@ def text_result(
         discarded=pairs.discarded,
         conclusive=least is not None,
         power_statement=rate_statement(least),
+        randomness=randomness_of(mark),
         mark=mark,
         pairs=pairs,
         green=number,
@@ -230,14 +240,11 @@ def text_log10_of_first(
 
 def _log10_pvalue(mark: Mark, pairs: Pairs, hits: I64, method: str, excess: WeightedPairs | None) -> float:
     """log10 p of one of METHODS; hits: of each pair, int64 [N]."""
-    rate, coins = mark.scheme.rate, mark.scheme.coins
     if method == EXCESS:
         assert excess is not None
-        return weighted.chernoff_log10_sf(excess.weights, score(mark, excess), rate, coins)
-    if method == BINOMIAL:
-        return binomial.binomial_log10_sf(int(hits.sum()), len(hits) * coins, rate)
-    counts = pairs.counts.clip(max=MAX_COUNT)
-    return weighted.exact_log10_sf(counts, int(counts @ hits), rate, coins)
+        return log10_tail(CHERNOFF, mark.scheme, excess, mark.hits(excess.contexts, excess.tokens))
+    counts = pairs.counts.clip(max=MAX_COUNT).astype(np.float64)
+    return log10_tail(method, mark.scheme, WeightedPairs(pairs.contexts, pairs.tokens, counts), hits)
 
 
 def excess(positions: Positions, expected: LogprobTable, exempt: tuple[int, ...] = ()) -> WeightedPairs:

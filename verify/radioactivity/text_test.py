@@ -26,8 +26,8 @@ from verify.radioactivity.inputs import (
 )
 from verify.radioactivity.prompts import carry
 from verify.radioactivity.sequential import SequentialResult
+from verify.radioactivity.tails import BINOMIAL
 from verify.radioactivity.text import (
-    BINOMIAL,
     EXCESS,
     METHODS,
     TextResult,

@@ -43,20 +43,20 @@ class EProcess:
         """Count new pairs: weights float64 [n, weightings], or [n] if all are the same, finite; coins bool [n, C]."""
         weights = weights if weights.ndim == 2 else weights[:, None]
         self.pairs += len(weights)
-        weights, up = np.repeat(weights, coins.shape[1], axis=0), coins.ravel()
-        self._logs += self._ln_factors(TILTS[:, None, None] * weights, up).sum(axis=1)
-        self._against_least -= float(self._ln_factors(self.least * weights[:, :1], up).sum())
+        hits, tries = coins.sum(axis=1)[:, None], coins.shape[1]
+        self._logs += self._ln_factors(TILTS[:, None, None] * weights, hits, tries).sum(axis=1)
+        self._against_least -= float(self._ln_factors(self.least * weights[:, :1], hits, tries).sum())
         self.best = max(self.best, self.log10_e)
 
-    def _ln_factors(self, logits: Floats, up: npt.NDArray[np.bool_]) -> Floats:
-        """ln of exp(b G) / (1 - gamma + gamma exp(b)), divided through by exp(b G): nothing cancels.
+    def _ln_factors(self, logits: Floats, hits: npt.NDArray[np.int64], tries: int) -> Floats:
+        """ln of the product of exp(b G) / (1 - gamma + gamma exp(b)) over the coins of each pair.
 
-        logits: b, float64 [..., n, weightings]; up: G, bool [n].
+        Each factor is divided through by exp(b G), so that nothing cancels. logits: b, float64 [..., n, weightings];
+        hits: int64 [n, 1], how many of a pair's coins came up, of so many tries.
         """
         ln_up, ln_down = math.log(self.gamma), math.log1p(-self.gamma)
-        one = up[:, None]
-        own, other = np.where(one, ln_up, ln_down), np.where(one, ln_down, ln_up)
-        found: Floats = -np.logaddexp(own, other - np.where(one, logits, -logits))
+        up, down = np.logaddexp(ln_up, ln_down - logits), np.logaddexp(ln_down, ln_up + logits)
+        found: Floats = np.negative(hits * up + (tries - hits) * down)
         return found
 
     @property

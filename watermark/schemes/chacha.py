@@ -44,6 +44,10 @@ class ChaCha:
         """The secret of a decoy, which follows from the commitment of the mark that it stands beside."""
         return prf.hkdf(commitment, "stillmark/v1/decoy", str(number))
 
+    def layer_scores(self, contexts: prf.Ints, tokens: prf.Ints, weights: prf.F64) -> prf.F64 | None:
+        """None: each key has coins of its own, so that those of distinct pairs are independent."""
+        return None
+
     def bits(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.U16:
         """The PRF's bits of N pairs, uint16 [N]."""
         return pair_bits(key, contexts, tokens)

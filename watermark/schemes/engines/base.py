@@ -145,6 +145,13 @@ class Engine:
         """What the engine's keyed function reads of N pairs, uint32 [N, any]."""
         return np.column_stack([contexts, tokens]).astype(np.uint32, copy=False)
 
+    def layer_scores(self, contexts: prf.Ints, tokens: prf.Ints, weights: prf.F64) -> prf.F64 | None:
+        """The score, sum of weight times (coin - rate), of every layer that a key can choose, on N pairs.
+
+        None where these are too many to count: then the coins of pairs that read other inputs are independent.
+        """
+        return None
+
     def read(self, bits: prf.Ints) -> npt.NDArray[np.bool_]:
         """The coins of N pairs, bool [N, coins], from `bits`."""
         return (bits.astype(np.uint64)[:, None] >> np.arange(self.coins, dtype=np.uint64) & np.uint64(1)).astype(

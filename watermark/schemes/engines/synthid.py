@@ -105,6 +105,15 @@ class SynthIDTable(Engine):
         """The class of each of N pairs, uint32 [N, 1]: the lowest bits of its hash."""
         return (hashed(1, contexts, tokens) & np.uint64(self.table_size - 1)).astype(np.uint32)[:, None]
 
+    def layer_scores(self, contexts: prf.Ints, tokens: prf.Ints, weights: prf.F64) -> prf.F64:
+        """Of each place where a layer can begin in the table, float64 [table_size]: a circular cross-correlation."""
+        size = self.table_size
+        places = (hashed(1, contexts, tokens) * MULTIPLIER & np.uint64(size - 1)).astype(np.int64)
+        total = np.bincount(places, weights, size)
+        entries = table(size, self.table_seed) - self.rate
+        found = np.fft.irfft(np.fft.rfft(total).conj() * np.fft.rfft(entries), size)
+        return np.asarray(found, np.float64)
+
 
 @lru_cache(maxsize=4)
 def table(size: int, seed: int) -> npt.NDArray[np.uint8]:
