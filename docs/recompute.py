@@ -144,11 +144,18 @@ def key_words(mark: dict[str, Any]) -> list[int]:
     return list(struct.unpack("<8I", key))
 
 
+def read_mark(path: Path) -> dict[str, Any]:
+    """The mark in a file. Stops at one of another kind."""
+    mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known = [mark.get("format"), mark.get("prf")] == ["stillmark-mark/v1", "chacha8-v1"]
+    if not known or mark.get("scheme") not in PARAMETERS:
+        raise SystemExit(f"{path}: no mark that is recomputed here; those of other engines are not")
+    return mark
+
+
 def mark_of(path: Path, card_path: Path | None) -> dict[str, Any]:
     """The mark in a file. Prints its commitment, and whether the card belongs to it."""
-    mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if [mark["format"], mark["prf"]] != ["stillmark-mark/v1", "chacha8-v1"] or mark["scheme"] not in PARAMETERS:
-        raise SystemExit("this is no mark of the format that is recomputed here")
+    mark = read_mark(path)
     print(f"commitment  {commitment(mark)}")
     if card_path is not None:
         card = json.loads(card_path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recompute import chance_of, coins_of, commitment, key_words, log10_tail
+from recompute import chance_of, coins_of, commitment, key_words, log10_tail, read_mark
 from recompute_logprobs import TILTS, chernoff, mixture
 
 LOOKS = len({round(8 * 1.25**i) for i in range(35)})  # looks back at all text, planned beforehand
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("marks", metavar="MARK", type=Path, nargs="+")
     given = parser.parse_args()
     said = json.loads(base64.b64decode(json.loads(given.bundle.read_bytes())["payload"]))["predicate"]
-    marks = {commitment(one): one for one in (json.loads(path.read_text(encoding="utf-8")) for path in given.marks)}
+    marks = {commitment(one): one for one in map(read_mark, given.marks)}
     cards = [one["commitment"] for one in said.get("cards") or [said["card"]]]
     plan, tests = said["plan"], said["result"]["tests"]
     planned = [plan["inputs"][line] for line in plan["lines"] if line.split()[0] == "mark"]

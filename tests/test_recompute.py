@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from tests.test_help import small_demo
 from verify.radioactivity.logprobs import WeightedResult
 from verify.radioactivity.text import TextResult
 from watermark import GreenList, Mark, Tournament
+from watermark.schemes.engines import SynthIDTable
 
 Jsonl = Callable[..., Path]
 
@@ -268,3 +270,15 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
         assert float(printed["log10 p"]) < -3
         shown = re.findall(r"^\S.{11}", text[text.index("```text") :], re.MULTILINE)
         assert {f"{name:12}" for name in printed} <= set(shown), "the page shows what is printed"
+
+
+def test_the_mark_of_another_engine_is_refused_by_name(tmp_path: Path) -> None:
+    scheme = SynthIDTable(2)
+    path = tmp_path / "other.mark"
+    Mark(scheme.secret_of([5, 6]), scheme, 1).save(path)
+    (tmp_path / "bundle.json").write_text(json.dumps({"payload": base64.b64encode(b'{"predicate": {}}').decode()}))
+    for script, words in (("recompute.py", [path, path]), ("recompute_bundle.py", [tmp_path / "bundle.json", path])):
+        done = subprocess.run([sys.executable, str(DOCS / script), *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert f"{path}: no mark that is recomputed here; those of other engines are not" in done.stderr, script
+        assert "Traceback" not in done.stderr, script
