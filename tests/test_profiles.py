@@ -448,3 +448,19 @@ def test_several_marks_where_one_is_meant(tmp_path: Path, folder: Path) -> None:
         verify.suspect(folder, mark=two, planted=5)
     with pytest.raises(UsageError, match="one `mark` at a time"):
         verify.suspect("http://127.0.0.1:1/v1", mark=two)
+
+
+def test_a_short_key_is_named_where_a_p_value_is_below_its_chance() -> None:
+    """One key of 64 bits; of our own marks, whose secrets have 256, and of thirty keys nothing is said."""
+    ids = np.random.default_rng(0).integers(1, 49_000, 60_000)
+    for mark, said in (
+        (import_mark("transformers", LEFT, vocabulary=49_152), True),
+        (import_mark("transformers", SYNTHID | {"ngram_len": 2}), False),
+        (Mark(bytes(32)), False),
+    ):
+        hits = mark.hits(ids[:-1, None], ids[1:])
+        kept = hits >= np.quantile(hits, 0.9)
+        outputs = [Output(str(i), None, ids[i : i + 2]) for i in np.flatnonzero(kept)]
+        result = text_result(mark, extract(outputs, 1, reads=reads_of(mark)))
+        assert result.log10_pvalue < -77
+        assert any("64 bits at most" in one and "10^-19" in one for one in result.cautions()) is said

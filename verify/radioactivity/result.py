@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,8 @@ ASSUMPTIONS: Final = (
     "space, line breaks and common encodings. Copies in other disguises (a cipher, say) count."
 )
 EVASIONS: Final = "Hidden by paraphrase, by other training data in excess, or by distillation that takes the mark out."
+SECRET_BITS: Final = 256
+"""Of our own marks' secrets: a guess finds one with a chance of 10^-77."""
 NO_EVIDENCE: Final = "No position could be scored: there is no evidence either way."
 
 
@@ -70,6 +73,12 @@ class MarkResult(Result):
                 f"The mark is the child of {self.mark.parent[:16]}... for the label '{inert(self.mark.label)}': the "
                 "p-value holds only if this label was fixed before anybody looked at the suspect. `attribute` adjusts "
                 "over many labels."
+            )
+        bits = 8 * self.mark.scheme.key_bytes
+        if bits < SECRET_BITS and self.log10_pvalue < -bits * math.log10(2):
+            yield (
+                f"The mark's key has {bits} bits at most, so that a guess finds it with a chance of about "
+                f"10^-{bits * math.log10(2):.0f}: a smaller p-value says no more than that."
             )
         if self.prompts_test is not None:
             yield from self.prompts_test.warnings()

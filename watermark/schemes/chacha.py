@@ -22,6 +22,7 @@ class ChaCha:
     shared: ClassVar[bool] = False
     decoys: ClassVar[int] = 200
     secret_bytes: ClassVar[int] = SECRET_BYTES
+    key_bytes: ClassVar[int] = SECRET_BYTES
 
     name: ClassVar[str]
 

@@ -92,9 +92,14 @@ class Engine:
         return 1 << 64
 
     @property
+    def key_bytes(self) -> int:
+        """Length of all keys."""
+        return KEY_BYTES * self.keys
+
+    @property
     def secret_bytes(self) -> int:
         """Length of a secret."""
-        return BLIND + KEY_BYTES * self.keys
+        return BLIND + self.key_bytes
 
     @property
     def parameters(self) -> dict[str, Any]:

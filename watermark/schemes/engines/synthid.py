@@ -110,15 +110,20 @@ class SynthIDTable(Engine):
         size = self.table_size
         places = (hashed(1, contexts, tokens) * MULTIPLIER & np.uint64(size - 1)).astype(np.int64)
         total = np.bincount(places, weights, size)
-        entries = table(size, self.table_seed) - self.rate
-        found = np.fft.irfft(np.fft.rfft(total).conj() * np.fft.rfft(entries), size)
-        return np.asarray(found, np.float64)
+        return np.asarray(np.fft.irfft(np.fft.rfft(total).conj() * _spectrum(size, self.table_seed), size), np.float64)
 
 
 @lru_cache(maxsize=4)
 def table(size: int, seed: int) -> npt.NDArray[np.uint8]:
     """The table: what `torch.randint(0, 2)` draws on a CPU, uint8 [size]."""
     return (numbers(seed % (1 << 32), size) & 1).astype(np.uint8)
+
+
+@lru_cache(maxsize=2)
+def _spectrum(size: int, seed: int) -> npt.NDArray[np.complex128]:
+    """The Fourier transform of the table, less its mean."""
+    entries = table(size, seed)
+    return np.asarray(np.fft.rfft(entries - entries.mean()), np.complex128)
 
 
 @dataclass(frozen=True)
