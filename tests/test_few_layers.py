@@ -174,6 +174,10 @@ def test_a_sequential_run_on_another_owners_text() -> None:
     assert found.stopped == EVIDENCE
     assert -LAYERS * math.log10(1 << 16) < found.log10_pvalue < -50
     assert found.test.startswith("sequential: 30 looks at all pairs")
-    back = scored_of(found)
-    assert back is not None
-    assert recomputed(back, hits_under(back, mark)).log10_pvalue == pytest.approx(found.log10_pvalue, rel=1e-9)
+    beside = replay(SequentialTest(mark, "text", 1e-6, unmarked=True), texts[:30], texts[:30])
+    assert beside.stopped == EVIDENCE
+    assert "and 35 looks at all text" in beside.test
+    for result in (found, beside):
+        back = scored_of(result)
+        assert back is not None
+        assert recomputed(back, hits_under(back, mark)).log10_pvalue == pytest.approx(result.log10_pvalue, rel=1e-9)

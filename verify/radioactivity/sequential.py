@@ -257,8 +257,9 @@ class Growth:
         self._pairs.append(pairs)
         self._hits.append(coins.sum(axis=1))
         if any(before < look <= self.process.pairs for look in PAIR_LOOKS):
-            whole = joined(self._pairs, pairs.contexts.shape[1], self.process.weightings)
-            middle = np.ascontiguousarray(whole.weights[:, self.process.weightings // 2])
+            columns = 1 if pairs.weights.ndim == 1 else pairs.weights.shape[1]
+            whole = joined(self._pairs, pairs.contexts.shape[1], columns)
+            middle = np.ascontiguousarray(whole.weights[:, columns // 2])
             hits = np.concatenate(self._hits)
             log10_p = log10_tail(CHERNOFF, self.scheme, replace(whole, weights=middle), hits)
             self._looked = max(self._looked, -log10_p - math.log10(len(PAIR_LOOKS)))
