@@ -17,8 +17,10 @@ import numpy as np
 from verify.data.folding import Bools, Folding, Shown, shown_of, texts_shown
 from verify.data.logprobs import TextLogprobs
 from verify.data.outputs import Ids, Output
+from verify.data.pairs import WeightedPairs
 from verify.data.reads import pairs_of
 from verify.data.spellings import PLAIN, spellings
+from verify.radioactivity.tails import BINOMIAL, few_layers, log10_tail
 from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, TokenizerError
 from watermark.tokenizers import AnyTokenizer, Tokenizer
@@ -203,13 +205,16 @@ def _encoded(tokenizer: AnyTokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _fit(mark: Mark, texts: Sequence[Ids]) -> tuple[int, float]:
-    """How many distinct pairs there are, and log10 p: of all together, and of the best block of them."""
+    """How many distinct pairs there are, and log10 p: of all together, and of the best block of them.
+
+    Where a key chooses among few layers, of all together alone.
+    """
     outputs = [Output("", None, ids) for ids in texts]
     pairs = pairs_of(mark, outputs, unmarked_prompts=True)
     hits = mark.hits(pairs.contexts, pairs.tokens)
     coins, rate, n = mark.scheme.coins, mark.scheme.rate, len(hits)
-    whole = binomial_log10_sf(int(hits.sum()), n * coins, rate)
-    if n < 2 * BLOCK:
+    whole = log10_tail(BINOMIAL, mark.scheme, WeightedPairs(pairs.contexts, pairs.tokens, np.ones(n)), hits)
+    if n < 2 * BLOCK or few_layers(mark.scheme) is not None:
         return n, whole
     blocks = hits[: n // BLOCK * BLOCK].reshape(-1, BLOCK).sum(axis=1)
     best = binomial_log10_sf(int(blocks.max()), BLOCK * coins, rate) + math.log10(len(blocks))
