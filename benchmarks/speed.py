@@ -27,7 +27,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     SynthIDTextWatermarkingConfig,
     WatermarkDetector,
     WatermarkingConfig,
@@ -44,6 +43,7 @@ from verify.stats.binomial import binomial_log10_sf
 from watermark import GreenList, Mark, Tournament
 from watermark.integrations.transformers import MarkLogitsProcessor
 from watermark.kernels import native
+from watermark.models import load_model
 from watermark.tokenizers import Encode, load
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -155,7 +155,7 @@ def generation() -> dict[str, Any]:
     machine differ by more than that.
     """
     torch.set_num_threads(os.cpu_count() or 1)
-    model = AutoModelForCausalLM.from_pretrained(teacher_model(), dtype=torch.bfloat16)
+    model, _ = load_model(teacher_model())
     prompts = torch.randint(20, 49000, (16, 32), generator=torch.Generator().manual_seed(0))
     how = {"do_sample": True, "max_new_tokens": 32, "min_new_tokens": 32, "pad_token_id": 2, "top_k": 0}
     schemes = {"marked": GreenList()} | {f"tournament {layers}": Tournament(layers) for layers in (2, 4)}
