@@ -16,7 +16,7 @@ from verify.data.reads import reads_of
 from verify.evidence.scored import hits_under, recomputed, scored_of
 from verify.radioactivity.result import score
 from verify.radioactivity.sequential import EVIDENCE, SequentialTest, replay
-from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, few_layers, log10_tail
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, log10_tail
 from verify.radioactivity.text import EXCESS, METHODS, text_result
 from verify.stats.binomial import binomial_log10_sf
 from verify.stats.few import few_layers_log10_sf
@@ -84,7 +84,7 @@ def test_scores_of_all_layers_are_those_of_the_keys() -> None:
         contexts, tokens = RNG.integers(0, 50_000, (500, 2)), RNG.integers(0, 50_000, 500)
         pairs = WeightedPairs(contexts, tokens, RNG.normal(size=500))
         scores = scheme.layer_scores(contexts, tokens, pairs.weights)
-        assert len(scores) == scheme.table_size == few_layers(scheme)
+        assert len(scores) == scheme.table_size == scheme.layers_in_all
         one = SynthIDTable(1, scheme.table_size, scheme.table_seed)
         seen = [score(Mark(one.secret_of([key]), one, 2), pairs) for key in range(min(64, scheme.table_size))]
         for value in seen:
@@ -92,7 +92,7 @@ def test_scores_of_all_layers_are_those_of_the_keys() -> None:
         if scheme.table_size <= 64:
             assert np.sort(scores) == pytest.approx(np.sort(seen), abs=1e-9)
     for other in (GreenList(), Tournament(4), SynthIDHash(3)):
-        assert few_layers(other) is None
+        assert other.layers_in_all is None
 
 
 def test_another_owners_text_accuses_nobody() -> None:

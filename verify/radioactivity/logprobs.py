@@ -25,7 +25,7 @@ from verify.radioactivity.result import (
     randomness_of,
     score,
 )
-from verify.radioactivity.tails import BINOMIAL, CHERNOFF, MIXTURE, few_layers, log10_tail
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, MIXTURE, log10_tail, over_layers
 from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial, weighted
 from verify.stats.binomial import Interval
@@ -129,7 +129,7 @@ class WeightedResult(MarkResult):
             "weights": self.weights,
             "other tests": log10_words(self.comparisons),
         }
-        if few_layers(self.mark.scheme) is not None:
+        if self.mark.scheme.layers_in_all is not None:
             del found["estimate"]
         if self.decoys:
             found["decoy keys"] = str(self.decoys)
@@ -182,11 +182,10 @@ def logprob_result(
     """
     pairs, name = _weights_of(mark, suspect, reference, context_counts)
     statistic, n = score(mark, pairs), len(pairs.tokens)
-    bound = "Chernoff bound" if suspect.unmarked else "mixture e-value"
-    log10 = log10_bound(mark, pairs, unmarked=suspect.unmarked)
-    estimate = weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins)
-    if (layers := few_layers(mark.scheme)) is not None:
-        bound, estimate = f"Chernoff bound over the draw of {mark.scheme.coins} of {layers:,} layers", log10
+    bound = over_layers(mark.scheme) or ("Chernoff bound" if suspect.unmarked else "mixture e-value")
+    log10 = estimate = log10_bound(mark, pairs, unmarked=suspect.unmarked)
+    if mark.scheme.layers_in_all is None:
+        estimate = weighted.saddlepoint_log10_sf(pairs.weights, statistic, mark.scheme.rate, mark.scheme.coins)
     if n:
         effect = detectable_effect(pairs, mark.scheme, alpha)
         could = f"an effect of {effect:.4f} or more (green less red, in the weights' unit), with 90 % power"

@@ -20,7 +20,7 @@ from verify.data.outputs import Ids, Output
 from verify.data.pairs import WeightedPairs
 from verify.data.reads import pairs_of
 from verify.data.spellings import PLAIN, spellings
-from verify.radioactivity.tails import BINOMIAL, few_layers, log10_tail
+from verify.radioactivity.tails import BINOMIAL, log10_tail
 from verify.stats.binomial import binomial_log10_sf
 from watermark import InputError, Mark, TokenizerError
 from watermark.tokenizers import AnyTokenizer, Tokenizer
@@ -214,7 +214,7 @@ def _fit(mark: Mark, texts: Sequence[Ids]) -> tuple[int, float]:
     hits = mark.hits(pairs.contexts, pairs.tokens)
     coins, rate, n = mark.scheme.coins, mark.scheme.rate, len(hits)
     whole = log10_tail(BINOMIAL, mark.scheme, WeightedPairs(pairs.contexts, pairs.tokens, np.ones(n)), hits)
-    if n < 2 * BLOCK or few_layers(mark.scheme) is not None:
+    if n < 2 * BLOCK or mark.scheme.layers_in_all is not None:
         return n, whole
     blocks = hits[: n // BLOCK * BLOCK].reshape(-1, BLOCK).sum(axis=1)
     best = binomial_log10_sf(int(blocks.max()), BLOCK * coins, rate) + math.log10(len(blocks))

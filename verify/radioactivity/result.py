@@ -12,7 +12,6 @@ from verify.data.pairs import WeightedPairs
 from verify.display import inert
 from verify.radioactivity.detail import Detail
 from verify.radioactivity.prompts import PromptsTest
-from verify.radioactivity.tails import few_layers
 from verify.radioactivity.tilt import Tilt
 from verify.results import CARRIES, LEVEL, Result, left_out, plural
 from verify.stats import binomial, weighted
@@ -212,7 +211,7 @@ def coins_of_a_pair(mark: Mark) -> str:
 
 def randomness_of(mark: Mark) -> str:
     """Where the randomness of a p-value comes from, for the mark's scheme."""
-    layers = few_layers(mark.scheme)
+    layers = mark.scheme.layers_in_all
     return RANDOMNESS if layers is None else RANDOMNESS_OF_LAYERS.format(drawn=mark.scheme.coins, layers=layers)
 
 

@@ -43,7 +43,7 @@ from verify.data.reads import positions_of, reads_of
 from verify.radioactivity.detail import Detail, sequential_growth
 from verify.radioactivity.logprobs import log10_bound, logprob_weights
 from verify.radioactivity.result import NO_EVIDENCE, MarkResult, randomness_of
-from verify.radioactivity.tails import CHERNOFF, few_layers, log10_tail
+from verify.radioactivity.tails import CHERNOFF, log10_tail, over_layers
 from verify.radioactivity.text import MAX_COUNT, excess, without_prompts
 from verify.results import plural
 from verify.stats.eprocess import EProcess
@@ -242,7 +242,7 @@ class Growth:
     """
 
     def __init__(self, scheme: Scheme, weightings: int, least: float = MIN_TILT):
-        self.scheme, self.few = scheme, few_layers(scheme)
+        self.scheme, self.few = scheme, scheme.layers_in_all is not None
         self.process = EProcess(scheme.rate, least, weightings)
         self._pairs: list[WeightedPairs] = []
         self._hits: list[npt.NDArray[np.int64]] = []
@@ -252,7 +252,7 @@ class Growth:
         """Count new pairs: weights float64 [n] or [n, weightings]; coins: bool [n, C]."""
         before = self.process.pairs
         self.process.add(pairs.weights, coins)
-        if self.few is None:
+        if not self.few:
             return
         self._pairs.append(pairs)
         self._hits.append(coins.sum(axis=1))
@@ -267,14 +267,12 @@ class Growth:
     @property
     def log10_e(self) -> float:
         """log10 of the evidence now; of the looks the most."""
-        return self.process.log10_e if self.few is None else self._looked
+        return self._looked if self.few else self.process.log10_e
 
     def __str__(self) -> str:
         """What it is, in words."""
-        if self.few is None:
-            return "mixture e-process"
-        drawn = f"{self.scheme.coins} of {self.few:,} layers"
-        return f"{len(PAIR_LOOKS)} looks at all pairs, each a Chernoff bound over the draw of {drawn}"
+        bound = over_layers(self.scheme)
+        return "mixture e-process" if bound is None else f"{len(PAIR_LOOKS)} looks at all pairs, each a {bound}"
 
 
 class SequentialTest:

@@ -63,11 +63,11 @@ def coin_level(scheme: Scheme, alpha: float) -> float:
 
     Where a key chooses among few layers: Chernoff's bound is alpha at sqrt(2 ln 1/alpha) standard deviations.
     """
-    return alpha if few_layers(scheme) is None else float(ndtr(-math.sqrt(-2 * math.log(alpha))))
+    return alpha if scheme.layers_in_all is None else float(ndtr(-math.sqrt(-2 * math.log(alpha))))
 
 
-def few_layers(scheme: Scheme) -> int | None:
-    """How many layers there are for a key to choose from; None: each key has coins of its own."""
-    none = np.zeros(0, np.int64)
-    scores = scheme.layer_scores(none[:, None], none, np.zeros(0))
-    return None if scores is None else len(scores)
+def over_layers(scheme: Scheme) -> str | None:
+    """What the bound is called where a key chooses among few layers; None: each key has coins of its own."""
+    if scheme.layers_in_all is None:
+        return None
+    return f"Chernoff bound over the draw of {scheme.coins} of {scheme.layers_in_all:,} layers"

@@ -19,7 +19,7 @@ from verify.radioactivity.result import (
     log10_words,
     randomness_of,
 )
-from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, coin_level, few_layers, log10_tail
+from verify.radioactivity.tails import BINOMIAL, CHERNOFF, COUNTS, coin_level, log10_tail, over_layers
 from verify.results import LEVEL, POWER, plural
 from verify.stats import binomial
 from watermark import Mark
@@ -151,9 +151,8 @@ def cost_of_marked(option: str, log10_pvalue: float, if_unmarked: float | None) 
 
 def method_words(mark: Mark, method: str) -> str:
     """What one of METHODS does with the coins of this mark."""
-    layers = few_layers(mark.scheme)
-    if layers is not None:
-        return f"Chernoff bound over the draw of {mark.scheme.coins} of {layers:,} layers: {OVER_LAYERS[method]}"
+    if (bound := over_layers(mark.scheme)) is not None:
+        return f"{bound}: {OVER_LAYERS[method]}"
     return METHODS[method].format(coins=coins_of_a_pair(mark))
 
 

@@ -23,6 +23,7 @@ class ChaCha:
     decoys: ClassVar[int] = 200
     secret_bytes: ClassVar[int] = SECRET_BYTES
     key_bytes: ClassVar[int] = SECRET_BYTES
+    layers_in_all: ClassVar[None] = None
 
     name: ClassVar[str]
 

@@ -92,6 +92,11 @@ class Engine:
         return 1 << 64
 
     @property
+    def layers_in_all(self) -> int | None:
+        """How many layers there are for a key to choose from; None: each key has coins of its own."""
+        return None
+
+    @property
     def key_bytes(self) -> int:
         """Length of all keys."""
         return KEY_BYTES * self.keys
@@ -153,7 +158,7 @@ class Engine:
     def layer_scores(self, contexts: prf.Ints, tokens: prf.Ints, weights: prf.F64) -> prf.F64 | None:
         """The score, sum of weight times (coin - rate), of every layer that a key can choose, on N pairs.
 
-        None where these are too many to count: then the coins of pairs that read other inputs are independent.
+        None where there is no `layers_in_all`: then the coins of pairs that read other inputs are independent.
         """
         return None
 

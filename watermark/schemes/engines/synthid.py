@@ -93,6 +93,10 @@ class SynthIDTable(Engine):
     def period(self) -> int:
         return self.table_size
 
+    @property
+    def layers_in_all(self) -> int:
+        return self.table_size
+
     def bits(self, key: bytes, contexts: prf.Ints, tokens: prf.Ints) -> prf.Ints:
         before, entries = hashed(1, contexts, tokens), table(self.table_size, self.table_seed)
         found = np.zeros(len(tokens), np.uint64)
