@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +48,7 @@ POSITIONS: Final = (300, 1000, 3000)
 TEXT: Final = 20_000  # tokens
 ORDERS: Final = 3
 DECOYS: Final = 50
+TIMES: Final = (0, 1, 4, 16, 64, 256)  # that a context came in what a student learned from: groups of contexts
 KEYS, PROMPTS, ANSWERS, TOKENS = 8, 16, 8, 64  # of the teacher's text
 
 
@@ -70,6 +73,7 @@ def evidence(name: str) -> dict[str, Any]:
         "log10_pvalues": guilty,
         "innocent": innocent,
         "layers": by_layer(mark, pairs),
+        "contexts": by_context(name, mark, pairs),
         "decoys": {"mean": statistics.mean(decoys.z), "sd": statistics.stdev(decoys.z)},
     }
 
@@ -84,6 +88,28 @@ def by_layer(mark: Mark, pairs: WeightedPairs) -> dict[str, Any]:
     rate = mark.scheme.rate
     z = pairs.weights @ (coins - rate) / np.sqrt(rate * (1 - rate) * (pairs.weights**2).sum())
     return {"z": z.tolist(), "efficiency of equal weights": float(z.sum() ** 2 / len(z) / (z**2).sum())}
+
+
+def by_context(name: str, mark: Mark, pairs: WeightedPairs) -> list[dict[str, Any]]:
+    """Where the score comes from: z of the pairs whose contexts came so often in what the student learned from."""
+    taught = w.written(w.outputs(w.FOLDER / f"{name}.teacher.jsonl"), mark)
+    came = Counter(map(tuple, taught.contexts.tolist()))
+    times = np.array([came[tuple(context)] for context in pairs.contexts.tolist()])
+    score = pairs.weights * (mark.coins(pairs.contexts, pairs.tokens) - mark.scheme.rate).sum(axis=1)
+    variance = mark.scheme.coins * mark.scheme.rate * (1 - mark.scheme.rate) * pairs.weights**2
+    rows = []
+    for least, below in pairwise((*TIMES, np.inf)):
+        chosen = (times >= least) & (times < below)
+        if not chosen.any():
+            continue
+        rows.append({
+            "times": least,
+            "tokens taught": sum(n for n in came.values() if least <= n < below),
+            "pairs": int(chosen.sum()),
+            "z": float(score[chosen].sum() / np.sqrt(variance[chosen].sum())),
+            "score": float(score[chosen].sum() / score.sum()),
+        })  # fmt: skip
+    return rows
 
 
 def found(name: str, mark: Mark) -> list[tuple[str, int, float]]:

@@ -300,8 +300,8 @@ def schemes(results: dict[str, Any], reweighted: dict[str, Any]) -> str:
         if "log10_pvalues" not in arm:
             continue
         decoys, least = arm["decoys"], number(min(arm["innocent"].values()))
-        shown = f"{_of_student(arm['log10_pvalues'])} | {least} | {decoys['mean']:z.2f}, {decoys['sd']:.2f}"
-        lines.append(f"| {arm_name(name)} | {shown} |")
+        found = f"{_of_student(arm['log10_pvalues'])} | {least} | {decoys['mean']:z.2f}, {decoys['sd']:.2f}"
+        lines.append(f"| {arm_name(name)} | {found} |")
     return "\n".join(lines) + "\n"
 
 

@@ -734,7 +734,7 @@ def test_a_page_is_made_of_a_bundle(here: Here, tmp_path: Path) -> None:
     assert "was not checked for this page" in page
     assert "was not checked for this page" not in report_html(read_result(here.folder / "text"))
     (tmp_path / "broken").write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match="no envelope"):
+    with pytest.raises(InputError, match="no signed bundle"):
         read_result(tmp_path / "broken")
 
 

@@ -90,11 +90,16 @@ def read_file(path: Path, what: str) -> SecretText:
         with open_to_read(path) as file:
             return SecretText(file.read(MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
-        raise MarkError(f"{path}: cannot read the {what}: {error.strerror or error}") from None
+        hint = _make_one(what) if isinstance(error, FileNotFoundError) else None
+        raise MarkError(f"{path}: cannot read the {what}: {error.strerror or error}", hint) from None
     except UnicodeDecodeError:
         reason = "no valid UTF-8"
     # not within the block above: an exception keeps the one that was handled when it was raised, and that the text
-    raise MarkError(f"{path}: not a {what}: {reason}", "make one with: stillmark mark new")
+    raise MarkError(f"{path}: not a {what}: {reason}", _make_one(what))
+
+
+def _make_one(what: str) -> str:
+    return f"make one with: stillmark mark {'publish' if what == 'card' else 'new'}"
 
 
 def parse_fields(text: str, path: Path | str, what: str) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def parse_fields(text: str, path: Path | str, what: str) -> dict[str, Any]:
         reason = str(error)
     else:
         return _checked(body, path, what)
-    raise MarkError(f"{path}: not a {what}: {reason}", "make one with: stillmark mark new")
+    raise MarkError(f"{path}: not a {what}: {reason}", _make_one(what))
 
 
 @sealed

@@ -16,6 +16,9 @@ from watermark.io.fields import JsonError, is_text, load_object
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 MAX_BYTES: Final = 1 << 30
 """Of a bundle."""
+MAKE_KEYS: Final = "make both keys with: stillmark evidence key"
+
+_NONE: Final = "no signed bundle or answer (a DSSE envelope)"
 
 
 def new_key(path: str | Path) -> str:
@@ -54,7 +57,7 @@ def read_key(path: str | Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey
 
-    data = files.read_bytes(Path(path), "public key")
+    data = files.read_bytes(Path(path), "public key", MAKE_KEYS)
     try:
         key = load_pem_public_key(data)
     except ValueError:
@@ -123,13 +126,13 @@ def signed(payload: bytes, key: str | Path, payload_type: str = PAYLOAD_TYPE) ->
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    data = files.read_bytes(Path(key), "key")
+    data = files.read_bytes(Path(key), "key", MAKE_KEYS)
     try:
         private = load_pem_private_key(data, None)
     except (ValueError, TypeError):  # nothing of the file is quoted
-        raise InputError(key, 0, "no private key in PEM without a password", "stillmark evidence key") from None
+        raise InputError(key, 0, "no private key in PEM without a password", MAKE_KEYS) from None
     if not isinstance(private, Ed25519PrivateKey):
-        raise InputError(key, 0, "a key of another kind than Ed25519", "stillmark evidence key")
+        raise InputError(key, 0, "a key of another kind than Ed25519", MAKE_KEYS)
     signature = _whole(bare := Envelope(payload, payload_type, {})).sign(CryptoSigner(private))
     return Envelope(bare.payload, bare.payload_type, {signature.keyid: signature.signature})
 
@@ -143,14 +146,14 @@ def read_envelope(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     try:
         fields = load_object(data)
     except JsonError as error:
-        raise StillmarkError(f"no envelope: {error}") from None
+        raise StillmarkError(f"{_NONE}: {error}") from None
     signatures = fields.get("signatures")
     if not is_text(fields.get("payload")) or not is_text(fields.get("payloadType")) or not isinstance(signatures, list):
-        raise StillmarkError("no envelope: want 'payload', 'payloadType' and 'signatures'")
+        raise StillmarkError(f"{_NONE}: want 'payload', 'payloadType' and 'signatures'")
     found: dict[str, str] = {}
     for one in signatures:
         if not isinstance(one, dict) or not is_text(one.get("keyid")) or not is_text(one.get("sig")):
-            raise StillmarkError("no envelope: a signature has 'keyid' and 'sig'")
+            raise StillmarkError(f"{_NONE}: a signature has 'keyid' and 'sig'")
         found[one["keyid"]] = _bytes(one["sig"]).hex()
     envelope = Envelope(_bytes(fields["payload"]), fields["payloadType"], found)
     if envelope.to_bytes() != data:
@@ -164,4 +167,4 @@ def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise StillmarkError("no envelope: a value is no base64") from None
+        raise StillmarkError(f"{_NONE}: a value is no base64") from None

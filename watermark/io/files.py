@@ -56,9 +56,9 @@ def reading(path: Path, what: str = "", hint: str | None = None) -> Iterator[Non
         raise InputError(path, 0, f"cannot read{what and f' the {what}'}: {error.strerror}", hint) from None
 
 
-def read_bytes(path: Path, what: str = "") -> bytes:
-    """A file, whole. Raises InputError."""
-    with reading(path, what):
+def read_bytes(path: Path, what: str = "", hint: str | None = None) -> bytes:
+    """A file, whole. Raises InputError, with the hint where one is given."""
+    with reading(path, what, hint):
         return path.read_bytes()
 
 
