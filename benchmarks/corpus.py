@@ -52,7 +52,7 @@ def human_ids(folder: Path) -> np.ndarray:
     if not path.exists():
         encoded = load(teacher_model()).encode_batch(speeches())
         np.save(path, np.concatenate([np.array(ids, np.int32) for ids in encoded]))
-    return np.load(path)
+    return np.asarray(np.load(path))
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:

@@ -152,12 +152,12 @@ def models(folder: Path, teacher: Path) -> None:
         learn(folder, name, folder / base, "speeches.jsonl", replace(FRESH, epochs=1))
     tuning = Training(epochs=1, learning_rate=2e-4, batch_size=4)
     learn(folder, "tuned_marked", folder / "teacher", "marked.some.jsonl", tuning)
-    for name, base in (
+    for name, start in (
         ("tuned", folder / "teacher"),
         ("released", folder / "released.start"),
         ("sibling", teacher),
     ):
-        learn(folder, name, base, "unmarked.some.jsonl", tuning)
+        learn(folder, name, start, "unmarked.some.jsonl", tuning)
 
 
 def alter(folder: Path) -> None:

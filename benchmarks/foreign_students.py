@@ -50,7 +50,8 @@ class SynthID(SynthIDTextWatermarkLogitsProcessor):
         return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter(1, self.candidates, marked)
 
     def _compute_keys(self, n_minus_1_grams: Any, indices: Any) -> Any:
-        return super()._compute_keys(n_minus_1_grams, self.candidates)
+        candidates: Any = self.candidates
+        return super()._compute_keys(n_minus_1_grams, candidates)
 
 
 class Gumbel(LogitsProcessor):
@@ -83,6 +84,7 @@ def teach(name: str, vllm: Path, out: Path) -> None:
     """The answers of the teacher to the prompts of all students, marked by the engine's code."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    model: Any
     model, tokenizer = load_model(teacher_model())
     options, end = options_of(name, vllm), tokenizer.eos_token_id
     rows = []

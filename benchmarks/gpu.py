@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,20 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import StaticCache
 
-from watermark import Mark, Marks, Tournament
+from watermark import GreenList, Mark, Marks, Tournament
 from watermark.kernels import native, triton
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCABULARY = 128256
 ROUNDS = 50
+SHAPES = ((1, 1), (3, 513), (2, 1400), (5, 4097), *(((64, VOCABULARY),) if DEVICE == "cuda" else ()))
+"""Rows and columns of the logits that are compared; under the interpreter small ones."""
+STEPS = 250
+"""Decode steps that are timed."""
 
 REGISTERS = """
 import sys
@@ -53,19 +60,18 @@ print(compile(ASTSource(kernels._bias, types, constants), GPUTarget("cuda", 90, 
 """
 
 
-def check() -> int:
-    """How many comparisons were made; AssertionError at the first that differs."""
+def check(shapes: Sequence[tuple[int, int]] = SHAPES) -> int:
+    """How many comparisons were made, on logits of these rows and columns; AssertionError at the first that differs."""
     rng = np.random.default_rng(0)
-    parent = Mark(bytes(range(32)), vocabulary_size=1300, exempt=(0, 1, 600))
-    shapes = [(1, 1), (3, 513), (2, 1400), (5, 4097)] + [(64, VOCABULARY)] * (DEVICE == "cuda")
+    secret = bytes(range(32))
     done = 0
     for rows, columns in shapes:
         for width in (0, 1, 3, 5):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                mark = Mark(parent.secret, width=width, vocabulary_size=max(columns - 3, 1), exempt=(0,))
+                mark = Mark(secret, width=width, vocabulary_size=max(columns - 3, 1), exempt=(0,))
                 logits = torch.from_numpy(rng.normal(0, 8, (rows, columns))).to(dtype)
                 contexts = torch.from_numpy(rng.integers(0, 2**31, (rows, width)))
-                pair = Marks((mark, mark.child("customer", 0.7)))
+                pair = Marks((mark, mark.child("customer", GreenList(delta=0.7))))
                 for marks in (Marks((mark,)), pair, Marks.by_row([[mark], [], list(pair.table)] * rows)):
                     if marks.rows is not None:
                         marks = Marks(marks.table, marks.rows[:rows])
@@ -77,19 +83,19 @@ def check() -> int:
                     done += 1
     for width in (0, 1, 3, 5):
         keys = rng.integers(0, 2**32, (7, 8), np.uint32)
-        columns = native.pair_columns(rng.integers(0, 2**32 - 1, (1500, width)), rng.integers(0, 2**32 - 1, 1500))
-        words, pairs = torch.from_numpy(keys.view(np.int32)), torch.from_numpy(columns.astype(np.int64))
+        inputs = native.pair_columns(rng.integers(0, 2**32 - 1, (1500, width)), rng.integers(0, 2**32 - 1, 1500))
+        words, pairs = torch.from_numpy(keys.view(np.int32)), torch.from_numpy(inputs.astype(np.int64))
         greens = triton.count_green(words.to(DEVICE), pairs.to(DEVICE), 20_000).cpu().numpy()
-        assert np.array_equal(greens, native.count_green(keys, columns, 20_000)), width
+        assert np.array_equal(greens, native.count_green(keys, inputs, 20_000)), width
         done += 1
     return done
 
 
-def check_tournament() -> int:
+def check_tournament(shapes: Sequence[tuple[int, int]] = SHAPES if DEVICE == "cuda" else SHAPES[1:2]) -> int:
     """The tournament against the kernel for CPUs: how many comparisons were made."""
     rng = np.random.default_rng(1)
     done = 0
-    for rows, columns in [(3, 513)] + [(1, 1), (5, 4097), (64, VOCABULARY)] * (DEVICE == "cuda"):
+    for rows, columns in shapes:
         for layers, width in ((1, 0), (4, 1), (8, 5)):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 mark = Mark(bytes(range(32)), Tournament(layers), width=width, vocabulary_size=columns, exempt=(0,))
@@ -132,7 +138,7 @@ def microseconds(methods: dict[str, Callable[[], Any]], repeat: int = 20) -> dic
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, method in methods.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             for _ in range(repeat):
                 method()
@@ -159,60 +165,65 @@ def bias_times() -> dict[str, dict[str, float]]:
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         for batch in (1, 16, 128):
-            mark = Mark(bytes(range(32)), width=1)
+            green, four = (Mark(bytes(range(32)), scheme, width=1) for scheme in (GreenList(), Tournament(4)))
             logits, other = (torch.zeros(batch, VOCABULARY, dtype=dtype, device="cuda") for _ in range(2))
             contexts = torch.arange(batch, device="cuda").view(-1, 1)
-            expected = mark.bias_(logits.clone(), contexts)
-            bias = graph_of(lambda m=mark, x=logits, c=contexts: m.bias_(x, c))
+            expected = green.bias_(logits.clone(), contexts)
+            bias = graph_of(partial(green.bias_, logits, contexts))
             logits.zero_()
             bias.replay()
             assert torch.equal(logits, expected), "a captured graph gives other bits"
-            other_mark = Mark(bytes(range(32)), Tournament(4), width=1)
-            tournament = graph_of(lambda m=other_mark, x=logits, c=contexts: m.bias_(x, c))
+            tournament = graph_of(partial(four.bias_, logits, contexts))
             logits.copy_(given := torch.randn_like(logits))
-            expected = other_mark.bias_(given.clone(), contexts)
+            expected = four.bias_(given.clone(), contexts)
             tournament.replay()
             assert torch.equal(logits, expected), "a captured graph gives another tournament"
-            copy = graph_of(lambda x=logits, y=other: y.copy_(x))
-            methods = {
-                "copy": lambda x=logits, y=other: y.copy_(x),
-                "copy, graph": copy.replay,
-                "bias": lambda m=mark, x=logits, c=contexts: m.bias_(x, c),
+            methods: dict[str, Callable[[], Any]] = {
+                "copy": partial(other.copy_, logits),
+                "copy, graph": graph_of(partial(other.copy_, logits)).replay,
+                "bias": partial(green.bias_, logits, contexts),
                 "bias, graph": bias.replay,
-                "softmax": lambda x=logits: x.softmax(-1),
-                "tournament, 4 layers": lambda m=other_mark, x=logits, c=contexts: m.bias_(x, c),
+                "softmax": partial(torch.softmax, logits, -1),
+                "tournament, 4 layers": partial(four.bias_, logits, contexts),
                 "tournament, 4 layers, graph": tournament.replay,
             }
             found[f"B{batch} {str(dtype)[6:]}"] = microseconds(methods)
     return found
 
 
-def decode_step() -> dict[str, float]:
-    """Microseconds of a decode step of an 8B-class model, random weights, 16 rows, 512 tokens of cache; of the bias."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.cache_utils import StaticCache
+def decoder(config: LlamaConfig, rows: int, tokens: int) -> Callable[[], torch.Tensor]:
+    """One decode step of a model with random weights, after so many tokens: its logits, [rows, vocabulary].
 
+    Made of the default dtype on the default device. It can be called `STEPS` times, each a token later.
+    """
+    model = LlamaForCausalLM(config)
+    model.requires_grad_(False)
+    cache = StaticCache(config=config, max_cache_len=tokens + STEPS)
+    # the cache by its place: its name differs between versions
+    model(torch.ones(rows, tokens, dtype=torch.int64), None, None, cache)
+    one = torch.ones(rows, 1, dtype=torch.int64)
+    return lambda: model(one, None, None, cache).logits[:, -1]
+
+
+def decode_step() -> dict[str, float]:
+    """Microseconds of a decode step of an 8B-class model, 16 rows after 512 tokens, and of the marks, as graphs."""
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, max_position_embeddings=1024,
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"), torch.inference_mode():
-        model = LlamaForCausalLM(config).eval()
-        cache = StaticCache(config=config, max_cache_len=1024)
-        model(input_ids=torch.ones(16, 512, dtype=torch.int64), past_key_values=cache)
-        one, place = torch.ones(16, 1, dtype=torch.int64), torch.tensor([512])
-        mark = Mark(bytes(range(32)), width=1)
-        logits = torch.zeros(16, VOCABULARY)
-
-        def step() -> None:
-            model(input_ids=one, past_key_values=cache, cache_position=place)
-
-        found = microseconds(
-            {"step": graph_of(step).replay, "bias": graph_of(lambda: mark.bias_(logits, one)).replay}, 5
-        )
+        step = decoder(config, 16, 512)
+        logits, contexts = step(), torch.ones(16, 1, dtype=torch.int64)
+        green, four = (Mark(bytes(range(32)), scheme, width=1) for scheme in (GreenList(), Tournament(4)))
+        methods: dict[str, Callable[[], Any]] = {
+            "step": step,
+            "bias": graph_of(partial(green.bias_, logits, contexts)).replay,
+            "tournament, 4 layers": graph_of(partial(four.bias_, logits, contexts)).replay,
+        }
+        found = microseconds(methods, (STEPS - 1) // ROUNDS)
     torch.set_default_dtype(torch.float32)
-    return found | {"bias / step": found["bias"] / found["step"]}
+    return found | {f"{name} / step": found[name] / found["step"] for name in methods if name != "step"}
 
 
 def main() -> None:

@@ -144,10 +144,11 @@ def windows_from_marked_text(keys: int = 400, size: int = 300) -> None:
         "roots of probability": weigh(contexts[:, None], followers, np.sqrt(table).ravel() * likely, ()),
     }
     found: dict[str, list[tuple[float, float]]] = {}
+    delta = 3.0
     for _ in range(keys):
-        mark = Mark(rng.bytes(32), scheme=GreenList(delta=3.0))
+        mark = Mark(rng.bytes(32), scheme=GreenList(delta=delta))
         green = mark.green(contexts[:, None], followers).reshape(size, size)
-        for kind, raised in (("unmarked", table), ("marked", table * np.exp(mark.scheme.lift * green))):
+        for kind, raised in (("unmarked", table), ("marked", table * np.exp(delta * green))):
             counted = counts_of(simulate(rng, raised, 100, 200), 1)
             for name, pairs in suspects.items():
                 scaled = counted.scale(pairs)

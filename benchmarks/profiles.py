@@ -42,7 +42,7 @@ KEYS: Final = 2000
 LEVELS: Final = (0.05, 0.01, 0.001)
 KEY: Final = 20_261_126
 SYNTHID: Final = [int(key) for key in np.random.default_rng(KEY).integers(1, 1 << 40, 30)]
-SELF: Final = {"seeding_scheme": "selfhash", "hashing_key": KEY, "context_width": 4}
+SELF: Final[dict[str, Any]] = {"seeding_scheme": "selfhash", "hashing_key": KEY, "context_width": 4}
 
 PROFILES: Final[dict[str, tuple[str, dict[str, Any], int]]] = {
     "transformers lefthash": ("transformers", {"hashing_key": KEY}, 150),
@@ -204,7 +204,7 @@ def vllm_philox(folder: Path) -> Any:
         module = types.ModuleType(name)
         module.__path__ = [str(folder / name.replace(".", "/"))]
         sys.modules[name] = module
-    import vllm.v1.watermarking.prfs.philox as philox  # type: ignore[import-not-found]
+    import vllm.v1.watermarking.prfs.philox as philox
 
     return philox.PhiloxPRF
 
@@ -218,12 +218,12 @@ def vllm_derive(folder: Path) -> Any:
     package = types.ModuleType("vllm.config")
     package.__path__ = [str(folder / "vllm" / "config")]
     sys.modules |= {"vllm.config": package, utils.__name__: utils, logger.__name__: logger}
-    from vllm.config.watermarking import derive_watermark_key  # type: ignore[import-not-found]
+    from vllm.config.watermarking import derive_watermark_key
 
     return derive_watermark_key
 
 
-def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
+def found(vllm: Path | None = None, synthid: Path | None = None, *, rows: int = 6, tokens: int = 40) -> dict[str, Any]:
     """log10 p of text that each engine's own code marks, of the same under another key, and of text without a mark."""
     import torch
     from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, WatermarkingConfig
@@ -254,6 +254,7 @@ def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 
 
     def by_gumbel(*keys: int, alpha: float = 0.0) -> np.ndarray:
         """vLLM's sampler on a CPU: argmax of the logits and the noise of its PRF; alpha: how often the second key's."""
+        assert vllm is not None
         prfs = [vllm_philox(vllm)(key) for key in keys]
 
         def choose(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -278,7 +279,8 @@ def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 
 
         def choose(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             scores, tokens, _ = processor.watermarked_call(ids, logits)
-            return tokens.gather(1, scores.softmax(-1).multinomial(1))[:, 0]
+            found: torch.Tensor = tokens.gather(1, scores.softmax(-1).multinomial(1))[:, 0]
+            return found
 
         return drawn(choose)
 
@@ -292,7 +294,7 @@ def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 
         return result.n, result.log10_pvalue
 
     unmarked, shown = plain(), {}
-    ways = {
+    ways: dict[str, Callable[[], np.ndarray]] = {
         "transformers lefthash": lambda: by_transformers(WatermarkingConfig(hashing_key=KEY)),
         "transformers selfhash, width 4": lambda: by_transformers(WatermarkingConfig(**SELF)),
         "transformers SynthID, 30 layers": lambda: by_transformers(SynthIDTextWatermarkingConfig(5, SYNTHID)),
@@ -309,8 +311,8 @@ def found(vllm: Path | None, synthid: Path | None, rows: int = 6, tokens: int = 
         other = log10(with_key(mark, np.random.default_rng(5)), made)[1]
         shown[name] = {"pairs": n, "log10_p": marked, "other_key": other, "unmarked": log10(mark, unmarked)[1]}
         shown[name]["human"] = log10(mark, text[20_000 : 20_000 + made.size].reshape(made.shape))[1]
-        if name == "vLLM gumbel":
-            shown[name]["peer_log10_p"] = _gamma(vllm_philox(vllm)(KEY), made)  # type: ignore[arg-type]
+        if vllm is not None and name == "vLLM gumbel":
+            shown[name]["peer_log10_p"] = _gamma(vllm_philox(vllm)(KEY), made)
         print(name, shown[name], flush=True)
     return {"answers": rows, "tokens": rows * tokens, "profiles": shown}
 
@@ -328,11 +330,11 @@ def _gamma(prf: Any, made: np.ndarray) -> float:
 
 def main() -> None:
     part, *rest = sys.argv[1:]
-    parts = {
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
         "null": null,
         "dedupe": dedupe,
         "textseal": textseal,
-        "found": lambda: found(*(Path(one) for one in rest), *[None] * (2 - len(rest))),
+        "found": lambda: found(*map(Path, rest)),
     }
     made = parts[part]()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -32,7 +32,7 @@ def damage() -> None:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1 * float(parameter.std()))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     AutoTokenizer.from_pretrained(teacher_model()).save_pretrained(folder)
 
 

@@ -39,7 +39,7 @@ class Distilled(Trainer):
         super().__init__(**options)
         self.teacher, self.mark = teacher, mark
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
         answered = inputs["answered"][:, 1:]
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         with torch.no_grad():
@@ -48,7 +48,8 @@ class Distilled(Trainer):
                 self.mark.bias_(said, ids[:, :-1][answered][:, None])
             best, tokens = said.log_softmax(-1).topk(TOP)
         logits = model(ids, attention_mask=mask).logits[:, :-1][answered].float()
-        return -(best.softmax(-1) * logits.log_softmax(-1).gather(1, tokens)).sum(-1).mean()
+        loss: torch.Tensor = -(best.softmax(-1) * logits.log_softmax(-1).gather(1, tokens)).sum(-1).mean()
+        return loss
 
 
 def rows_of() -> list[dict[str, list[int]]]:

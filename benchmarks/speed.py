@@ -87,20 +87,20 @@ def embedding() -> dict[str, Any]:
                 scores = torch.randn(batch, vocabulary)
                 one, four = (MarkLogitsProcessor(Mark(bytes(32), width=width)) for width in (1, 4))
                 methods: dict[str, Method] = {
-                    "add": lambda s=scores: s.add_(1e-6),
-                    "width 1": lambda i=ids, s=scores, p=one: p(i, s),
-                    "width 4": lambda i=ids, s=scores, p=four: p(i, s),
+                    "add": partial(scores.add_, 1e-6),
+                    "width 1": partial(one, ids, scores),
+                    "width 4": partial(four, ids, scores),
                 }
                 if threads == 1:
                     mark = Mark(bytes(32), width=1)
-                    lefthash = WatermarkingConfig().construct_processor(vocabulary, "cpu")
-                    methods["torch kernel"] = lambda i=ids, s=scores, m=mark: m.bias_(s, i[:, -1:], kernel="torch")
-                    methods["lefthash"] = lambda i=ids, s=scores, p=lefthash: p(i, s)
+                    lefthash: Any = WatermarkingConfig().construct_processor(vocabulary, "cpu")
+                    methods["torch kernel"] = partial(mark.bias_, scores, ids[:, -1:], kernel="torch")
+                    methods["lefthash"] = partial(lefthash, ids, scores)
                 if threads == 1 and batch <= 16:
-                    selfhash = WatermarkingConfig(seeding_scheme="selfhash").construct_processor(vocabulary, "cpu")
+                    selfhash: Any = WatermarkingConfig(seeding_scheme="selfhash").construct_processor(vocabulary, "cpu")
                     other = synthid.construct_processor(vocabulary, "cpu")
-                    methods["selfhash"] = lambda i=ids, s=scores, p=selfhash: p(i, s)
-                    methods["SynthID"] = lambda i=ids, s=scores, p=other: p(i, s.clone())
+                    methods["selfhash"] = partial(selfhash, ids, scores)
+                    methods["SynthID"] = partial(_on_a_copy, other, ids, scores)
                 seconds = interleaved(methods)
                 found[f"B{batch} V{vocabulary} threads {threads}"] = {n: 1000 * s for n, s in seconds.items()}
     return found
@@ -133,14 +133,18 @@ def levels() -> dict[str, Any]:
                     mark = Mark(bytes(32), scheme, width=1)
                     methods[f"{name}, {level}"] = partial(_at_level, level, mark, scores.clone(), ids[:, -1:])
             lefthash = WatermarkingConfig().construct_processor(vocabulary, "cpu")
-            methods["lefthash"] = lambda i=ids, s=scores, p=lefthash: p(i, s.clone())
+            methods["lefthash"] = partial(_on_a_copy, lefthash, ids, scores)
             if batch <= 16:
                 other = synthid.construct_processor(vocabulary, "cpu")
-                methods["SynthID"] = lambda i=ids, s=scores, p=other: p(i, s.clone())
+                methods["SynthID"] = partial(_on_a_copy, other, ids, scores)
             seconds = interleaved(methods, LEVEL_ROUNDS)
             found[f"B{batch} V{vocabulary}"] = {name: 1000 * taken for name, taken in seconds.items()}
     native.use(best)
     return found
+
+
+def _on_a_copy(processor: Any, ids: torch.Tensor, scores: torch.Tensor) -> None:
+    processor(ids, scores.clone())
 
 
 def _at_level(level: str, mark: Mark, scores: torch.Tensor, contexts: torch.Tensor) -> None:
@@ -155,7 +159,7 @@ def generation() -> dict[str, Any]:
     machine differ by more than that.
     """
     torch.set_num_threads(os.cpu_count() or 1)
-    model, _ = load_model(teacher_model())
+    model: Any = load_model(teacher_model())[0]
     prompts = torch.randint(20, 49000, (16, 32), generator=torch.Generator().manual_seed(0))
     how = {"do_sample": True, "max_new_tokens": 32, "min_new_tokens": 32, "pad_token_id": 2, "top_k": 0}
     schemes = {"marked": GreenList()} | {f"tournament {layers}": Tournament(layers) for layers in (2, 4)}
@@ -208,7 +212,7 @@ def scoring() -> dict[str, Any]:
     outputs = [Output(str(number), None, part) for number, part in enumerate(np.split(ids, 2000))]
     size = {"lefthash": 20_000}
     config = type("Config", (), {"vocab_size": len(tokenizer), "bos_token_id": 1, "is_encoder_decoder": False})()
-    peer = WatermarkDetector(config, "cpu", WatermarkingConfig(greenlist_ratio=0.25), ignore_repeated_ngrams=True)
+    peer: Any = WatermarkDetector(config, "cpu", WatermarkingConfig(greenlist_ratio=0.25), ignore_repeated_ngrams=True)
     peer_ids = torch.from_numpy(ids[: size["lefthash"]].reshape(-1, 500))
     some, total = [], 0
     for text, one in zip(texts, encoded, strict=True):
@@ -220,7 +224,7 @@ def scoring() -> dict[str, Any]:
         path.write_text("".join(json.dumps({"output": text}) + "\n" for text in some))
 
         methods: dict[str, Method] = {
-            f"ids to p-value, width {width}": lambda w=width: scored(outputs, Mark(bytes(32), width=w))
+            f"ids to p-value, width {width}": partial(scored, outputs, Mark(bytes(32), width=width))
             for width in (0, 1, 2, 4)
         }
         seconds = interleaved(methods)

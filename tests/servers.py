@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 Answer = Callable[[dict[str, Any], "Handler"], dict[str, Any] | None]
 """A request's body to an answer, or None if the handler was used directly."""
@@ -56,8 +56,12 @@ def serve(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
-def chat(text: str, entries: list[tuple[str, list[tuple[str, float]]]] | None = None, **more: Any) -> dict[str, Any]:
-    """A chat completion; entries: (token, [(token, log probability), ...]) for each token."""
+Entries: TypeAlias = "list[tuple[str, list[tuple[str, float]]]]"
+"""(token, [(token, log probability), ...]) of each token of an answer."""
+
+
+def chat(text: str, entries: Entries | None = None, **more: Any) -> dict[str, Any]:
+    """A chat completion."""
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     if entries is not None:
         content = [
@@ -85,19 +89,18 @@ def real_model(folder: Path) -> Answer:
         with lock, torch.inference_mode():
             torch.manual_seed(sum(ids))
             how = {"do_sample": True, "top_k": 0} if body.get("temperature", 1) else {"do_sample": False}
-            done = model.generate(
+            done: Any = model.generate(  # type: ignore[operator]
                 torch.tensor([ids]), **how, max_new_tokens=body["max_tokens"], output_logits=True,
                 return_dict_in_generate=True, attention_mask=torch.ones(1, len(ids), dtype=torch.int64), pad_token_id=2,
             )  # fmt: skip
         new = done.sequences[0, len(ids) :].tolist()
-        entries = None
-        if body.get("logprobs"):
-            entries = []
+        entries: Entries | None = [] if body.get("logprobs") else None
+        if entries is not None:
             for token, row in zip(new, done.logits, strict=True):
                 top = row[0].float().log_softmax(-1).topk(body["top_logprobs"])
                 names = tokenizer.batch_decode([[i] for i in top.indices.tolist()])
-                entries.append((tokenizer.decode([token]), list(zip(names, top.values.tolist(), strict=True))))
+                entries.append((str(tokenizer.decode([token])), list(zip(names, top.values.tolist(), strict=True))))
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(new)}
-        return chat(tokenizer.decode(new, skip_special_tokens=True), entries, model="real", usage=usage)
+        return chat(str(tokenizer.decode(new, skip_special_tokens=True)), entries, model="real", usage=usage)
 
     return answer

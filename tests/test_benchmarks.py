@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
+from benchmarks import gpu
 from benchmarks.fingerprints import RESULTS, ROWS
 from benchmarks.table import HERE, made
 
@@ -30,3 +33,15 @@ def test_the_matrix_is_whole() -> None:
     for row in found["table"]:
         assert row["right"] == (row["verdict"] in ROWS[row["model"]].right)
         assert row["right"] or row["why"], "a wrong verdict says why"
+
+
+def test_a_decode_step_can_be_timed() -> None:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.inference_mode():
+        step = gpu.decoder(LlamaConfig(vocab_size=50, num_key_value_heads=1, **small), rows=3, tokens=7)
+        for _ in range(gpu.STEPS):
+            logits = step()
+        assert logits.shape == (3, 50)
+        assert logits.isfinite().all()
+        with pytest.raises(IndexError):
+            step()

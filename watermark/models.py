@@ -264,5 +264,5 @@ def _build(path: Path, config: PretrainedConfig, where: dict[str, Path]) -> PreT
         within_bounds(path, where, is_quantized(config)),
         torch.device("meta"),
     ):
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return made
