@@ -183,10 +183,14 @@ def plot(results: dict[str, Any]) -> None:
             axes.hlines(shown[0], low, high, color=colour, alpha=0.35)
             face = colour if arm["width"] == 1 else "white"
             axes.plot([change] * len(shown), shown, "o-", color=colour, markerfacecolor=face)
-            axes.annotate(arm_name(name), (change, shown[0]), (0, 5), textcoords="offset points", fontsize=8)
+            left = (arm["scheme"] == "tournament") == (measure == "perplexity")  # where fewer other lines are
+            side, end, where = ("right", low, -4) if left else ("left", high, 4)
+            how = {"ha": side, "va": "center", "fontsize": 8, "textcoords": "offset points"}
+            axes.annotate(arm_name(name), (end, shown[0]), (where, 0), **how)
     ratio, more = both
-    more.margins(x=0.15)
     ratio.set_xscale("log")
+    for axes in both:
+        axes.margins(x=0.3)
     ratio.set_xticks([0.9, 1, 1.2, 1.5, 2, 3], ["0.9", "1", "1.2", "1.5", "2", "3"])
     ratio.xaxis.set_minor_locator(NullLocator())
     ratio.axvline(1, color="#878787", linewidth=0.8)
