@@ -57,7 +57,7 @@ def read_key(path: str | Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey
 
-    data = files.read_bytes(Path(path), "public key", MAKE_KEYS)
+    data = files.read_bytes(Path(path), "public key")
     try:
         key = load_pem_public_key(data)
     except ValueError:
